@@ -1,26 +1,28 @@
-"""How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--n 300] [--seed 0] [--jobs 2]
+"""How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--n 300] [--seed 0] [--json FILE]
 
-Changes one token of kernels/KERNEL.cu at a time, runs tests/test_KERNEL.py on the emulator, and prints the share of
-mutants that a test kills, with the survivors to explain.
+Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that it includes, at a time; runs
+tests/test_KERNEL.py on the emulator; and prints the share of mutants that a test kills, with the survivors to explain.
+Mutants that do not compile do not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
 import re
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_S = 300
 TOKEN = re.compile(
     r"//[^\n]*|#[^\n]*|\"[^\"]*\"|[A-Za-z_]\w*|\d+\.\d+f|\d+|<<|>>|<=|>=|==|!=|&&|\|\||[-+*/%]=|\+\+|--|\S"
 )
@@ -46,40 +48,63 @@ REPLACEMENTS: dict[str, tuple[str, ...]] = {
         "false": ("true",),
     },
 }
-RUN_TESTS = """
-import sys
-from pathlib import Path
-from gemma_cuda.device import sources
-sources.source_root = lambda: Path(sys.argv[1])
-import pytest
-sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", sys.argv[2]]))
-"""
+# A test that hangs costs CPU time, however busy the machine is.
+SPARE_CPU_S = 30
+WAIT_S = 3600
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A kernel's source with one token changed."""
+    """A source with one token changed: before -> after, `source` below kernels/."""
 
+    source: str
     line: int
     before: str
     after: str
-    text: str
+    code: str  # the line as it was
+    position: int
+
+    def apply(self, text: str) -> str:
+        return text[: self.position] + self.after + text[self.position + len(self.before) :]
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.before} -> {self.after}"
+        return f"{self.source}:{self.line}: {self.before} -> {self.after} in `{self.code}`"
 
 
-def mutants(text: str) -> Iterator[Mutant]:
+@dataclass
+class Running:
+    """A mutant under test in process `pid`."""
+
+    index: int
+    pid: int
+    directory: Path
+    deadline: float
+
+
+def source_files(kernel: str) -> list[str]:
+    """The kernel's file and the common headers that it includes, by name below kernels/."""
+    found, waiting = [], [f"{kernel}.cu"]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.append(name)
+            text = (ROOT / "kernels" / name).read_text()
+            waiting += [f"common/{Path(header).name}" for header in re.findall(r'#include "(.*?)"', text)]
+    return found
+
+
+def mutants(source: str, text: str) -> Iterator[Mutant]:
     """Every single-token mutant of a source."""
     declared = set(re.findall(r"\b(?:float|int|long long|V|T\*)\s+([A-Za-z]\w*)\b", text))
     names = sorted(name for name in declared if not name.startswith("k"))  # constants of the template stay
+    lines = text.splitlines()
     for match in TOKEN.finditer(text):
         token = match[0]
         if token.startswith(("//", "#", '"')):
             continue
+        line = text.count("\n", 0, match.start())
         for after in _alternatives(token, names, text, match):
-            line = text.count("\n", 0, match.start()) + 1
-            yield Mutant(line, token, after, text[: match.start()] + after + text[match.end() :])
+            yield Mutant(source, line + 1, token, after, lines[line].strip(), match.start())
 
 
 def _alternatives(token: str, names: list[str], text: str, match: re.Match[str]) -> tuple[str, ...]:
@@ -95,51 +120,117 @@ def _alternatives(token: str, names: list[str], text: str, match: re.Match[str])
     return REPLACEMENTS.get(token, ())
 
 
-def outcome(kernel: str, mutant: Mutant) -> str:
+def start(kernel: str, mutant: Mutant | None, directory: Path, cpu_s: int) -> int:
+    """A process that tests the kernel with the mutant (None: as it is), and ends with pytest's exit status."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    with (directory / "log").open("w") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    shutil.copytree(ROOT / "kernels", directory / "kernels")
+    shutil.copytree(ROOT / "bindings" / "emulator", directory / "bindings" / "emulator")
+    if mutant is not None:
+        path = directory / "kernels" / mutant.source
+        path.write_text(mutant.apply(path.read_text()))
+    os.environ["GEMMA_CUDA_CACHE"] = str(directory / "cache")
+    import pytest
+
+    from gemma_cuda.device import sources
+
+    sources.source_root = lambda: directory
+    status = 1
+    try:
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"tests/test_{kernel}.py"])
+    finally:
+        sys.stdout.flush()
+        os._exit(int(status))
+
+
+def outcome(status: int, log: str) -> str:
     """ "killed", "refused" (does not compile) or "survived"."""
-    with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        shutil.copytree(ROOT / "kernels", root / "kernels")
-        shutil.copytree(ROOT / "bindings" / "emulator", root / "bindings" / "emulator")
-        (root / "kernels" / f"{kernel}.cu").write_text(mutant.text)
-        command = [sys.executable, "-c", RUN_TESTS, str(root), f"tests/test_{kernel}.py"]
-        environment = {
-            "GEMMA_CUDA_CACHE": str(root / "cache"),
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(root),
-        }
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return "killed"
-    if done.returncode == 0:
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
         return "survived"
-    return "refused" if "does not compile" in done.stdout else "killed"
+    return "refused" if "does not compile" in log else "killed"
+
+
+def wait_for_one(running: list[Running]) -> tuple[Running, int]:
+    """The next process to end, and its status; those past their deadline are ended."""
+    while True:
+        for job in running:
+            pid, status = os.waitpid(job.pid, os.WNOHANG)
+            if pid:
+                return job, status
+            if time.monotonic() > job.deadline:
+                os.killpg(job.pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int) -> list[tuple[Mutant | None, str]]:
+    """(mutant, outcome) of the first mutants, until `wanted` of them counted."""
+    results: list[tuple[Mutant | None, str]] = []
+    running: list[Running] = []
+    upcoming = iter(enumerate(drawn))
+    with tempfile.TemporaryDirectory() as parent:
+        while True:
+            counted = sum(result != "refused" for _, result in results)
+            while len(running) < min(jobs, wanted - counted) and (entry := next(upcoming, None)) is not None:
+                directory = Path(parent, str(entry[0]))
+                directory.mkdir()
+                pid = start(kernel, entry[1], directory, cpu_s)
+                running.append(Running(entry[0], pid, directory, time.monotonic() + WAIT_S))
+            if not running:
+                return results
+            job, status = wait_for_one(running)
+            running.remove(job)
+            result = outcome(status, (job.directory / "log").read_text(errors="replace"))
+            results.append((drawn[job.index], result))
+            print(f"{counted}/{wanted} {result}: {drawn[job.index]}", file=sys.stderr, flush=True)
+            shutil.rmtree(job.directory)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("kernel")
-    parser.add_argument("--n", type=int, default=300, help="how many mutants to draw")
+    parser.add_argument("--n", type=int, default=300, help="how many mutants that compile are tested")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the result there, too")
     options = parser.parse_args()
-    every = list(mutants((ROOT / "kernels" / f"{options.kernel}.cu").read_text()))
-    drawn = random.Random(options.seed).sample(every, min(options.n, len(every)))
-    outcomes = []
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, result in zip(drawn, pool.map(partial(outcome, options.kernel), drawn), strict=True):
-            outcomes.append(result)
-            print(f"{len(outcomes)}/{len(drawn)} {result}: {mutant}", file=sys.stderr, flush=True)
-    counted = [(m, o) for m, o in zip(drawn, outcomes, strict=True) if o != "refused"]
-    survivors = sorted((m for m, o in counted if o == "survived"), key=lambda m: (m.line, m.before))
+    # What every process needs is imported once, before they fork.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    import tests.emulated  # noqa: F401
+
+    ((_, before),) = run(options.kernel, [None], 1, 1, WAIT_S)
+    if before != "survived":
+        sys.exit(f"tests/test_{options.kernel}.py fails without any mutant")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = int(3 * (used.ru_utime + used.ru_stime)) + SPARE_CPU_S
+
+    every = [m for name in source_files(options.kernel) for m in mutants(name, (ROOT / "kernels" / name).read_text())]
+    drawn = random.Random(options.seed).sample(every, len(every))
+    results = run(options.kernel, list(drawn), options.n, options.jobs, cpu_s)
+    counted = [(mutant, result) for mutant, result in results if mutant is not None and result != "refused"]
+    survivors = sorted((m for m, result in counted if result == "survived"), key=lambda m: (m.source, m.position))
     killed = len(counted) - len(survivors)
-    print(f"{options.kernel}: {len(every)} mutants, {len(drawn)} drawn, {len(drawn) - len(counted)} do not compile")
+    print(f"{options.kernel}: {len(every)} mutants, {len(results)} drawn, {len(results) - len(counted)} do not compile")
     print(f"killed {killed} of {len(counted)} ({100 * killed / max(1, len(counted)):.1f} %)")
     for mutant in survivors:
         print(f"  survived: {mutant}")
+    if options.json is not None:
+        summary = {
+            "kernel": options.kernel,
+            "seed": options.seed,
+            "mutants": len(every),
+            "drawn": len(results),
+            "counted": len(counted),
+            "killed": killed,
+            "survivors": [asdict(m) for m in survivors],
+        }
+        options.json.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":
