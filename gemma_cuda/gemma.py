@@ -17,18 +17,19 @@ from . import multimodal
 from .batch import Batch, Ids, make_batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
-from .device import DeviceChoice, choose_device
-from .device.emulator import Emulator
+from .device import DeviceChoice, choose_device, open_device
+from .device.protocol import Device
 from .errors import CacheError, InputError
 from .hub import resolve
-from .kv import KVCache
+from .kv import HostMemory, KVCache, Memory
 from .memory import require_memory
-from .model import Decoder, Hook, Kept
-from .ops.kernel_ops import KernelOps, require_kernels
+from .model import Decoder, Hook
+from .ops.kernel_ops import KernelOps, kernel_ops, require_kernels
 from .reference import ReferenceOps
 from .reference.precision import BFLOAT16, Array, Precision, precision
 from .sampling import Sampler
-from .weights import Progress, Weights, load_weights
+from .step import BatchStep, Kept
+from .weights import Progress, Weights, load_weights, weight_elements
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -65,24 +66,32 @@ class Gemma:
         self.device_warning = device.warning
         self._weights, self._ops, self._checkpoint = weights, ops, checkpoint
         self._host_ops = ReferenceOps(ops.precision)  # of what is done once per image, not per layer
+        self._memory: Memory = HostMemory() if isinstance(ops, ReferenceOps) else ops.device
         self._decoder = Decoder(config, weights, ops)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | Emulator = "auto", dtype: str = "auto", progress: Progress | None = None
+        cls,
+        name: str | Path,
+        *,
+        device: str | Device = "auto",
+        dtype: str = "auto",
+        gemm: str = "auto",
+        progress: Progress | None = None,
     ) -> Gemma:
         """The model in a directory of safetensors, a .gguf file, "gemma-3-270m-q4_k_m", or a Hugging Face Hub id.
 
-        device: auto, numpy, cuda, emulator, or an Emulator with options of one's own. dtype: auto (float32 on NumPy,
-        bfloat16 on kernels), float32, bfloat16, or float64 (the oracle); float16 is refused, since Gemma overflows it.
+        device: auto, numpy, cuda (or cuda:1, ...), emulator, or an Emulator or Cuda with options of one's own.
+        dtype: auto (float32 on NumPy, bfloat16 on kernels), float32, bfloat16, or float64 (the oracle); float16 is
+        refused, since Gemma overflows it. gemm, on kernels: who multiplies with weights: library (cuBLASLt, BLAS on the
+        emulator), kernel (kernels/linear.cu), or auto, the library.
         progress(done, total) gets bytes while weights load.
         Raises DownloadError, CheckpointError, ConfigError, DeviceError or OutOfMemoryError.
         """
-        if isinstance(device, str):
-            choose_device(device)
-        _precision(dtype, device)  # what cannot be had is refused before anything is fetched
+        chosen = choose_device(device) if isinstance(device, str) else device
+        _precision(dtype, chosen.name)  # what cannot be had is refused before anything is fetched
         checkpoint = open_checkpoint(resolve(name, progress=progress))
-        return cls.from_checkpoint(checkpoint, dtype=dtype, device=device, progress=progress)
+        return cls.from_checkpoint(checkpoint, dtype=dtype, device=device, gemm=gemm, progress=progress)
 
     @classmethod
     def from_checkpoint(
@@ -90,17 +99,15 @@ class Gemma:
         checkpoint: Checkpoint,
         *,
         dtype: str = "auto",
-        device: str | Emulator = "auto",
+        device: str | Device = "auto",
+        gemm: str = "auto",
         progress: Progress | None = None,
     ) -> Gemma:
         """The model of an open checkpoint; see `from_pretrained`."""
         chosen = choose_device(device) if isinstance(device, str) else DeviceChoice(device.name, "it was given", None)
-        working = _precision(dtype, device)
-        ops: ReferenceOps | KernelOps = ReferenceOps(working)
-        if chosen.name == "emulator":
-            require_kernels(checkpoint.config, chosen.name)
-            ops = KernelOps(Emulator() if isinstance(device, str) else device)
-        return cls(checkpoint.config, load_weights(checkpoint, working, progress), ops, checkpoint, chosen)
+        working = _precision(dtype, chosen.name)
+        ops = _ops(checkpoint, working, chosen.name, None if isinstance(device, str) else device, gemm)
+        return cls(checkpoint.config, load_weights(checkpoint, ops, progress), ops, checkpoint, chosen)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -113,9 +120,9 @@ class Gemma:
     def fingerprint(self) -> str:
         """Tells this model's KV caches from another's: a digest of the configuration and of the norm weights."""
         digest = hashlib.sha256(repr(self.config).encode())
-        digest.update(self._weights.norm.tobytes())
-        for layer in self._weights.layers:
-            digest.update(layer.input_norm.tobytes())
+        for norm in (self._weights.norm, *(layer.input_norm for layer in self._weights.layers)):
+            values = self._ops.to_host(norm)
+            digest.update(values.astype(np.result_type(values, np.float32)).tobytes())  # on every device the same
         return digest.hexdigest()
 
     @cached_property
@@ -332,18 +339,19 @@ class Gemma:
         self, batch: Batch, past: KVCache | None, wanted: NDArray[np.bool_], hook: Hook | None
     ) -> tuple[Array, KVCache]:
         """(last hidden state [M, E] of the wanted tokens, cache with all tokens in it)."""
-        dtype = self._ops.hidden_dtype
-        cache = past or KVCache.empty(self.config, batch.batch_size, self.fingerprint, self.dtype, dtype)
+        ops, dtype = self._ops, self._ops.hidden_dtype
+        cache = past or KVCache.empty(self.config, batch.batch_size, self.fingerprint, self.dtype, dtype, self._memory)
+        if cache.memory is not self._memory:
+            cache.place(self._memory, dtype)
         cache.reserve(max(cache.seq_length, int(batch.slots.max()) + 1))
         ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
         if batch.inputs_embeds is not None:
-            x = self._host_ops.precision.round(batch.inputs_embeds.astype(self._ops.precision.compute)).astype(dtype)
+            x = ops.from_host(batch.inputs_embeds)
         else:
             assert ids is not None
             x = self._decoder.embed(ids)
-        rows = np.flatnonzero(wanted)
-        kept = Kept(rows, np.searchsorted(rows, batch.cu_seqlens).astype(np.int32))
-        hidden = self._decoder.forward(x, ids, batch, cache, kept, hook)
+        step = BatchStep(self.config, ops, batch, Kept.of(wanted, batch.cu_seqlens))
+        hidden = self._decoder.forward(x, ids, step, cache.layers, hook)
         cache.extend(batch)
         return hidden, cache
 
@@ -356,13 +364,27 @@ class Gemma:
         require_memory(need, f"a prefill of {n} tokens with logits of {kept}")
 
 
-def _precision(dtype: str, device: str | Emulator) -> Precision:
+def _precision(dtype: str, device: str) -> Precision:
     """The precision of a model on a device; InputError for a dtype that the device does not compute in."""
-    on_kernels = device == "emulator" or not isinstance(device, str)
+    on_kernels = device != "numpy"
     chosen = precision("bfloat16" if dtype == "auto" and on_kernels else dtype)
     if on_kernels and chosen is not BFLOAT16:
         raise InputError(f"dtype is {dtype}, kernels compute in bfloat16; device 'numpy' has the other dtypes")
     return chosen
+
+
+def _ops(
+    checkpoint: Checkpoint, working: Precision, name: str, device: Device | None, gemm: str
+) -> ReferenceOps | KernelOps:
+    """The ops of a model on a device (None: the one of that name), if its weights fit there."""
+    elements, what = weight_elements(checkpoint), f"the weights of {checkpoint.path.name} in {working.name}"
+    if name == "numpy":
+        if gemm != "auto":
+            raise InputError(f"gemm is {gemm!r}, but device 'numpy' has no kernels to choose from")
+        require_memory(elements * working.compute.itemsize, what)
+        return ReferenceOps(working)
+    require_kernels(checkpoint.config, name)
+    return kernel_ops(device or open_device(name), gemm, elements, what)
 
 
 def _kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:

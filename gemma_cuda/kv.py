@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,38 @@ if TYPE_CHECKING:
     from .batch import Batch
 
 _FORMAT = "gemma_cuda.kv.1"
+
+
+class Memory(Protocol):
+    """Where a cache's arrays lie: HostMemory, or a device."""
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Array of zeros."""
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copies source to target; both are of one shape and dtype, and contiguous but for their first axis."""
+
+    def from_host(self, array: Array) -> Array:
+        """Copy of a NumPy array."""
+
+    def to_host(self, array: Array) -> Array:
+        """NumPy array of the same values."""
+
+
+class HostMemory:
+    """NumPy arrays."""
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        return np.zeros(shape, dtype)
+
+    def copy(self, target: Array, source: Array) -> None:
+        np.copyto(target, source)
+
+    def from_host(self, array: Array) -> Array:
+        return array
+
+    def to_host(self, array: Array) -> Array:
+        return array
 
 
 @dataclass
@@ -53,20 +85,29 @@ class KVCache:
     sliding_windows: tuple[int | None, ...]
     # Bidirectional spans [begin, end) of each row: a cut inside one would leave keys that have seen what is gone.
     spans: list[list[tuple[int, int]]] = field(default_factory=list)
+    memory: Memory = field(default_factory=HostMemory)
 
     @classmethod
     def empty(
-        cls, config: GemmaConfig, batch_size: int, fingerprint: str, dtype: str, compute: np.dtype[Any]
+        cls,
+        config: GemmaConfig,
+        batch_size: int,
+        fingerprint: str,
+        dtype: str,
+        compute: np.dtype[Any],
+        memory: Memory | None = None,
     ) -> KVCache:
-        """A cache of no tokens for `batch_size` rows."""
+        """A cache of no tokens for `batch_size` rows, whose elements are stored as `compute` in `memory`."""
+        memory = memory or HostMemory()
         layers: list[LayerKV | None] = []
         for layer in config.layers:
             shape = (batch_size, 0, layer.num_key_value_heads, layer.head_dim)
             own = layer.kv_source is None
-            layers.append(LayerKV(np.zeros(shape, compute), np.zeros(shape, compute)) if own else None)
+            layers.append(LayerKV(memory.zeros(shape, compute), memory.zeros(shape, compute)) if own else None)
         starts = np.zeros(batch_size, np.int32)
         windows = tuple(layer.sliding_window for layer in config.layers)
-        return cls(layers, starts, starts.copy(), fingerprint, dtype, windows, [[] for _ in range(batch_size)])
+        spans: list[list[tuple[int, int]]] = [[] for _ in range(batch_size)]
+        return cls(layers, starts, starts.copy(), fingerprint, dtype, windows, spans, memory)
 
     @property
     def batch_size(self) -> int:
@@ -104,8 +145,9 @@ class KVCache:
             capacity = slots - stored.first_slot if used == 0 else max(slots - stored.first_slot, used + used // 2, 64)
             for name in ("k", "v"):
                 old: Array = getattr(stored, name)
-                grown = np.zeros((old.shape[0], capacity, *old.shape[2:]), old.dtype)
-                grown[:, :used] = old
+                grown = self.memory.zeros((old.shape[0], capacity, *old.shape[2:]), old.dtype)
+                if used:
+                    self.memory.copy(grown[:, :used], old)
                 setattr(stored, name, grown)
 
     def extend(self, batch: Batch) -> None:
@@ -138,8 +180,10 @@ class KVCache:
         self.spans = [[span for span in row if span[1] <= keep] for row in self.spans]
         for stored in self.layers:
             if stored is not None:
-                stored.k[:, keep - stored.first_slot :] = 0
-                stored.v[:, keep - stored.first_slot :] = 0
+                for array in (stored.k, stored.v):
+                    forgotten = array[:, keep - stored.first_slot :]
+                    if forgotten.size:
+                        self.memory.copy(forgotten, self.memory.zeros(forgotten.shape, array.dtype))
 
     def trim_sliding(self) -> None:
         """Frees what no later query can see.
@@ -153,15 +197,26 @@ class KVCache:
             drop = max(0, shortest - window + 1) - stored.first_slot
             if drop > 0:
                 used = self.seq_length - stored.first_slot
-                stored.k, stored.v = stored.k[:, drop:used].copy(), stored.v[:, drop:used].copy()
+                stored.k, stored.v = (self._copied(array[:, drop:used]) for array in (stored.k, stored.v))
                 stored.first_slot += drop
+
+    def place(self, memory: Memory, dtype: np.dtype[Any]) -> None:
+        """Moves the cache to where, and to the dtype in which, the model that continues it works."""
+        for stored in self.layers:
+            if stored is not None:
+                stored.k, stored.v = (
+                    memory.from_host(self.memory.to_host(x).astype(dtype)) for x in (stored.k, stored.v)
+                )
+        self.memory = memory
 
     def copy(self) -> KVCache:
         """An independent copy."""
-        layers = [None if s is None else LayerKV(s.k.copy(), s.v.copy(), s.first_slot) for s in self.layers]
+        layers = [
+            None if s is None else LayerKV(self._copied(s.k), self._copied(s.v), s.first_slot) for s in self.layers
+        ]
         return KVCache(
             layers, self.starts.copy(), self.ends.copy(), self.fingerprint, self.dtype, self.sliding_windows,
-            [list(row) for row in self.spans],
+            [list(row) for row in self.spans], self.memory,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -172,7 +227,7 @@ class KVCache:
         tensors = {}
         for i, pair in enumerate(self):
             if pair is not None:
-                tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"] = (np.ascontiguousarray(x) for x in pair)
+                tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"] = (np.ascontiguousarray(self.memory.to_host(x)) for x in pair)
         described = {
             "starts": self.starts.tolist(),
             "ends": self.ends.tolist(),
@@ -254,6 +309,12 @@ class KVCache:
             raise CacheError("past_key_values was made by another model: its keys and values mean nothing to this one")
         if self.dtype != dtype:
             raise CacheError(f"past_key_values holds {self.dtype}, the model computes in {dtype}")
+
+    def _copied(self, array: Array) -> Array:
+        copy = self.memory.zeros(array.shape, array.dtype)
+        if array.size:
+            self.memory.copy(copy, array)
+        return copy
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
         return ((row, begin, end) for row, spans in enumerate(self.spans) for begin, end in spans)

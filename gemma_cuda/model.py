@@ -6,44 +6,47 @@ hidden_size_per_layer_input, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch
-from .config import GemmaConfig, LayerConfig, LayerType
-from .kv import KVCache, LayerKV
-from .masks import key_range
+from .config import GemmaConfig, LayerConfig
+from .kv import LayerKV
 from .ops.kernel_ops import KernelOps
 from .reference import ReferenceOps
 from .reference.precision import Array
-from .rope import cos_sin
+from .rope import Rope
 from .weights import LayerWeights, MoeWeights, Weights
 
 Hook = Callable[[int, Array], Array | None]
+Mask = Any
+"""What `ops.mask` made of key ranges."""
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What the layers of one type need to know of each token [N]."""
+class Step(Protocol):
+    """What the layers need to know of the tokens of one forward pass, in arrays of the ops.
 
-    cos: Array  # [N, D/2]
-    sin: Array
-    key_begin: NDArray[np.int32]  # visible slots of the token's cache row
-    key_end: NDArray[np.int32]
+    narrow: only the kept tokens go on after the last layer that writes K and V; `kept` of what follows is true then.
+    """
 
-    def take(self, rows: NDArray[np.int64]) -> Tokens:
-        return Tokens(self.cos[rows], self.sin[rows], self.key_begin[rows], self.key_end[rows])
+    narrow: bool
 
+    def rope(self, layer: LayerConfig, *, kept: bool) -> Rope:
+        """Rotary tables and each token's row of them."""
 
-@dataclass(frozen=True)
-class Kept:
-    """The tokens whose output is asked for, as rows of the packed tokens."""
+    def slots(self, kv: LayerKV) -> Array:
+        """[N]: the row of each token's K and V among the B · capacity of a layer's cache."""
 
-    rows: NDArray[np.int64]  # [M], rising
-    cu_seqlens: NDArray[np.int32]  # [B + 1] over the kept
+    def mask(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> Mask:
+        """Which keys each token sees, as `ops.attend` takes it."""
+
+    def bias(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> Array | None:
+        """[B or 1, H or 1, S, T] in place of the layer's own mask, or None."""
+
+    def take_kept(self, x: Array) -> Array:
+        """[M, …]: the kept rows of x [N, …]."""
 
 
 class Decoder:
@@ -64,9 +67,9 @@ class Decoder:
         return self.ops.logits(hidden, self.weights.head, softcap=self.config.final_logit_softcapping)
 
     def forward(
-        self, x: Array, ids: NDArray[np.int64] | None, batch: Batch, cache: KVCache, kept: Kept, hook: Hook | None
+        self, x: Array, ids: NDArray[np.int64] | None, step: Step, layers_kv: Sequence[LayerKV | None], hook: Hook | None
     ) -> Array:
-        """Last hidden state [M, E] of the kept tokens, after the final norm; K and V of all tokens go to the cache.
+        """Last hidden state [M, E] of the kept tokens, after the final norm; K and V of all tokens go to `layers_kv`.
 
         x [N, E] is the layer-0 input, which is overwritten; ids [N] are looked up for per-layer embeddings.
         hook(i, x [N, E]) is called with each layer's output (i = 0 with the layer-0 input, i + 1 after layer i); what
@@ -74,29 +77,26 @@ class Decoder:
         Only without a hook may rows be dropped, so with one the kept rows must be all.
         """
         ops, eps = self.ops, self.config.rms_norm_eps
-        tokens, cu_seqlens = self._tokens(batch), batch.cu_seqlens
         per_layer = self._per_layer_inputs(x, ids) if self.config.hidden_size_per_layer_input else None
-        narrow = len(kept.rows) < len(x)
         x = self._hooked(hook, 0, x)
         h = ops.rms_norm(x, self.weights.layers[0].input_norm, eps=eps, plus_one=self.plus_one)
         for i, (layer, w) in enumerate(zip(self.config.layers, self.weights.layers, strict=True)):
-            kv = cache.layers[i if layer.kv_source is None else layer.kv_source]
+            kv = layers_kv[i if layer.kv_source is None else layer.kv_source]
             assert kv is not None
-            if i == self.last_kv_layer and narrow:
+            kept = step.narrow and i >= self.last_kv_layer
+            if step.narrow and i == self.last_kv_layer:
                 q_width = self.config.num_attention_heads * layer.head_dim
-                self._project(layer, w, h, w.qkv[q_width:], tokens[layer.layer_type], batch, heads=0, kv=kv)
-                tokens = {name: t.take(kept.rows) for name, t in tokens.items()}
-                x, h, cu_seqlens = x[kept.rows], h[kept.rows], kept.cu_seqlens
-                per_layer = None if per_layer is None else per_layer[kept.rows]
-                q = self._project(layer, w, h, w.qkv[:q_width], tokens[layer.layer_type], batch, kv=None)
+                self._project(layer, w, h, w.qkv[q_width:], step.rope(layer, kept=False), step, heads=0, kv=kv)
+                x, h = step.take_kept(x), step.take_kept(h)
+                per_layer = None if per_layer is None else step.take_kept(per_layer)
+                q = self._project(layer, w, h, w.qkv[:q_width], step.rope(layer, kept=True), step, kv=None)
             else:
                 own = kv if layer.kv_source is None else None
-                q = self._project(layer, w, h, w.qkv, tokens[layer.layer_type], batch, kv=own)
-            bias = self._bias(layer, batch, kept if i >= self.last_kv_layer and narrow else None, kv)
-            attended = ops.linear(self._attend(layer, q, tokens[layer.layer_type], cu_seqlens, bias, kv), w.o_proj)
+                q = self._project(layer, w, h, w.qkv, step.rope(layer, kept=kept), step, kv=own)
+            attended = ops.linear(self._attend(layer, q, step, kv, kept=kept), w.o_proj)
             x, h = self._add_norm(x, attended, w.post_attention_norm, w.pre_mlp_norm)
 
-            branch = self._mlp(layer, w, h)
+            branch = self._mlp(w, h)
             if w.moe is not None:
                 branch = self._with_experts(w.moe, x, branch)
             last = i + 1 == len(self.weights.layers)
@@ -112,28 +112,14 @@ class Decoder:
                 x, h = replaced, ops.rms_norm(replaced, next_norm, eps=eps, plus_one=self.plus_one)
         return h
 
-    def _tokens(self, batch: Batch) -> dict[LayerType, Tokens]:
-        tokens: dict[LayerType, Tokens] = {}
-        for layer in self.config.layers:
-            if layer.layer_type in tokens:
-                continue
-            cos, sin = cos_sin(layer.rope, layer.head_dim, batch.position_ids, self.ops.precision)
-            if layer.layer_type in batch.attn_bias:  # a ready-made mask replaces the layer's own
-                begin = np.zeros_like(batch.slots)
-                end = np.full_like(begin, batch.attn_bias[layer.layer_type].shape[-1])
-            else:
-                begin, end = key_range(self.config, layer, batch.queries)
-            tokens[layer.layer_type] = Tokens(cos, sin, begin, end)
-        return tokens
-
     def _project(
         self,
         layer: LayerConfig,
         w: LayerWeights,
         h: Array,
         weight: Array,
-        tokens: Tokens,
-        batch: Batch,
+        rope: Rope,
+        step: Step,
         *,
         kv: LayerKV | None,
         heads: int | None = None,
@@ -142,8 +128,9 @@ class Decoder:
         return self.ops.qk_norm_rope(
             self.ops.linear(h, weight),
             heads=self.config.num_attention_heads if heads is None else heads,
-            cos=tokens.cos,
-            sin=tokens.sin,
+            cos=rope.cos,
+            sin=rope.sin,
+            positions=rope.positions,
             eps=self.config.rms_norm_eps,
             q_weight=w.q_norm,
             k_weight=w.k_norm,
@@ -151,24 +138,20 @@ class Decoder:
             v_norm=self.config.generation == 4,
             k_cache=None if kv is None else kv.k.reshape(-1, *kv.k.shape[2:]),
             v_cache=None if kv is None else kv.v.reshape(-1, *kv.v.shape[2:]),
-            slots=None if kv is None else batch.row * kv.k.shape[1] + batch.slots - kv.first_slot,
+            slots=None if kv is None else step.slots(kv),
             k_eq_v=layer.attention_k_eq_v,
         )
 
-    def _attend(
-        self, layer: LayerConfig, q: Array, tokens: Tokens, cu_seqlens: Array, bias: Array | None, kv: LayerKV
-    ) -> Array:
+    def _attend(self, layer: LayerConfig, q: Array, step: Step, kv: LayerKV, *, kept: bool) -> Array:
         """Attention output [N, H D] of q [N, H, D]."""
-        out = self.ops.attention(
+        out = self.ops.attend(
             q,
             kv.k,
             kv.v,
-            key_begin=np.maximum(tokens.key_begin - kv.first_slot, 0),
-            key_end=tokens.key_end - kv.first_slot,
-            cu_seqlens=cu_seqlens,
+            mask=step.mask(layer, kv, kept=kept),
             scale=self.config.scale,
             softcap=self.config.attn_logit_softcapping,
-            bias=bias,
+            bias=step.bias(layer, kv, kept=kept),
         )
         return out.reshape(len(out), self.config.num_attention_heads * layer.head_dim)
 
@@ -186,19 +169,8 @@ class Decoder:
             layer_scalar=layer_scalar,
         )
 
-    def _bias(self, layer: LayerConfig, batch: Batch, kept: Kept | None, kv: LayerKV) -> Array | None:
-        bias = batch.attn_bias.get(layer.layer_type)
-        if bias is None:
-            return None
-        if kept is not None:  # the same columns in every row: a bias goes with rows of equal length
-            columns = batch.column[kept.rows[: kept.cu_seqlens[1]]]
-            bias = bias[:, :, columns]
-        return bias[..., kv.first_slot :].astype(self.ops.precision.compute, copy=False)
-
-    def _mlp(self, layer: LayerConfig, w: LayerWeights, h: Array) -> Array:
-        gate_up = self.ops.linear(h, w.gate_up)
-        width = layer.intermediate_size
-        return self.ops.linear(self.ops.geglu(gate_up[:, :width], gate_up[:, width:]), w.down)
+    def _mlp(self, w: LayerWeights, h: Array) -> Array:
+        return self.ops.linear(self.ops.gated(h, w.gate_up), w.down)
 
     def _with_experts(self, moe: MoeWeights, x: Array, dense: Array) -> Array:
         """norm(dense MLP) + norm(routed experts); both branches read x, the residual stream before the MLP."""

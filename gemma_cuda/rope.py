@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .config import RopeConfig
-from .reference.precision import Array, Precision
+
+if TYPE_CHECKING:
+    from .reference.precision import Array, Precision
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary tables cos, sin [P, D/2], and the row of each token in them (int32 [N]; None: token n has row n)."""
+
+    cos: Array
+    sin: Array
+    positions: Array | None = None
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> NDArray[np.float32]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from .checkpoint import Checkpoint, Rows
 from .config import LayerConfig
-from .memory import require_memory
 from .reference.precision import Array, Precision
 
+_PACKED = frozenset({"embed_tokens.weight", "embed_tokens_per_layer.weight"})
 Progress = Callable[[int, int], None]
 """Called with (bytes decoded so far, bytes in all) while weights load."""
 
@@ -78,35 +79,48 @@ class Weights:
     projection_norm: Array | None  # [vision]
 
 
-def load_weights(checkpoint: Checkpoint, precision: Precision, progress: Progress | None = None) -> Weights:
-    """The checkpoint's weights in the compute dtype, rounded to the working dtype.
+class Placer(Protocol):
+    """Puts weights where the ops read them; see ReferenceOps."""
 
-    OutOfMemoryError before anything is allocated if they do not fit; CheckpointError for a tensor that cannot be read.
+    precision: Precision
+
+    def place_matrix(self, weight: Array) -> Array: ...
+    def place_norm(self, weight: Array) -> Array: ...
+    def place_table(self, table: Array, matrix: Array) -> Array: ...
+
+
+def load_weights(checkpoint: Checkpoint, ops: Placer, progress: Progress | None = None) -> Weights:
+    """The checkpoint's weights, rounded to the working dtype and placed as the ops want them.
+
+    CheckpointError for a tensor that cannot be read.
     """
-    return _Loader(checkpoint, precision, progress).load()
+    return _Loader(checkpoint, ops, progress).load()
 
 
-_PACKED = frozenset({"embed_tokens.weight", "embed_tokens_per_layer.weight"})
+def weight_elements(checkpoint: Checkpoint) -> int:
+    """How many numbers `load_weights` decodes."""
+    return sum(math.prod(checkpoint.shape(name)) for name in _decoded(checkpoint))
+
+
+def _decoded(checkpoint: Checkpoint) -> list[str]:
+    """Names of the tensors that do not stay packed in their file."""
+    packed = {"embed_tokens_per_layer.weight"} if checkpoint.config.tie_word_embeddings else _PACKED
+    return [name for name in checkpoint.config.weight_shapes() if name not in packed]
 
 
 class _Loader:
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, progress: Progress | None) -> None:
-        self.checkpoint, self.config, self.precision = checkpoint, checkpoint.config, precision
-        packed = {"embed_tokens_per_layer.weight"} if checkpoint.config.tie_word_embeddings else _PACKED
-        names = [name for name in checkpoint.config.weight_shapes() if name not in packed]
+    def __init__(self, checkpoint: Checkpoint, ops: Placer, progress: Progress | None) -> None:
+        self.checkpoint, self.config, self.ops, self.precision = checkpoint, checkpoint.config, ops, ops.precision
         self.progress = progress
-        self.total = sum(map(checkpoint.nbytes, names))
+        self.total = sum(map(checkpoint.nbytes, _decoded(checkpoint)))
         self.done = 0
-        elements = sum(math.prod(checkpoint.shape(name)) for name in names)
-        require_memory(
-            elements * precision.compute.itemsize, f"the weights of {checkpoint.path.name} in {precision.name}"
-        )
 
     def load(self) -> Weights:
         config = self.config
         if config.tie_word_embeddings:
-            head = self.matrix("embed_tokens.weight")
-            embed: Array | Rows = head
+            table = self.read_matrix("embed_tokens.weight")
+            head = self.ops.place_matrix(table)
+            embed: Array | Rows = self.ops.place_table(table, head)
         else:
             head, embed = self.matrix("lm_head.weight"), self.checkpoint.rows("embed_tokens.weight")
         layers = tuple(self.layer(i, layer) for i, layer in enumerate(config.layers))
@@ -142,7 +156,7 @@ class _Loader:
             gate_up=self.matrix(p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"),
             down=self.matrix(p + "mlp.down_proj.weight"),
             post_mlp_norm=self.norm(p + "post_feedforward_layernorm.weight") if config.post_norms else None,
-            layer_scalar=float(self.matrix(p + "layer_scalar")[0]) if config.generation == 4 else 1.0,
+            layer_scalar=float(self.read_matrix(p + "layer_scalar")[0]) if config.generation == 4 else 1.0,
             per_layer=self.per_layer(p) if config.hidden_size_per_layer_input else None,
             moe=self.moe(p) if config.num_experts else None,
         )
@@ -156,11 +170,11 @@ class _Loader:
 
     def moe(self, p: str) -> MoeWeights:
         return MoeWeights(
-            router_scale=self.matrix(p + "router.scale"),
-            router_proj=self.matrix(p + "router.proj.weight"),
-            per_expert_scale=self.matrix(p + "router.per_expert_scale"),
-            gate_up=self.matrix(p + "experts.gate_up_proj"),
-            down=self.matrix(p + "experts.down_proj"),
+            router_scale=self.read_matrix(p + "router.scale"),
+            router_proj=self.read_matrix(p + "router.proj.weight"),
+            per_expert_scale=self.read_matrix(p + "router.per_expert_scale"),
+            gate_up=self.read_matrix(p + "experts.gate_up_proj"),
+            down=self.read_matrix(p + "experts.down_proj"),
             post_norm_dense=self.norm(p + "post_feedforward_layernorm_1.weight"),
             pre_norm=self.norm(p + "pre_feedforward_layernorm_2.weight"),
             post_norm=self.norm(p + "post_feedforward_layernorm_2.weight"),
@@ -169,13 +183,17 @@ class _Loader:
     def projector(self) -> tuple[Array | None, Array | None]:
         """Gemma 3 stores [vision, E] and norms with weight; Gemma 4 a Linear [E, vision] after a weightless norm."""
         if "multi_modal_projector.mm_input_projection_weight" in self.checkpoint:
-            norm = self.matrix("multi_modal_projector.mm_soft_emb_norm.weight")
-            return self.matrix("multi_modal_projector.mm_input_projection_weight"), norm + norm.dtype.type(1)
+            norm = self.read_matrix("multi_modal_projector.mm_soft_emb_norm.weight")
+            return self.read_matrix("multi_modal_projector.mm_input_projection_weight"), norm + norm.dtype.type(1)
         if "embed_vision.embedding_projection.weight" in self.checkpoint:
-            return self.matrix("embed_vision.embedding_projection.weight").T, None
+            return self.read_matrix("embed_vision.embedding_projection.weight").T, None
         return None, None
 
     def matrix(self, *names: str) -> Array:
+        """The tensors, stacked along their first axis, as the ops multiply with them."""
+        return self.ops.place_matrix(self.read_matrix(*names))
+
+    def read_matrix(self, *names: str) -> Array:
         """The tensors, stacked along their first axis."""
         shapes = [self.checkpoint.shape(name) for name in names]
         rows = sum(shape[0] for shape in shapes)
@@ -194,7 +212,7 @@ class _Loader:
         self.read(name, weight)
         if self.checkpoint.norm_plus_one_baked:
             weight -= 1
-        return self.precision.round(weight)
+        return self.ops.place_norm(self.precision.round(weight))
 
     def read(self, name: str, out: Array) -> None:
         self.checkpoint.read_into(name, out)

@@ -1,13 +1,23 @@
 """Where a model runs: `choose_device` turns the caller's wish into a device, with the reason in words."""
 
-from typing import NamedTuple
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DeviceError, InputError
 from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
 
-__all__ = ["DEVICES", "MIN_COMPUTE_CAPABILITY", "DeviceChoice", "Driver", "choose_device", "cuda_extra", "detect"]
+if TYPE_CHECKING:
+    from .protocol import Device
+
+__all__ = [
+    "DEVICES", "MIN_COMPUTE_CAPABILITY", "DeviceChoice", "Driver", "choose_device", "cuda_extra", "detect",
+    "open_device",
+]  # fmt: skip
 
 DEVICES = ("auto", "cuda", "emulator", "numpy")
+_CUDA = re.compile(r"cuda(?::(\d+))?")
+_PACKAGES = {"cupy": "CuPy", "cuda.bindings": "cuda-bindings"}
 
 
 class DeviceChoice(NamedTuple):
@@ -21,39 +31,54 @@ class DeviceChoice(NamedTuple):
 def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoice:
     """The device to run on, the reason for it, and a warning where a GPU is visible that cannot be used.
 
-    requested: "auto", "cuda", "emulator" or "numpy". driver: what `detect()` said; asked here if None.
-    Raises InputError for any other name and DeviceError for a device that this version does not have.
+    requested: "auto", "cuda", "cuda:1" (a GPU's index), "emulator" or "numpy". driver: what `detect()` said; asked
+    here if None. Raises InputError for any other name and DeviceError for a device that cannot be had.
     """
-    if requested not in DEVICES:
-        raise InputError(f"device is {requested!r}, expected one of {', '.join(DEVICES)}")
-    if requested == "cuda":
-        raise DeviceError(
-            "device 'cuda': a whole model does not run on a GPU in this version, only single ops do; "
-            "use device 'numpy' or 'emulator'"
-        )
-    if requested == "emulator":
-        from .emulator import Emulator
-
-        Emulator()  # says what is missing where it cannot run
+    if requested not in DEVICES and not _CUDA.fullmatch(requested):
+        raise InputError(f"device is {requested!r}, expected one of {', '.join(DEVICES)}, cuda:1, ...")
     if requested != "auto":
+        if requested != "numpy":
+            open_device(requested)  # says what is missing where it cannot run
         return DeviceChoice(requested, "it was asked for", None)
     driver = detect() if driver is None else driver
     if driver.problem is not None:
         return DeviceChoice("numpy", "no GPU can be used", f"{driver.problem}; to use it: {driver.remedy}")
     if not driver.gpus:
         return DeviceChoice("numpy", "no NVIDIA GPU is visible", None)
-    return DeviceChoice("numpy", "no GPU can be used", _why_unused(driver))
-
-
-def _why_unused(driver: Driver) -> str:
-    supported = [gpu for gpu in driver.gpus if gpu.supported]
-    if not supported:
+    usable = [index for index, gpu in enumerate(driver.gpus) if gpu.supported]
+    if not usable:
         major, minor = MIN_COMPUTE_CAPABILITY
-        return (
+        return DeviceChoice(
+            "numpy",
+            "no GPU can be used",
             f"{driver.gpus[0]} is visible, but CUDA needs compute capability {major}.{minor} or newer; "
-            "nothing can be installed to change that, --device numpy silences this"
+            "nothing can be installed to change that, --device numpy silences this",
         )
-    return (
-        f"{supported[0]} is visible, but this version of gemma-cuda runs only single ops on a GPU, not a whole model; "
-        "upgrade when a release does, --device numpy silences this"
-    )
+    gpu = driver.gpus[usable[0]]
+    missing = [title for module, title in _PACKAGES.items() if not _is_installed(module)]
+    if missing:
+        return DeviceChoice(
+            "numpy",
+            "no GPU can be used",
+            f"{gpu} is visible, but {' and '.join(missing)} not installed: pip install "
+            f"'gemma-cuda[{cuda_extra(driver)}]', or --device numpy silences this",
+        )
+    return DeviceChoice(f"cuda:{usable[0]}", f"{gpu} is there", None)
+
+
+def open_device(name: str) -> "Device":
+    """The device "cuda", "cuda:1" or "emulator"; DeviceError where it cannot be had."""
+    if name == "emulator":
+        from .emulator import Emulator
+
+        return Emulator()
+    from .cuda import Cuda
+
+    return Cuda.named(name)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False

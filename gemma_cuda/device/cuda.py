@@ -91,6 +91,33 @@ class Cuda:
                     f"cuda:{self.index}: {size:,} bytes asked for, {free:,} of {total:,} are free"
                 ) from error
 
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Array of zeros, as of the current stream; raises OutOfMemoryError."""
+        array = self.empty(shape, dtype)
+        with self._gpu, self._reporting():
+            array.data.memset_async(0, array.nbytes)
+        return array
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copies source to target in the current stream; one shape and dtype, contiguous but for the first axis."""
+        import cupy
+
+        row = source.nbytes // max(len(source), 1)
+        pitches = [array.strides[0] if len(array) > 1 else row for array in (target, source)]
+        stream = cupy.cuda.get_current_stream()
+        with self._gpu, self._reporting():
+            cupy.cuda.runtime.memcpy2DAsync(
+                target.data.ptr, pitches[0], source.data.ptr, pitches[1], row, len(source),
+                cupy.cuda.runtime.memcpyDeviceToDevice, stream.ptr,
+            )  # fmt: skip
+
+    def free_bytes(self) -> int:
+        """What the GPU has free, and CuPy's pool holds unused."""
+        import cupy
+
+        with self._gpu:
+            return int(self._gpu.mem_info[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
     def from_host(self, array: Array) -> Array:
         """Contiguous copy on the GPU, same shape and dtype; the host's array may be changed at once."""
         copy = self.empty(array.shape, array.dtype)

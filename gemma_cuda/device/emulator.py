@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DeviceError, LaunchError
+from ..memory import available_memory
 from . import host_compiler, sources
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, names_of, pack_scalar
 from .counters import Counters
@@ -87,6 +88,20 @@ class Emulator:
         else:
             data[:] = POISON >> 8
         return array
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Array of zeros."""
+        array = _aligned(shape, dtype)
+        array.view(np.uint8)[...] = 0
+        return array
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copies source to target, of one shape and dtype."""
+        np.copyto(target, source)
+
+    def free_bytes(self) -> int:
+        """What the machine has free."""
+        return available_memory()
 
     def from_host(self, array: Array) -> Array:
         """Contiguous copy, same shape and dtype."""

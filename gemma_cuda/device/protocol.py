@@ -26,6 +26,15 @@ class Device(Protocol):
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of the given shape whose values are not defined until a kernel writes them."""
 
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Array of zeros."""
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copies source to target, of one shape and dtype, each contiguous but for its first axis."""
+
+    def free_bytes(self) -> int:
+        """Memory that arrays can still take."""
+
     def from_host(self, array: Array) -> Array:
         """Device copy, same shape and dtype, of a NumPy array."""
 

@@ -2,96 +2,175 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Rows
-from ..config import GemmaConfig
+from ..config import GemmaConfig, RopeConfig
 from ..device.protocol import Array, Device
-from ..errors import DeviceError
+from ..errors import DeviceError, InputError, OutOfMemoryError
 from ..reference.precision import BFLOAT16
-from .attention import attention
-from .attention_plan import HEAD_DIMS
+from ..rope import Rope, cos_sin
+from .attention import attend
+from .attention_plan import HEAD_DIMS, AttentionPlan, Int32, plan_attention
 from .embed import embed
 from .geglu import geglu
+from .linear import linear
 from .logits import softcap as cap_logits
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
 
 
-class KernelOps:
-    """Ops in bfloat16 on a device. Products with weights are BLAS in float32, rounded once, as a GPU's library does.
+GEMMS = ("auto", "library", "kernel")
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+_FEWEST_ANGLES, _MOST_ANGLES = 1024, 1 << 17  # positions of a rotary table on the device
 
-    Weights are float32 arrays of bfloat16 values; what a kernel reads of them is placed on the device once.
-    """
+
+class Gemm(Protocol):
+    """Who multiplies with weights."""
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        """The weight [N, K], bfloat16 values in float32 on the host, as `product` takes it."""
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        """x [M, K] times the transpose of a placed weight [N, K], accumulated in float32 and rounded once."""
+
+
+class BlasGemm:
+    """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return weight
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        return np.matmul(x.astype(np.float32), weight.T).astype(out_dtype, copy=False)
+
+
+class KernelGemm:
+    """Products by kernels/linear.cu, on any device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return self.device.from_host(weight.astype(_BF16))
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        return linear(x, weight, device=self.device, out_dtype=out_dtype)
+
+
+class KernelOps:
+    """Ops in bfloat16 on a device; gemm: who multiplies with weights."""
 
     precision = BFLOAT16
     hidden_dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._placed: dict[int, Array] = {}
+    def __init__(self, device: Device, gemm: Gemm) -> None:
+        self.device, self.gemm = device, gemm
+        self.index_dtype = np.dtype(np.int32)
+        self._angles: dict[tuple[RopeConfig, int], tuple[Array, Array]] = {}
 
     def embed(self, ids: NDArray[np.int64], table: Array | Rows, *, scale: float) -> Array:
-        if not isinstance(table, np.ndarray):  # still packed in its file: only the rows that are read are decoded
+        if isinstance(table, Rows):  # still packed in its file: only the rows that are read are decoded
             rows = table.gather(ids).astype(self.hidden_dtype)
-            ids, placed = np.arange(len(ids)), self.device.from_host(rows)
-        else:
-            placed = self._weight(table)
-        return embed(self.device.from_host(ids.astype(np.int32)), placed, scale=scale, device=self.device)
+            ids, table = np.arange(len(ids)), self.device.from_host(rows)
+        return embed(self.index(ids), table, scale=scale, device=self.device)
 
     def linear(self, x: Array, weight: Array) -> Array:
-        return np.matmul(x.astype(np.float32), weight.T).astype(self.hidden_dtype)
+        return self.gemm.product(x, weight, self.hidden_dtype)
 
-    def rms_norm(self, x: Array, weight: Array | None, *, eps: float, plus_one: bool = False) -> Array:
-        return rms_norm(x, self._weight(weight), eps=eps, plus_one=plus_one, device=self.device)
-
-    def add_norm(
-        self, residual: Array, branch: Array, *, post_weight: Array | None, pre_weight: Array | None, **options: Any
-    ) -> tuple[Array, Array]:
-        post, pre = self._weight(post_weight), self._weight(pre_weight)
-        return add_norm(residual, branch, post_weight=post, pre_weight=pre, device=self.device, **options)
-
-    def qk_norm_rope(
-        self, x: Array, *, cos: Array, sin: Array, q_weight: Array | None, k_weight: Array | None, slots: Array | None,
-        **options: Any,
-    ) -> Array:  # fmt: skip
-        place = self.device.from_host
-        return qk_norm_rope(
-            x,
-            cos=place(cos),
-            sin=place(sin),
-            q_weight=self._weight(q_weight),
-            k_weight=self._weight(k_weight),
-            slots=None if slots is None else place(slots.astype(np.int32)),
-            device=self.device,
-            **options,
-        )
-
-    def attention(self, q: Array, k: Array, v: Array, *, bias: Array | None, **options: Any) -> Array:
-        placed = None if bias is None else self.device.from_host(bias)
-        return attention(q, k, v, bias=placed, device=self.device, **options)
+    def gated(self, x: Array, weight: Array) -> Array:
+        gate_up = self.linear(x, weight)
+        width = len(weight) // 2
+        return geglu(gate_up[:, :width], gate_up[:, width:], device=self.device)
 
     def geglu(self, gate: Array, up: Array) -> Array:
         return geglu(gate, up, device=self.device)
 
+    def rms_norm(self, x: Array, weight: Array | None, *, eps: float, plus_one: bool = False) -> Array:
+        return rms_norm(x, weight, eps=eps, plus_one=plus_one, device=self.device)
+
+    def add_norm(self, residual: Array, branch: Array, **options: Any) -> tuple[Array, Array]:
+        return add_norm(residual, branch, device=self.device, **options)
+
+    def qk_norm_rope(self, x: Array, **options: Any) -> Array:
+        return qk_norm_rope(x, device=self.device, **options)
+
+    def rope(self, rope: RopeConfig, head_dim: int, position_ids: NDArray[np.int64]) -> Rope:
+        most = int(position_ids.max(initial=0)) + 1
+        if most > _MOST_ANGLES:
+            cos, sin = cos_sin(rope, head_dim, position_ids, self.precision)
+            return Rope(self.device.from_host(cos), self.device.from_host(sin))
+        return Rope(*self.angles(rope, head_dim, most), self.index(position_ids))
+
+    def angles(self, rope: RopeConfig, head_dim: int, positions: int) -> tuple[Array, Array]:
+        """(cos, sin) [P, D/2] on the device of the positions 0 : P, P at least `positions`; kept for the next call."""
+        known = self._angles.get((rope, head_dim))
+        if known is None or len(known[0]) < positions:
+            every = np.arange(1 << max(positions - 1, _FEWEST_ANGLES - 1).bit_length())
+            cos, sin = cos_sin(rope, head_dim, every, self.precision)
+            known = self._angles[rope, head_dim] = self.device.from_host(cos), self.device.from_host(sin)
+        return known
+
+    def mask(
+        self, key_begin: Int32, key_end: Int32, cu_seqlens: Int32, *, group: int, head_dim: int, is_plain: bool
+    ) -> AttentionPlan:
+        return plan_attention(
+            key_begin, key_end, cu_seqlens, group=group, head_dim=head_dim, is_plain=is_plain, device=self.device
+        )
+
+    def attend(self, q: Array, k: Array, v: Array, *, mask: AttentionPlan, **options: Any) -> Array:
+        return attend(mask, q, k, v, device=self.device, **options)
+
+    def take(self, x: Array, rows: Array) -> Array:
+        return embed(rows, x, scale=1.0, device=self.device)
+
+    def index(self, rows: NDArray[Any]) -> Array:
+        return self.device.from_host(rows.astype(self.index_dtype))
+
+    def bias(self, bias: NDArray[Any]) -> Array:
+        return self.device.from_host(bias.astype(np.float32))
+
     def logits(self, hidden: Array, weight: Array, *, softcap: float | None) -> Array:
-        z: Array = np.matmul(hidden.astype(np.float32), weight.T)
+        z = self.gemm.product(hidden, weight, np.dtype(np.float32))
         return z if softcap is None else cap_logits(z, softcap, device=self.device)
 
-    def _weight(self, weight: Array | None) -> Array | None:
-        """The weight in bfloat16 on the device."""
-        if weight is None:
-            return None
-        key = id(weight)
-        if key not in self._placed:
-            self._placed[key] = self.device.from_host(weight.astype(self.hidden_dtype))
-            weakref.finalize(weight, self._placed.pop, key, None)  # another array may get this one's id
-        return self._placed[key]
+    def from_host(self, x: NDArray[Any]) -> Array:
+        return self.device.from_host(x.astype(self.hidden_dtype))
+
+    def to_host(self, x: Array) -> NDArray[Any]:
+        return np.asarray(self.device.to_host(x))
+
+    def place_matrix(self, weight: NDArray[np.float32]) -> Array:
+        return self.gemm.place(weight)
+
+    def place_norm(self, weight: NDArray[np.float32]) -> Array:
+        return self.device.from_host(weight.astype(self.hidden_dtype))
+
+    def place_table(self, table: NDArray[np.float32], matrix: Array) -> Array:
+        return matrix if matrix.dtype == self.hidden_dtype else self.device.from_host(table.astype(self.hidden_dtype))
+
+
+def kernel_ops(device: Device, gemm: str, elements: int, what: str) -> KernelOps:
+    """KernelOps on a device that has room for `elements` weights; what: what they are, in words.
+
+    gemm: "library", "kernel" or "auto". Raises InputError for another, DeviceError where the library is not installed,
+    OutOfMemoryError.
+    """
+    if gemm not in GEMMS:
+        raise InputError(f"gemm is {gemm!r}, expected one of {', '.join(GEMMS)}")
+    bytes_each = np.dtype(np.float32).itemsize if device.name == "emulator" and gemm != "kernel" else _BF16.itemsize
+    need, free = elements * bytes_each, device.free_bytes()
+    if need > free:
+        raise OutOfMemoryError(f"{what}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {device.name}")
+    if gemm == "kernel":
+        return KernelOps(device, KernelGemm(device))
+    if device.name == "emulator":
+        return KernelOps(device, BlasGemm())
+    return KernelOps(device, KernelGemm(device))
 
 
 def require_kernels(config: GemmaConfig, device: str) -> None:
