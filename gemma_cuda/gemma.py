@@ -19,12 +19,12 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
 from .device import DeviceChoice, choose_device, open_device
 from .device.protocol import Device
-from .errors import CacheError, InputError
+from .errors import CacheError, DeviceError, InputError
 from .hub import resolve
 from .kv import HostMemory, KVCache, Memory
 from .memory import require_memory
 from .model import Decoder, Hook
-from .ops.kernel_ops import KernelOps, kernel_ops, require_kernels
+from .ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
 from .reference import ReferenceOps
 from .reference.precision import BFLOAT16, Array, Precision, precision
 from .sampling import Sampler
@@ -39,7 +39,10 @@ _SCORE_ROWS = 64  # logits of a whole long prompt would not fit: 2048 tokens are
 
 @dataclass(frozen=True)
 class PrefillOutput:
-    """What a prefill gives; B rows, `keep` kept tokens, V vocabulary, E hidden_size."""
+    """What a prefill gives; B rows, `keep` kept tokens, V vocabulary, E hidden_size.
+
+    Logits and last_hidden_state are arrays of the device: cupy.ndarray on CUDA, else NumPy. hidden_states are NumPy.
+    """
 
     logits: Array  # [B, keep, V] float32 (float64 in a float64 model)
     last_hidden_state: Array  # [B, keep, E] after the final norm
@@ -105,6 +108,8 @@ class Gemma:
     ) -> Gemma:
         """The model of an open checkpoint; see `from_pretrained`."""
         chosen = choose_device(device) if isinstance(device, str) else DeviceChoice(device.name, "it was given", None)
+        if device == "auto" and chosen.name != "numpy" and (lacks := missing_kernels(checkpoint.config)) is not None:
+            chosen = DeviceChoice("numpy", "there are no kernels for this model", f"{chosen.reason}, but {lacks}")
         working = _precision(dtype, chosen.name)
         ops = _ops(checkpoint, working, chosen.name, None if isinstance(device, str) else device, gemm)
         return cls(checkpoint.config, load_weights(checkpoint, ops, progress), ops, checkpoint, chosen)
@@ -197,18 +202,18 @@ class Gemma:
         wanted, columns = _kept_columns(batch, logits_to_keep)
         self._require_memory(batch, int(wanted.sum()))
         states: list[Array] | None = [] if output_hidden_states else None
-        hook = _hook(batch, states, layer_hook, self.config.num_hidden_layers) if every_row else None
+        hook = _hook(batch, states, layer_hook, self._ops) if every_row else None
         hidden, cache = self._forward(batch, past, np.ones(len(wanted), bool) if every_row else wanted, hook)
         if trim_sliding:
             cache.trim_sliding()
         if states is not None:
-            states[-1] = batch.unpack(hidden)  # HuggingFace's convention: the last entry has passed the final norm
+            states[-1] = batch.unpack(self._ops.to_host(hidden))  # HuggingFace's convention: the last entry has passed the final norm
         if every_row:
-            hidden = hidden[wanted]
+            hidden = self._ops.take(hidden, self._ops.index(np.flatnonzero(wanted)))
         logits = self._decoder.logits(hidden)
         return PrefillOutput(
-            logits=_place(batch, wanted, columns, logits),
-            last_hidden_state=_place(batch, wanted, columns, hidden),
+            logits=self._place(batch, wanted, columns, logits),
+            last_hidden_state=self._place(batch, wanted, columns, hidden),
             past_key_values=cache,
             hidden_states=None if states is None else tuple(states),
         )
@@ -229,7 +234,7 @@ class Gemma:
         ).input_ids  # fmt: skip
         assert flat is not None
         x = self._decoder.embed(multimodal.embeddable(self.config, flat))
-        return x.reshape(*ids.shape, self.config.hidden_size)
+        return self._ops.to_host(x).reshape(*ids.shape, self.config.hidden_size)
 
     def token_types(self, input_ids: ArrayLike) -> NDArray[np.int64]:
         """token_type_ids of ids with placeholders: 0 text, 1 image, 2 video, 3 audio."""
@@ -312,10 +317,10 @@ class Gemma:
             raise InputError("score: expected one row of at least two tokens")
         self._require_memory(batch, _SCORE_ROWS)
         hidden, _ = self._forward(batch, None, np.ones(len(tokens), bool), None)
-        scores = np.empty(len(tokens) - 1, hidden.dtype)
+        scores = np.empty(len(tokens) - 1, np.float64 if self.dtype == "float64" else np.float32)
         for start in range(0, len(scores), _SCORE_ROWS):
             rows = slice(start, min(start + _SCORE_ROWS, len(scores)))
-            logits = self._decoder.logits(hidden[rows])
+            logits = self._ops.to_host(self._decoder.logits(hidden[rows]))
             logits -= logits.max(axis=-1, keepdims=True)
             chosen = logits[np.arange(len(logits)), tokens[1:][rows]]
             scores[rows] = chosen - np.log(np.exp(logits).sum(axis=-1))
@@ -326,11 +331,15 @@ class Gemma:
         for _ in range(max_new_tokens):
             out = self.prefill([ids], past_key_values=cache)
             cache = out.past_key_values
-            token = sampler.sample(out.logits[0, -1])
+            token = sampler.sample(self._ops.to_host(out.logits)[0, -1])
             if token in self.eos_token_ids:
                 return
             yield token
             ids = [token]
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        """The NumPy array of an output, wherever the model runs."""
+        return self._ops.to_host(array)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -355,13 +364,25 @@ class Gemma:
         cache.extend(batch)
         return hidden, cache
 
+    def _place(
+        self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array
+    ) -> Array:
+        """[B, keep, …] of the values [M, …] of the wanted tokens, where they are."""
+        if _is_in_place(batch, wanted, columns):
+            return values.reshape(batch.batch_size, len(values) // batch.batch_size, *values.shape[1:])
+        return self._memory.from_host(_placed(batch, wanted, columns, self._ops.to_host(values)))
+
     def _require_memory(self, batch: Batch, kept: int) -> None:
-        config, size = self.config, self._ops.precision.compute.itemsize
+        config, size = self.config, np.dtype(self._ops.hidden_dtype).itemsize
         n = len(batch.row)
         widest = max(layer.intermediate_size for layer in config.layers)
         per_token = 3 * widest + 6 * config.hidden_size + config.num_hidden_layers * config.hidden_size_per_layer_input
-        need = n * (config.kv_bytes_per_token(size) + per_token * size) + kept * config.vocab_size * size * 2
-        require_memory(need, f"a prefill of {n} tokens with logits of {kept}")
+        need = n * (config.kv_bytes_per_token(size) + per_token * size) + kept * config.vocab_size * 8
+        what = f"a prefill of {n} tokens with logits of {kept}"
+        if isinstance(self._ops, ReferenceOps):
+            require_memory(need, what)
+        else:
+            self._ops.require_memory(need, what)
 
 
 def _precision(dtype: str, device: str) -> Precision:
@@ -383,7 +404,8 @@ def _ops(
             raise InputError(f"gemm is {gemm!r}, but device 'numpy' has no kernels to choose from")
         require_memory(elements * working.compute.itemsize, what)
         return ReferenceOps(working)
-    require_kernels(checkpoint.config, name)
+    if (lacks := missing_kernels(checkpoint.config)) is not None:
+        raise DeviceError(f"device {name!r}: {lacks}; use device 'numpy'")
     return kernel_ops(device or open_device(name), gemm, elements, what)
 
 
@@ -405,42 +427,50 @@ def _kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArra
     return np.asarray(from_end <= logits_to_keep), int(logits_to_keep)
 
 
-def _place(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
+def _is_in_place(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int) -> bool:
+    """Whether the wanted tokens stand as the caller's layout [B, keep] has them."""
+    kept = columns if isinstance(columns, int) else len(columns)
+    if int(wanted.sum()) != batch.batch_size * kept:
+        return False
+    return isinstance(columns, int) or np.array_equal(batch.column[wanted], np.tile(columns, batch.batch_size))
+
+
+def _placed(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
     """[B, keep, …] of the values [M, …] of the wanted tokens; a row with fewer tokens than that starts with zeros."""
     rows = batch.row[wanted]
     if isinstance(columns, int):
         from_end = (batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row)))[wanted]
         out = np.zeros((batch.batch_size, columns, *values.shape[1:]), values.dtype)
-        if out.size == values.size:
-            return values.reshape(out.shape)
         out[rows, columns - from_end] = values
         return out
     by_column = np.zeros((batch.batch_size, batch.seq_len), np.int64) - 1
     by_column[rows, batch.column[wanted]] = np.arange(len(rows))
     source = by_column[:, columns]
-    if source.size == len(values) and np.array_equal(source.ravel(), np.arange(len(values))):
-        return values.reshape(*source.shape, *values.shape[1:])
     out = values[source]
     out[source < 0] = 0
     return out
 
 
-def _hook(batch: Batch, states: list[Array] | None, layer_hook: Hook | None, layers: int) -> Hook:
+def _hook(
+    batch: Batch, states: list[Array] | None, layer_hook: Hook | None, ops: ReferenceOps | KernelOps
+) -> Hook:
     """The decoder's hook on packed tokens, out of the caller's on [B, S, E] and the collection of hidden states."""
 
     def hook(index: int, x: Array) -> Array | None:
+        values = ops.to_host(x)
         replacement: Array | None = None
         if index > 0 and layer_hook is not None:
-            given = layer_hook(index - 1, batch.unpack(x))
+            given = layer_hook(index - 1, batch.unpack(values))
             if given is not None:
                 expected = (batch.batch_size, batch.seq_len, x.shape[1])
                 if np.shape(given) != expected:
                     raise InputError(
                         f"layer_hook returned {list(np.shape(given))}, expected [B, S, E] = {list(expected)}"
                     )
-                replacement = np.ascontiguousarray(np.asarray(given)[batch.row, batch.column], x.dtype)
+                values = np.ascontiguousarray(np.asarray(given)[batch.row, batch.column], values.dtype)
+                replacement = ops.as_hidden(values)
         if states is not None:
-            states.append(batch.unpack(x if replacement is None else replacement))
+            states.append(batch.unpack(values))
         return replacement
 
     return hook

@@ -32,6 +32,7 @@ HostArray = np.ndarray[Any, Any]
 DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 232448}
+COPY_ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
 OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -110,7 +111,7 @@ class DeviceArray:
         self.shape, self.strides, self.dtype = host.shape, host.strides, host.dtype
         self.ndim, self.size, self.nbytes, self.itemsize = host.ndim, host.size, host.nbytes, host.itemsize
         self.flags = host.flags
-        self.data = types.SimpleNamespace(ptr=host.ctypes.data)
+        self.data = types.SimpleNamespace(ptr=host.ctypes.data, memset_async=self._memset)
         self.device = types.SimpleNamespace(id=allocation.device)
 
     def _view(self, host: HostArray) -> DeviceArray:
@@ -126,6 +127,14 @@ class DeviceArray:
 
     def __array__(self, *args: object, **options: object) -> HostArray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def _memset(self, value: int, size: int) -> None:
+        assert value == 0 and size == self.nbytes and self.flags.c_contiguous
+        host = self._host.reshape(-1).view(np.uint8)
+        self._machine.enqueue(Work("memset", lambda: host.fill(0), [self._allocation]))
+
+    def transpose(self, *axes: int) -> DeviceArray:
+        return self._view(self._host.transpose(*axes))
 
     def reshape(self, *shape: Any) -> DeviceArray:
         return self._view(self._host.reshape(*shape))
@@ -293,6 +302,20 @@ class Machine:
                 return allocation, data
         raise LookupError(f"{pointer:#x} is not the address of memory in use on this GPU")
 
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, kind: int,
+        stream: int,
+    ) -> None:  # fmt: skip
+        """cudaMemcpy2DAsync from device to device."""
+        assert kind == COPY_ON_DEVICE and stream == self.stream.ptr and width <= min(target_pitch, source_pitch)
+        (to, to_bytes), (of, of_bytes) = (self._pointed_to(pointer, "void") for pointer in (target, source))
+
+        def run() -> None:
+            for row in range(height):
+                to_bytes[row * target_pitch :][:width] = of_bytes[row * source_pitch :][:width]
+
+        self.enqueue(Work("memcpy2D", run, [to, of]))
+
     def launch(self, config: LaunchConfig, function: int, parameters: int, extra: int) -> tuple[Status]:
         """cuLaunchKernelEx."""
         kernel = self._kernels.get(function)
@@ -344,11 +367,17 @@ class Machine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *, bindings: bool = True) -> None:
         """Makes this machine what `import cupy` and, with `bindings`, `from cuda.bindings import driver` find."""
-        runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=self.device_count)
+        runtime = types.SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=self.device_count,
+            memcpy2DAsync=self.copy_rows,
+            memcpyDeviceToDevice=COPY_ON_DEVICE,
+        )
         cupy = types.ModuleType("cupy")
         cupy.__dict__.update(
             ndarray=DeviceArray,
             empty=self.empty,
+            get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
             RawModule=lambda *, path: RawModule(self, path),
             cuda=types.SimpleNamespace(
                 Device=lambda index: Device(self, index),

@@ -128,8 +128,10 @@ def test_refusals() -> None:
         gemma_cuda.Gemma.from_pretrained(build("gemma2").path, device="emulator")
     with pytest.raises(InputError, match="kernels compute in bfloat16"):
         gemma_cuda.Gemma.from_pretrained(build("gemma2", SIZE).path, device="emulator", dtype="float32")
-    with pytest.raises(DeviceError, match="does not run on a GPU in this version"):
-        gemma_cuda.Gemma.from_pretrained(build("gemma2", SIZE).path, device="cuda")
+    with pytest.raises(InputError, match="gemm is 'fast', expected one of auto, library, kernel"):
+        gemma_cuda.Gemma.from_pretrained(build("gemma2", SIZE).path, device="emulator", gemm="fast")
+    with pytest.raises(InputError, match="device 'numpy' has no kernels to choose from"):
+        gemma_cuda.Gemma.from_pretrained(build("gemma2", SIZE).path, device="numpy", gemm="kernel")
 
 
 @pytest.mark.real_weights

@@ -57,12 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         "tokens_per_second": round(len(ids) / seconds, 2),
         "top": [
             {"id": token, "text": common.token_text(gemma, token), "probability": probability}
-            for token, probability in result.top_tokens(out.logits[0, -1], arguments.top)
+            for token, probability in result.top_tokens(gemma.to_host(out.logits)[0, -1], arguments.top)
         ],
     }
     if arguments.save is not None:
         metadata = {name: report[name] for name in ("model", "device", "dtype")}
-        result.save_prefill(Path(arguments.save), out, ids, metadata)
+        result.save_prefill(Path(arguments.save), gemma, out, ids, metadata)
         report["saved"] = arguments.save
     if arguments.json:
         common.print_json(report)

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, InputError
 from ..files import atomic_path
 
 if TYPE_CHECKING:
-    from .. import PrefillOutput
+    from .. import Gemma, PrefillOutput
 
 
 def top_tokens(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
@@ -36,7 +36,9 @@ def check_destination(path: Path) -> None:
         raise InputError(f"--save {path}: the directory {path.parent} does not exist")
 
 
-def save_prefill(path: Path, out: "PrefillOutput", input_ids: list[int], metadata: dict[str, str]) -> None:
+def save_prefill(
+    path: Path, gemma: "Gemma", out: "PrefillOutput", input_ids: list[int], metadata: dict[str, str]
+) -> None:
     """Write `path`: input_ids [S], logits [1, keep, V], last_hidden_state [1, keep, E], layers.N.k, .v [1, KH, S, D].
 
     A layer that reads another's K and V has none of its own in the file. The file appears under its name only when it
@@ -44,12 +46,12 @@ def save_prefill(path: Path, out: "PrefillOutput", input_ids: list[int], metadat
     """
     tensors = {
         "input_ids": np.asarray(input_ids, dtype=np.int64),
-        "logits": np.asarray(out.logits),
-        "last_hidden_state": np.asarray(out.last_hidden_state),
+        "logits": gemma.to_host(out.logits),
+        "last_hidden_state": gemma.to_host(out.last_hidden_state),
     }
     for index, pair in enumerate(out.past_key_values):
         if pair is not None:
-            tensors[f"layers.{index}.k"], tensors[f"layers.{index}.v"] = (np.asarray(side) for side in pair)
+            tensors[f"layers.{index}.k"], tensors[f"layers.{index}.v"] = (gemma.to_host(side) for side in pair)
     try:
         with atomic_path(path) as partial:
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial, metadata)

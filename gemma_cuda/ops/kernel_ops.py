@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Rows
 from ..config import GemmaConfig, RopeConfig
 from ..device.protocol import Array, Device
-from ..errors import DeviceError, InputError, OutOfMemoryError
+from ..errors import InputError, OutOfMemoryError
 from ..reference.precision import BFLOAT16
 from ..rope import Rope, cos_sin
 from .attention import attend
@@ -141,8 +141,17 @@ class KernelOps:
     def from_host(self, x: NDArray[Any]) -> Array:
         return self.device.from_host(x.astype(self.hidden_dtype))
 
+    def as_hidden(self, x: NDArray[Any]) -> Array:
+        return self.device.from_host(x)
+
     def to_host(self, x: Array) -> NDArray[Any]:
         return np.asarray(self.device.to_host(x))
+
+    def require_memory(self, need: int, what: str) -> None:
+        """OutOfMemoryError, with both figures, if `need` bytes for `what` are not free on the device."""
+        free = self.device.free_bytes()
+        if need > free:
+            raise OutOfMemoryError(f"{what}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {self.device.name}")
 
     def place_matrix(self, weight: NDArray[np.float32]) -> Array:
         return self.gemm.place(weight)
@@ -163,23 +172,19 @@ def kernel_ops(device: Device, gemm: str, elements: int, what: str) -> KernelOps
     if gemm not in GEMMS:
         raise InputError(f"gemm is {gemm!r}, expected one of {', '.join(GEMMS)}")
     bytes_each = np.dtype(np.float32).itemsize if device.name == "emulator" and gemm != "kernel" else _BF16.itemsize
-    need, free = elements * bytes_each, device.free_bytes()
-    if need > free:
-        raise OutOfMemoryError(f"{what}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {device.name}")
-    if gemm == "kernel":
-        return KernelOps(device, KernelGemm(device))
-    if device.name == "emulator":
-        return KernelOps(device, BlasGemm())
-    return KernelOps(device, KernelGemm(device))
+    if gemm == "kernel" or device.name != "emulator":
+        ops = KernelOps(device, KernelGemm(device))
+    else:
+        ops = KernelOps(device, BlasGemm())
+    ops.require_memory(elements * bytes_each, what)
+    return ops
 
 
-def require_kernels(config: GemmaConfig, device: str) -> None:
-    """DeviceError, with the reason, if there are no kernels for this model."""
+def missing_kernels(config: GemmaConfig) -> str | None:
+    """What this model needs and no kernel does, in words; None if nothing is missing."""
     if config.generation == 4:
-        raise DeviceError(f"device {device!r}: there are no kernels for Gemma 4 yet; use device 'numpy'")
+        return "there are no kernels for Gemma 4 yet"
     for i, layer in enumerate(config.layers):
         if layer.head_dim not in HEAD_DIMS:
-            raise DeviceError(
-                f"device {device!r}: layer {i} has head_dim {layer.head_dim}, kernels have "
-                f"{', '.join(map(str, HEAD_DIMS))}; use device 'numpy'"
-            )
+            return f"layer {i} has head_dim {layer.head_dim}, kernels have {', '.join(map(str, HEAD_DIMS))}"
+    return None
