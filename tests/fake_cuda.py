@@ -32,6 +32,7 @@ HostArray = np.ndarray[Any, Any]
 DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 232448}
+PROPERTIES = {"name": b"NVIDIA Fake 9000 (80 GB)", "l2CacheSize": 64 * 1024}
 OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -100,6 +101,33 @@ class Stream:
                 machine.failure = f"{work.name}: {error}"
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
+
+
+class Event:
+    """cupy.cuda.Event: the machine's clock when what came before it in its stream is done."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._stream: Stream | None = None
+        self.time: float | None = None
+
+    def record(self, stream: Stream) -> None:
+        def read_clock() -> None:
+            self.time = self._machine.clock
+
+        self._stream, self.time = stream, None
+        stream.queue.append(Work("event", read_clock))
+
+    def synchronize(self) -> None:
+        assert self._stream is not None, "an event that nobody recorded"
+        self._stream.synchronize()
+
+
+def elapsed_time(begin: Event, end: Event) -> float:
+    """cupy.cuda.get_elapsed_time."""
+    if begin.time is None or end.time is None:
+        raise CUDARuntimeError("cudaErrorNotReady: device not ready")
+    return end.time - begin.time
 
 
 class DeviceArray:
@@ -232,6 +260,7 @@ class Machine:
         self.memory_left = self.memory = memory
         self.attributes = dict(ATTRIBUTES)
         self.failure: str | None = None
+        self.clock = 0.0  # milliseconds, moved on by work that says how long it takes
         self.device = 0
         self.streams = [Stream(self, 0)]
         self.current_streams = self.streams[:1]
@@ -283,7 +312,7 @@ class Machine:
                 if allocation in work.memory and stream is not allocation.stream:
                     self.failure = f"{work.name}: memory was freed while this waited for it in another stream"
 
-    def _pointed_to(self, pointer: int, dtype: str) -> tuple[Allocation, HostArray]:
+    def pointed_to(self, pointer: int, dtype: str) -> tuple[Allocation, HostArray]:
         for allocation in self.live:
             begin = allocation.data.ctypes.data
             if allocation.device == self.device and begin <= pointer < begin + max(allocation.data.nbytes, 1):
@@ -337,14 +366,18 @@ class Machine:
             elif not any(data):
                 args.append(None)
             else:
-                allocation, array = self._pointed_to(int.from_bytes(data, "little"), parameter["type"])
+                allocation, array = self.pointed_to(int.from_bytes(data, "little"), parameter["type"])
                 memory.append(allocation)
                 args.append(array)
         return args, memory
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *, bindings: bool = True) -> None:
         """Makes this machine what `import cupy` and, with `bindings`, `from cuda.bindings import driver` find."""
-        runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=self.device_count)
+        runtime = types.SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=self.device_count,
+            getDeviceProperties=lambda index: dict(PROPERTIES),
+        )
         cupy = types.ModuleType("cupy")
         cupy.__dict__.update(
             ndarray=DeviceArray,
@@ -352,7 +385,9 @@ class Machine:
             RawModule=lambda *, path: RawModule(self, path),
             cuda=types.SimpleNamespace(
                 Device=lambda index: Device(self, index),
+                Event=lambda: Event(self),
                 get_current_stream=lambda: self.stream,
+                get_elapsed_time=elapsed_time,
                 runtime=runtime,
                 driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
                 memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
