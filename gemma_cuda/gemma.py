@@ -207,7 +207,9 @@ class Gemma:
         if trim_sliding:
             cache.trim_sliding()
         if states is not None:
-            states[-1] = batch.unpack(self._ops.to_host(hidden))  # HuggingFace's convention: the last entry has passed the final norm
+            states[-1] = batch.unpack(
+                self._ops.to_host(hidden)
+            )  # HuggingFace's convention: the last entry has passed the final norm
         if every_row:
             hidden = self._ops.take(hidden, self._ops.index(np.flatnonzero(wanted)))
         logits = self._decoder.logits(hidden)
@@ -364,9 +366,7 @@ class Gemma:
         cache.extend(batch)
         return hidden, cache
 
-    def _place(
-        self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array
-    ) -> Array:
+    def _place(self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
         """[B, keep, …] of the values [M, …] of the wanted tokens, where they are."""
         if _is_in_place(batch, wanted, columns):
             return values.reshape(batch.batch_size, len(values) // batch.batch_size, *values.shape[1:])
@@ -451,9 +451,7 @@ def _placed(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] 
     return out
 
 
-def _hook(
-    batch: Batch, states: list[Array] | None, layer_hook: Hook | None, ops: ReferenceOps | KernelOps
-) -> Hook:
+def _hook(batch: Batch, states: list[Array] | None, layer_hook: Hook | None, ops: ReferenceOps | KernelOps) -> Hook:
     """The decoder's hook on packed tokens, out of the caller's on [B, S, E] and the collection of hidden states."""
 
     def hook(index: int, x: Array) -> Array | None:

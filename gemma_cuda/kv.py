@@ -227,7 +227,9 @@ class KVCache:
         tensors = {}
         for i, pair in enumerate(self):
             if pair is not None:
-                tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"] = (np.ascontiguousarray(self.memory.to_host(x)) for x in pair)
+                tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"] = (
+                    np.ascontiguousarray(self.memory.to_host(x)) for x in pair
+                )
         described = {
             "starts": self.starts.tolist(),
             "ends": self.ends.tolist(),

@@ -67,7 +67,12 @@ class Decoder:
         return self.ops.logits(hidden, self.weights.head, softcap=self.config.final_logit_softcapping)
 
     def forward(
-        self, x: Array, ids: NDArray[np.int64] | None, step: Step, layers_kv: Sequence[LayerKV | None], hook: Hook | None
+        self,
+        x: Array,
+        ids: NDArray[np.int64] | None,
+        step: Step,
+        layers_kv: Sequence[LayerKV | None],
+        hook: Hook | None,
     ) -> Array:
         """Last hidden state [M, E] of the kept tokens, after the final norm; K and V of all tokens go to `layers_kv`.
 

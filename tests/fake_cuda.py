@@ -33,6 +33,7 @@ DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 232448}
 COPY_ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
+PROPERTIES = {"name": b"NVIDIA Fake 9000 (80 GB)", "l2CacheSize": 64 * 1024}
 OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -101,6 +102,33 @@ class Stream:
                 machine.failure = f"{work.name}: {error}"
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
+
+
+class Event:
+    """cupy.cuda.Event: the machine's clock when what came before it in its stream is done."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._stream: Stream | None = None
+        self.time: float | None = None
+
+    def record(self, stream: Stream) -> None:
+        def read_clock() -> None:
+            self.time = self._machine.clock
+
+        self._stream, self.time = stream, None
+        stream.queue.append(Work("event", read_clock))
+
+    def synchronize(self) -> None:
+        assert self._stream is not None, "an event that nobody recorded"
+        self._stream.synchronize()
+
+
+def elapsed_time(begin: Event, end: Event) -> float:
+    """cupy.cuda.get_elapsed_time."""
+    if begin.time is None or end.time is None:
+        raise CUDARuntimeError("cudaErrorNotReady: device not ready")
+    return end.time - begin.time
 
 
 class DeviceArray:
@@ -241,6 +269,7 @@ class Machine:
         self.memory_left = self.memory = memory
         self.attributes = dict(ATTRIBUTES)
         self.failure: str | None = None
+        self.clock = 0.0  # milliseconds, moved on by work that says how long it takes
         self.device = 0
         self.streams = [Stream(self, 0)]
         self.current_streams = self.streams[:1]
@@ -292,7 +321,7 @@ class Machine:
                 if allocation in work.memory and stream is not allocation.stream:
                     self.failure = f"{work.name}: memory was freed while this waited for it in another stream"
 
-    def _pointed_to(self, pointer: int, dtype: str) -> tuple[Allocation, HostArray]:
+    def pointed_to(self, pointer: int, dtype: str) -> tuple[Allocation, HostArray]:
         for allocation in self.live:
             begin = allocation.data.ctypes.data
             if allocation.device == self.device and begin <= pointer < begin + max(allocation.data.nbytes, 1):
@@ -308,7 +337,7 @@ class Machine:
     ) -> None:  # fmt: skip
         """cudaMemcpy2DAsync from device to device."""
         assert kind == COPY_ON_DEVICE and stream == self.stream.ptr and width <= min(target_pitch, source_pitch)
-        (to, to_bytes), (of, of_bytes) = (self._pointed_to(pointer, "void") for pointer in (target, source))
+        (to, to_bytes), (of, of_bytes) = (self.pointed_to(pointer, "void") for pointer in (target, source))
 
         def run() -> None:
             for row in range(height):
@@ -360,7 +389,7 @@ class Machine:
             elif not any(data):
                 args.append(None)
             else:
-                allocation, array = self._pointed_to(int.from_bytes(data, "little"), parameter["type"])
+                allocation, array = self.pointed_to(int.from_bytes(data, "little"), parameter["type"])
                 memory.append(allocation)
                 args.append(array)
         return args, memory
@@ -372,6 +401,7 @@ class Machine:
             getDeviceCount=self.device_count,
             memcpy2DAsync=self.copy_rows,
             memcpyDeviceToDevice=COPY_ON_DEVICE,
+            getDeviceProperties=lambda index: dict(PROPERTIES),
         )
         cupy = types.ModuleType("cupy")
         cupy.__dict__.update(
@@ -381,7 +411,9 @@ class Machine:
             RawModule=lambda *, path: RawModule(self, path),
             cuda=types.SimpleNamespace(
                 Device=lambda index: Device(self, index),
+                Event=lambda: Event(self),
                 get_current_stream=lambda: self.stream,
+                get_elapsed_time=elapsed_time,
                 runtime=runtime,
                 driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
                 memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

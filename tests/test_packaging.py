@@ -49,7 +49,7 @@ def test_importing_the_package_is_light() -> None:
 def test_the_model_class_needs_none_of_the_heavy_packages() -> None:
     modules = import_in_a_fresh_process("import gemma_cuda; gemma_cuda.Gemma, gemma_cuda.open_checkpoint")
     assert "gemma_cuda.model" in modules
-    heavy = {"torch", "transformers", "jax", "cupy", "gguf", "tokenizers", "sentencepiece", "huggingface_hub"}
+    heavy = {"torch", "transformers", "jax", "cupy", "nvmath", "gguf", "tokenizers", "sentencepiece", "huggingface_hub"}
     assert not modules & heavy
 
 
@@ -78,7 +78,7 @@ def normalised(name: str) -> str:
 
 
 def test_the_dependencies_are_what_is_imported() -> None:
-    imported = third_party_imports("gemma_cuda") - {"torch", "transformers", "jax", "cupy", "cuda"}
+    imported = third_party_imports("gemma_cuda") - {"torch", "transformers", "jax", "cupy", "cuda", "nvmath"}
     assert imported == core_dependencies()
     assert imported == {normalised(name) for name in doctor.PACKAGES} | {"numpy"}
 
@@ -90,7 +90,7 @@ def core_dependencies() -> set[str]:
 def test_what_tests_and_benchmarks_import_is_installed_by_make() -> None:
     installed = core_dependencies() | {normalised(requirement.name) for requirement in closure("dev")}
     comes_with_pytest = {"packaging"}
-    distribution = {"cuda": "cuda-bindings"}
+    distribution = {"cuda": "cuda-bindings", "nvmath": "nvmath-python"}
     for folder in ("tests", "benchmarks", "examples"):
         imported = {distribution.get(name, name) for name in third_party_imports(folder)}
         assert imported <= installed | comes_with_pytest, folder

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +64,12 @@ class Cuda:
             self._gpu = cupy.cuda.Device(index)
             capability = self._gpu.compute_capability
             self.shared_bytes = int(self._gpu.attributes["MaxSharedMemoryPerBlockOptin"])
+            properties = cupy.cuda.runtime.getDeviceProperties(index)
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError(f"device 'cuda' cannot be used: {error}") from error
         self.compute_capability = int(capability[:-1]), int(capability[-1])
         self.architecture = architecture_of(self.compute_capability)
+        self.gpu_name, self.cache_bytes = properties["name"].decode(), int(properties["l2CacheSize"])
 
     @classmethod
     def named(cls, name: str, **options: Any) -> Cuda:
@@ -140,6 +142,29 @@ class Cuda:
 
         with self._gpu, self._reporting():
             cupy.cuda.get_current_stream().synchronize()
+
+    @property
+    def stream(self) -> int:
+        """The current stream, as CUDA's libraries take it."""
+        import cupy
+
+        return int(cupy.cuda.get_current_stream().ptr)
+
+    def current(self) -> AbstractContextManager[object]:
+        """`with cuda.current():` makes this GPU the one that CUDA's libraries use."""
+        return self._gpu
+
+    def elapsed(self, work: Callable[[], None]) -> float:
+        """Milliseconds that the GPU takes for what work() puts on the current stream, which is waited for."""
+        import cupy
+
+        with self._gpu, self._reporting():
+            stream, begin, end = cupy.cuda.get_current_stream(), cupy.cuda.Event(), cupy.cuda.Event()
+            begin.record(stream)
+            work()
+            end.record(stream)
+            end.synchronize()
+            return float(cupy.cuda.get_elapsed_time(begin, end))
 
     def launch(
         self,

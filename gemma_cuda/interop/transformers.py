@@ -31,7 +31,9 @@ def cache_to_transformers(cache: KVCache, config: Any = None) -> DynamicCache:
     out = DynamicCache() if config is None else DynamicCache(config=config.get_text_config())
     for i, pair in enumerate(cache):
         if pair is not None:
-            k, v = (torch.from_numpy(np.ascontiguousarray(cache.memory.to_host(x))).to(_TORCH[cache.dtype]) for x in pair)
+            k, v = (
+                torch.from_numpy(np.ascontiguousarray(cache.memory.to_host(x))).to(_TORCH[cache.dtype]) for x in pair
+            )
             out.update(k, v, i)
     return out
 
