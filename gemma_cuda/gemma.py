@@ -32,7 +32,11 @@ from .step import BatchStep, Kept
 from .weights import Progress, Weights, load_weights, weight_elements
 
 if TYPE_CHECKING:
+    from .prefill_graphs import Bucket, BucketReport, PrefillGraphs
     from .tokenizer import Tokenizer
+
+DEFAULT_LENGTHS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Tokens of the prompts that `Gemma.warmup` prepares."""
 
 _SCORE_ROWS = 64  # logits of a whole long prompt would not fit: 2048 tokens are 2 GB
 
@@ -71,6 +75,7 @@ class Gemma:
         self._host_ops = ReferenceOps(ops.precision)  # of what is done once per image, not per layer
         self._memory: Memory = HostMemory() if isinstance(ops, ReferenceOps) else ops.device
         self._decoder = Decoder(config, weights, ops)
+        self._graphs: PrefillGraphs | None = None
 
     @classmethod
     def from_pretrained(
@@ -144,6 +149,39 @@ class Gemma:
             ids.add(self.tokenizer.eos_token_id)
         return tuple(sorted(ids))
 
+    def warmup(
+        self,
+        lengths: Sequence[int] = DEFAULT_LENGTHS,
+        *,
+        batch_size: int = 1,
+        kv_rows: int = 2,
+        kv_capacity: int | None = None,
+        graphs: bool = True,
+        tune: bool = True,
+    ) -> list[BucketReport]:
+        """Prepares prefills on CUDA: compiles, allocates, and records one launch plan per length. Nothing else does.
+
+        A prompt then takes the plan of the smallest of `lengths` (in new tokens, of all rows together) that it fits,
+        which costs a copy of some KB and one graph launch. Up to batch_size rows at once; kv_rows caches of kv_capacity
+        tokens (None: twice the longest length) can be in use at once. What fits none of it runs launch by launch.
+        graphs=False starts the same launches one by one, to the same bits. tune: time cuBLASLt's algorithms for
+        products not seen on this GPU before, and remember the fastest.
+        Raises InputError, DeviceError on a device without graphs, OutOfMemoryError before anything is allocated.
+        """
+        from .device.cuda import Cuda
+        from .prefill_graphs import PrefillGraphs
+
+        if not isinstance(self._memory, Cuda):
+            raise DeviceError(f"warmup: there is nothing to prepare on device {self.device!r}, only on CUDA")
+        capacity = 2 * max(lengths, default=0) if kv_capacity is None else kv_capacity
+        _check_warmup(lengths, batch_size, kv_rows, capacity)
+        self._graphs = None  # the old one's memory can be used again
+        self._graphs = PrefillGraphs(
+            self._decoder, self._memory, lengths, batch_size=batch_size, kv_rows=kv_rows, kv_capacity=capacity,
+            graphs=graphs, tune=tune,
+        )  # fmt: skip
+        return self._graphs.report()
+
     def prefill(
         self,
         input_ids: str | Ids | None = None,
@@ -203,6 +241,12 @@ class Gemma:
         self._require_memory(batch, int(wanted.sum()))
         states: list[Array] | None = [] if output_hidden_states else None
         hook = _hook(batch, states, layer_hook, self._ops) if every_row else None
+        if hook is None and isinstance(columns, int) and columns == 1:
+            cache = past if past is not None else self._new_cache(batch.batch_size)
+            bucket = None if self._graphs is None else self._graphs.serves(batch, cache)
+            if self._graphs is not None and bucket is not None:
+                return self._replay(self._graphs, bucket, batch, cache, trim_sliding)
+            past = cache
         hidden, cache = self._forward(batch, past, np.ones(len(wanted), bool) if every_row else wanted, hook)
         if trim_sliding:
             cache.trim_sliding()
@@ -346,12 +390,33 @@ class Gemma:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
 
+    def _new_cache(self, batch_size: int) -> KVCache:
+        cache = None
+        if self._graphs is not None:
+            cache = self._graphs.cache_for(batch_size, self.fingerprint, self.dtype)
+        if cache is None:
+            cache = KVCache.empty(
+                self.config, batch_size, self.fingerprint, self.dtype, self._ops.hidden_dtype, self._memory
+            )
+        return cache
+
+    def _replay(
+        self, graphs: PrefillGraphs, bucket: Bucket, batch: Batch, cache: KVCache, trim_sliding: bool
+    ) -> PrefillOutput:
+        """The last token's outputs of each row, by launches recorded before."""
+        assert batch.input_ids is not None
+        hidden, logits = graphs.run(bucket, batch, multimodal.embeddable(self.config, batch.input_ids), cache)
+        cache.extend(batch)
+        if trim_sliding:
+            cache.trim_sliding()
+        return PrefillOutput(logits[:, None], hidden[:, None], cache)
+
     def _forward(
         self, batch: Batch, past: KVCache | None, wanted: NDArray[np.bool_], hook: Hook | None
     ) -> tuple[Array, KVCache]:
         """(last hidden state [M, E] of the wanted tokens, cache with all tokens in it)."""
         ops, dtype = self._ops, self._ops.hidden_dtype
-        cache = past or KVCache.empty(self.config, batch.batch_size, self.fingerprint, self.dtype, dtype, self._memory)
+        cache = past if past is not None else self._new_cache(batch.batch_size)
         if cache.memory is not self._memory:
             cache.place(self._memory, dtype)
         cache.reserve(max(cache.seq_length, int(batch.slots.max()) + 1))
@@ -385,6 +450,21 @@ class Gemma:
             self._ops.require_memory(need, what)
 
 
+def _check_warmup(lengths: Sequence[int], batch_size: int, kv_rows: int, capacity: int) -> None:
+    if not lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths):
+        raise InputError(f"warmup: lengths is {lengths!r}, expected numbers of tokens such as [16, 128, 1024]")
+    for name, value in (("batch_size", batch_size), ("kv_rows", kv_rows)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"warmup: {name} is {value!r}, expected an integer of at least 1")
+    if batch_size > kv_rows or batch_size > min(lengths):
+        raise InputError(
+            f"warmup: batch_size {batch_size} is more than kv_rows {kv_rows} or than the shortest of lengths, "
+            f"{min(lengths)}"
+        )
+    if capacity < max(lengths):
+        raise InputError(f"warmup: kv_capacity {capacity} is less than the longest of lengths, {max(lengths)}")
+
+
 def _precision(dtype: str, device: str) -> Precision:
     """The precision of a model on a device; InputError for a dtype that the device does not compute in."""
     on_kernels = device != "numpy"
@@ -398,15 +478,18 @@ def _ops(
     checkpoint: Checkpoint, working: Precision, name: str, device: Device | None, gemm: str
 ) -> ReferenceOps | KernelOps:
     """The ops of a model on a device (None: the one of that name), if its weights fit there."""
-    elements, what = weight_elements(checkpoint), f"the weights of {checkpoint.path.name} in {working.name}"
+    what = f"the weights of {checkpoint.path.name} in {working.name}"
     if name == "numpy":
         if gemm != "auto":
             raise InputError(f"gemm is {gemm!r}, but device 'numpy' has no kernels to choose from")
-        require_memory(elements * working.compute.itemsize, what)
-        return ReferenceOps(working)
+        reference = ReferenceOps(working)
+        require_memory(weight_elements(checkpoint, reference) * working.compute.itemsize, what)
+        return reference
     if (lacks := missing_kernels(checkpoint.config)) is not None:
         raise DeviceError(f"device {name!r}: {lacks}; use device 'numpy'")
-    return kernel_ops(device or open_device(name), gemm, elements, what)
+    ops = kernel_ops(device or open_device(name), gemm)
+    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
+    return ops
 
 
 def _kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:

@@ -86,6 +86,7 @@ class KVCache:
     # Bidirectional spans [begin, end) of each row: a cut inside one would leave keys that have seen what is gone.
     spans: list[list[tuple[int, int]]] = field(default_factory=list)
     memory: Memory = field(default_factory=HostMemory)
+    lease: object = None  # of rows in a KVPool, while the cache lies there
 
     @classmethod
     def empty(
@@ -104,6 +105,19 @@ class KVCache:
             shape = (batch_size, 0, layer.num_key_value_heads, layer.head_dim)
             own = layer.kv_source is None
             layers.append(LayerKV(memory.zeros(shape, compute), memory.zeros(shape, compute)) if own else None)
+        return cls.over(layers, config, batch_size, fingerprint, dtype, memory)
+
+    @classmethod
+    def over(
+        cls,
+        layers: list[LayerKV | None],
+        config: GemmaConfig,
+        batch_size: int,
+        fingerprint: str,
+        dtype: str,
+        memory: Memory,
+    ) -> KVCache:
+        """A cache of no tokens over storage that is there."""
         starts = np.zeros(batch_size, np.int32)
         windows = tuple(layer.sliding_window for layer in config.layers)
         spans: list[list[tuple[int, int]]] = [[] for _ in range(batch_size)]
@@ -149,6 +163,7 @@ class KVCache:
                 if used:
                     self.memory.copy(grown[:, :used], old)
                 setattr(stored, name, grown)
+            self.lease = None
 
     def extend(self, batch: Batch) -> None:
         """Takes up the tokens that a prefill has written; until this call they do not count."""
@@ -198,6 +213,7 @@ class KVCache:
             if drop > 0:
                 used = self.seq_length - stored.first_slot
                 stored.k, stored.v = (self._copied(array[:, drop:used]) for array in (stored.k, stored.v))
+                self.lease = None
                 stored.first_slot += drop
 
     def place(self, memory: Memory, dtype: np.dtype[Any]) -> None:
@@ -207,7 +223,7 @@ class KVCache:
                 stored.k, stored.v = (
                     memory.from_host(self.memory.to_host(x).astype(dtype)) for x in (stored.k, stored.v)
                 )
-        self.memory = memory
+        self.memory, self.lease = memory, None
 
     def copy(self) -> KVCache:
         """An independent copy."""

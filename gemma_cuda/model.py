@@ -58,8 +58,8 @@ class Decoder:
         # After this layer nothing writes K or V: only tokens whose output is asked for go on.
         self.last_kv_layer = max(i for i, layer in enumerate(config.layers) if layer.kv_source is None)
 
-    def embed(self, input_ids: NDArray[np.int64]) -> Array:
-        """x [N, E]: embedding rows of input_ids [N], times sqrt(E)."""
+    def embed(self, input_ids: Array) -> Array:
+        """x [N, E]: embedding rows of input_ids [N], on the host or placed by `ops.index`, times sqrt(E)."""
         return self.ops.embed(input_ids, self.weights.embed_tokens, scale=self.config.hidden_size**0.5)
 
     def logits(self, hidden: Array) -> Array:

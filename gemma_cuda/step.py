@@ -41,7 +41,7 @@ class BatchStep:
         self._ropes: dict[tuple[object, ...], Rope] = {}
         self._slots: dict[tuple[int, int], Array] = {}
         self._masks: dict[tuple[object, ...], Mask] = {}
-        self._kept_rows = ops.index(kept.rows) if self.narrow else None
+        self._kept_rows = ops.index(kept.rows)
 
     def rope(self, layer: LayerConfig, *, kept: bool) -> Rope:
         key = (layer.rope, layer.head_dim, kept)

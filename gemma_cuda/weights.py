@@ -83,10 +83,11 @@ class Placer(Protocol):
     """Puts weights where the ops read them; see ReferenceOps."""
 
     precision: Precision
+    takes_packed: bool
 
     def place_matrix(self, weight: Array) -> Array: ...
     def place_norm(self, weight: Array) -> Array: ...
-    def place_table(self, table: Array, matrix: Array) -> Array: ...
+    def place_table(self, table: Array, matrix: Array | None) -> Array: ...
 
 
 def load_weights(checkpoint: Checkpoint, ops: Placer, progress: Progress | None = None) -> Weights:
@@ -97,14 +98,15 @@ def load_weights(checkpoint: Checkpoint, ops: Placer, progress: Progress | None 
     return _Loader(checkpoint, ops, progress).load()
 
 
-def weight_elements(checkpoint: Checkpoint) -> int:
+def weight_elements(checkpoint: Checkpoint, ops: Placer) -> int:
     """How many numbers `load_weights` decodes."""
-    return sum(math.prod(checkpoint.shape(name)) for name in _decoded(checkpoint))
+    return sum(math.prod(checkpoint.shape(name)) for name in _decoded(checkpoint, ops))
 
 
-def _decoded(checkpoint: Checkpoint) -> list[str]:
+def _decoded(checkpoint: Checkpoint, ops: Placer) -> list[str]:
     """Names of the tensors that do not stay packed in their file."""
-    packed = {"embed_tokens_per_layer.weight"} if checkpoint.config.tie_word_embeddings else _PACKED
+    looked_up_only = ops.takes_packed and not checkpoint.config.tie_word_embeddings
+    packed = _PACKED if looked_up_only else {"embed_tokens_per_layer.weight"}
     return [name for name in checkpoint.config.weight_shapes() if name not in packed]
 
 
@@ -112,7 +114,7 @@ class _Loader:
     def __init__(self, checkpoint: Checkpoint, ops: Placer, progress: Progress | None) -> None:
         self.checkpoint, self.config, self.ops, self.precision = checkpoint, checkpoint.config, ops, ops.precision
         self.progress = progress
-        self.total = sum(map(checkpoint.nbytes, _decoded(checkpoint)))
+        self.total = sum(map(checkpoint.nbytes, _decoded(checkpoint, ops)))
         self.done = 0
 
     def load(self) -> Weights:
@@ -122,7 +124,11 @@ class _Loader:
             head = self.ops.place_matrix(table)
             embed: Array | Rows = self.ops.place_table(table, head)
         else:
-            head, embed = self.matrix("lm_head.weight"), self.checkpoint.rows("embed_tokens.weight")
+            head = self.matrix("lm_head.weight")
+            if self.ops.takes_packed:
+                embed = self.checkpoint.rows("embed_tokens.weight")
+            else:
+                embed = self.ops.place_table(self.read_matrix("embed_tokens.weight"), None)
         layers = tuple(self.layer(i, layer) for i, layer in enumerate(config.layers))
         per_layer = bool(config.hidden_size_per_layer_input)
         projection, projection_norm = self.projector()

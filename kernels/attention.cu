@@ -277,6 +277,7 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
   const int kv_head = blockIdx.x, heads = problem.heads_per_group;
   table += blockIdx.y * Work::kFields;
   const Work work(table);
+  if (work.rows == 0) return;  // a table may be longer than there is work
 
   q += work.first_token * problem.q.token + kv_head * heads * problem.q.head;
   if constexpr (Logit::kHasBias) bias += work.batch * problem.bias_batch + kv_head * heads * problem.bias_head;

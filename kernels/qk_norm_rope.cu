@@ -7,8 +7,8 @@
 //   template  D in {64, 128, 256, 512}; kNorm of q and k in {Raw: none, Times: · w, OnePlus: · (1 + w)}; kNormV: v is
 //             divided by its root mean square
 //   launch    grid (ceil(N (H + 2 KH) / heads_per_block<D>)), block kThreads
-//   index     token n turns by row positions[n] of cos and sin, its k and v go to row slots[n] of the caches; row n
-//             where there is no index
+//   index     token n turns by row positions[n] of cos and sin, its k and v go to row slots[n] of the caches, or
+//             nowhere if that is negative; row n where there is no index
 //   numerics  RMSNorm over D, then pairs (i, i + D / 2) with i < pairs turn, the others pass; rounded to T once
 //   cost      reads x once (a K that is also V twice), writes q and the new rows of the caches once; a token's
 //             angles and the weights are read again for every head, from L1
@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(kThreads, 8)
     target = q + (static_cast<int64_t>(token) * H + head) * D;
   } else {
     const int64_t slot = slots == nullptr ? token : slots[token];
+    if (slot < 0) return;
     target = is_value ? v_cache + (slot * KH + head) * D : k_cache + (slot * KH + head - H) * D;
   }
   store_rounded(target + first, low_values);

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 import itertools
 import json
 import math
@@ -32,7 +33,7 @@ HostArray = np.ndarray[Any, Any]
 DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 232448}
-COPY_ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
+COPY_TO_DEVICE, COPY_ON_DEVICE = 1, 3  # cudaMemcpyKind
 PROPERTIES = {"name": b"NVIDIA Fake 9000 (80 GB)", "l2CacheSize": 64 * 1024}
 OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
@@ -79,11 +80,24 @@ class Work:
 
 
 class Stream:
-    """A queue of work; the null stream has ptr 0."""
+    """A queue of work; the null stream has ptr 0. While it is captured, work goes to a graph."""
 
     def __init__(self, machine: Machine, ptr: int) -> None:
         self._machine, self.ptr = machine, ptr
         self.queue: list[Work] = []
+        self.captured: list[Work] | None = None
+
+    def put(self, work: Work) -> None:
+        (self.queue if self.captured is None else self.captured).append(work)
+
+    def begin_capture(self) -> None:
+        assert self.ptr != 0, "cudaErrorStreamCaptureUnsupported: the null stream cannot be captured"
+        self.captured = []
+
+    def end_capture(self) -> Graph:
+        assert self.captured is not None
+        graph, self.captured = Graph(self._machine, self.captured), None
+        return graph
 
     def __enter__(self) -> Stream:
         self._machine.current_streams.append(self)
@@ -94,6 +108,11 @@ class Stream:
 
     def synchronize(self) -> None:
         machine = self._machine
+        if self.captured is not None:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
+            )
+        machine.waits += 1
         while self.queue and machine.failure is None:
             work = self.queue.pop(0)
             try:
@@ -102,6 +121,22 @@ class Stream:
                 machine.failure = f"{work.name}: {error}"
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
+
+
+class Graph:
+    """cupy.cuda.Graph: work that is started as a whole; it holds no memory."""
+
+    def __init__(self, machine: Machine, works: list[Work]) -> None:
+        self._machine, self.works = machine, works
+
+    def launch(self) -> None:
+        machine = self._machine
+        machine.graphs_launched += 1
+        for work in self.works:
+            gone = [m for m in work.memory if not any(m is live for live in machine.live)]
+            if gone:
+                machine.failure = f"{work.name}: memory that the graph uses was freed"
+            machine.stream.put(work)
 
 
 class Event:
@@ -117,7 +152,7 @@ class Event:
             self.time = self._machine.clock
 
         self._stream, self.time = stream, None
-        stream.queue.append(Work("event", read_clock))
+        stream.put(Work("event", read_clock))
 
     def synchronize(self) -> None:
         assert self._stream is not None, "an event that nobody recorded"
@@ -131,21 +166,46 @@ def elapsed_time(begin: Event, end: Event) -> float:
     return end.time - begin.time
 
 
+class Memory:
+    """cupy.cuda.UnownedMemory, and what an array's own memory is: `size` bytes at `ptr`; owner: kept as long."""
+
+    def __init__(self, machine: Machine, ptr: int, size: int, owner: object, device_id: int) -> None:
+        self.machine, self.ptr, self.owner = machine, ptr, owner
+        allocation, data = machine.pointed_to(ptr, "void")
+        assert data.nbytes >= size and allocation.device == device_id
+        self.allocation = allocation
+
+
+class MemoryPointer:
+    """cupy.cuda.MemoryPointer."""
+
+    def __init__(self, mem: Memory, offset: int) -> None:
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+    def memset_async(self, value: int, size: int) -> None:
+        allocation, data = self.mem.machine.pointed_to(self.ptr, "void")
+        self.mem.machine.enqueue(Work("memset", lambda: data[:size].fill(value), [allocation]))
+
+
 class DeviceArray:
     """cupy.ndarray as far as the package may use it: views are free, values come and go by get and set only."""
 
-    def __init__(self, machine: Machine, host: HostArray, allocation: Allocation, owner: object) -> None:
-        self._machine, self._host, self._allocation, self._owner = machine, host, allocation, owner
+    def __init__(self, shape: Sequence[int], dtype: Any, memptr: MemoryPointer, strides: Any = None) -> None:
+        self._machine, self._allocation, self.data = memptr.mem.machine, memptr.mem.allocation, memptr
+        whole = self._allocation.data
+        offset = memptr.ptr - whole.ctypes.data if whole.size else 0
+        self._host = host = HostArray(tuple(shape), dtype, whole, offset, strides)
         self.shape, self.strides, self.dtype = host.shape, host.strides, host.dtype
         self.ndim, self.size, self.nbytes, self.itemsize = host.ndim, host.size, host.nbytes, host.itemsize
         self.flags = host.flags
-        self.data = types.SimpleNamespace(ptr=host.ctypes.data, memset_async=self._memset)
-        self.device = types.SimpleNamespace(id=allocation.device)
+        self.device = types.SimpleNamespace(id=self._allocation.device)
 
     def _view(self, host: HostArray) -> DeviceArray:
         if not np.shares_memory(host, self._allocation.data) and host.size:
             raise NotImplementedError("this needs a copy on the GPU")
-        return DeviceArray(self._machine, host, self._allocation, self._owner)
+        mem = self.data.mem
+        offset = host.ctypes.data - mem.ptr if host.size else 0
+        return DeviceArray(host.shape, host.dtype, MemoryPointer(mem, offset), host.strides)
 
     def __getitem__(self, key: Any) -> DeviceArray:
         return self._view(self._host[key] if isinstance(key, tuple) else self._host[key, ...])
@@ -155,11 +215,6 @@ class DeviceArray:
 
     def __array__(self, *args: object, **options: object) -> HostArray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
-
-    def _memset(self, value: int, size: int) -> None:
-        assert value == 0 and size == self.nbytes and self.flags.c_contiguous
-        host = self._host.reshape(-1).view(np.uint8)
-        self._machine.enqueue(Work("memset", lambda: host.fill(0), [self._allocation]))
 
     def transpose(self, *axes: int) -> DeviceArray:
         return self._view(self._host.transpose(*axes))
@@ -274,7 +329,10 @@ class Machine:
         self.streams = [Stream(self, 0)]
         self.current_streams = self.streams[:1]
         self.live: list[Allocation] = []
+        self.allocated = self.waits = 0  # how often somebody allocated memory of the GPU, or waited for it
         self.launched: list[str] = []
+        self.graphs_launched = 0
+        self.pinned: list[HostArray] = []
         self.overlaps: list[bool] = []  # the attributes of the last launch
         self._kernels: weakref.WeakValueDictionary[int, RawKernel] = weakref.WeakValueDictionary()
         self._handles = itertools.count(0x1000)
@@ -288,7 +346,7 @@ class Machine:
         return self.streams[-1]
 
     def enqueue(self, work: Work) -> None:
-        self.stream.queue.append(work)
+        self.stream.put(work)
 
     def register(self, kernel: RawKernel) -> int:
         handle = next(self._handles)
@@ -308,9 +366,11 @@ class Machine:
         host = self.emulator.empty(shape, dtype)
         allocation = Allocation(host.reshape(-1).view(np.uint8), self.device, self.stream)
         self.live.append(allocation)
+        self.allocated += 1
         owner = type("Owner", (), {})()
         weakref.finalize(owner, self._free, allocation).atexit = False
-        return DeviceArray(self, host, allocation, owner)
+        memory = Memory(self, host.ctypes.data, host.nbytes, owner, self.device)
+        return DeviceArray(shape, dtype, MemoryPointer(memory, 0))
 
     def _free(self, allocation: Allocation) -> None:
         """The next array of the same stream may get this memory: what waits there runs first, elsewhere it may not."""
@@ -345,6 +405,23 @@ class Machine:
 
         self.enqueue(Work("memcpy2D", run, [to, of]))
 
+    def copy_from_host(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        """cudaMemcpyAsync from pinned memory, which is read when its turn comes."""
+        assert kind == COPY_TO_DEVICE and stream == self.stream.ptr
+        (pinned,) = (p for p in self.pinned if p.ctypes.data <= source < p.ctypes.data + p.nbytes)
+        begin = source - pinned.ctypes.data
+        to, to_bytes = self.pointed_to(target, "void")
+
+        def run() -> None:
+            to_bytes[:size] = pinned[begin : begin + size]
+
+        self.enqueue(Work("memcpy", run, [to]))
+
+    def pin(self, size: int) -> HostArray:
+        """cupy.cuda.alloc_pinned_memory."""
+        self.pinned.append(np.empty(size, np.uint8))
+        return self.pinned[-1]
+
     def launch(self, config: LaunchConfig, function: int, parameters: int, extra: int) -> tuple[Status]:
         """cuLaunchKernelEx."""
         kernel = self._kernels.get(function)
@@ -370,7 +447,7 @@ class Machine:
             self.failure = f"{instance}: {error}"
         else:
             run = lambda: self.emulator.launch(instance, grid, block, shared_bytes, args)  # noqa: E731
-            stream.queue.append(Work(instance, run, memory))
+            stream.put(Work(instance, run, memory))
             self.launched.append(instance)
             self.overlaps = [attribute.value.programmaticStreamSerializationAllowed == 1 for attribute in config.attrs]
         return (Status.CUDA_SUCCESS,)
@@ -399,6 +476,8 @@ class Machine:
         runtime = types.SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=self.device_count,
+            memcpyAsync=self.copy_from_host,
+            memcpyHostToDevice=COPY_TO_DEVICE,
             memcpy2DAsync=self.copy_rows,
             memcpyDeviceToDevice=COPY_ON_DEVICE,
             getDeviceProperties=lambda index: dict(PROPERTIES),
@@ -411,8 +490,12 @@ class Machine:
             RawModule=lambda *, path: RawModule(self, path),
             cuda=types.SimpleNamespace(
                 Device=lambda index: Device(self, index),
-                Event=lambda: Event(self),
+                Event=lambda disable_timing=False: Event(self),
                 get_current_stream=lambda: self.stream,
+                Stream=lambda *, non_blocking: self.new_stream(),
+                UnownedMemory=functools.partial(Memory, self),
+                MemoryPointer=MemoryPointer,
+                alloc_pinned_memory=self.pin,
                 get_elapsed_time=elapsed_time,
                 runtime=runtime,
                 driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),

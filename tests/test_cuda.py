@@ -18,6 +18,7 @@ import pytest
 from gemma_cuda.device.compile import architecture_of
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.device.launch_plan import PreparedLaunch
 from gemma_cuda.errors import DeviceError, KernelError, LaunchError, OutOfMemoryError
 from tests.fake_cuda import DEFAULT_SHARED_BYTES, CUDADriverError, LaunchConfig, Machine, Status
 
@@ -224,13 +225,20 @@ def test_memory_freed_while_another_stream_waits_for_it_is_found(cuda: Cuda, mac
             cuda.synchronize()
 
 
+def prepared(kernel: Any, block: tuple[int, int, int], shared_bytes: int, values: list[bytes]) -> PreparedLaunch:
+    function = kernel.raw.kernel.ptr
+    return PreparedLaunch(
+        "kernel", function, (1, 1, 1), block, shared_bytes, values, overlap=False, describe=lambda: "its arguments"
+    )
+
+
 def test_a_pointer_to_freed_memory_is_found(cuda: Cuda, machine: Machine) -> None:
     x = cuda.from_host(floats(4))
     kernel = cuda._load("adds_one")
     address = struct.pack("<Q", cuda.address(x))
     del x
     gc.collect()
-    assert cuda._submit(kernel, (1, 1, 1), (4, 1, 1), 0, [address]) == Status.CUDA_SUCCESS
+    prepared(kernel, (4, 1, 1), 0, [address])(cuda.stream)
     with pytest.raises(KernelError, match="is not the address of memory in use on this GPU"):
         cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""Whole models on the CUDA device, on a fake GPU: the same bits as the emulator gives, and nothing but what CUDA has."""
+"""Whole models on the CUDA device, on a fake GPU: the bits of the emulator, launched one by one and as graphs."""
 
 from __future__ import annotations
 
@@ -39,3 +39,24 @@ def test_models_give_the_bits_of_the_emulator(name: str, machine: Machine) -> No
     gpu, emulator = (load(name, device, gemm="kernel") for device in (Cuda(), Emulator()))
     assert_same_bits(gpu, gpu.prefill(**prompt(name)), emulator.prefill(**prompt(name)))
     assert gpu.fingerprint == emulator.fingerprint
+
+
+GRAPHS = {"lengths": (8, 64, 160), "kv_rows": 3, "kv_capacity": 400}
+
+
+def text(name: str) -> dict[str, Any]:
+    """A prompt's arguments without logits_to_keep: of the last token, as graphs serve it."""
+    return {key: value for key, value in prompt(name).items() if key != "logits_to_keep"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_give_the_bits_of_launches_one_by_one(name: str, machine: Machine) -> None:
+    gpu, emulator = (load(name, device, gemm="kernel") for device in (Cuda(), Emulator()))
+    gpu.warmup(**GRAPHS)
+    launched = len(machine.launched)
+    y = gpu.prefill(**text(name))
+    assert machine.graphs_launched == 1 and len(machine.launched) == launched
+    assert_same_bits(gpu, y, emulator.prefill(**text(name)))
+    gpu.warmup(**GRAPHS, graphs=False)
+    assert_same_bits(gpu, gpu.prefill(**text(name)), emulator.prefill(**text(name)))
+    assert machine.graphs_launched == 1

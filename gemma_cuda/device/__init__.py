@@ -4,7 +4,7 @@ import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import DeviceError, InputError
+from ..errors import InputError
 from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ class Gemms:
         check_array(product, "out", out, (product.m, product.n), product.out_dtype, product.ldo)
         check_array(product, "x", x, (product.m, product.k), product.dtype, product.ldx)
         check_array(product, "weight", weight, (product.n, product.k), product.dtype, product.k)
-        with self._cuda.current():
-            plan.launch(out.data.ptr, x.data.ptr, weight.data.ptr, self._cuda.stream)
+        self._cuda.submit("gemm", partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr))
 
     def close(self) -> None:
         """Frees what cuBLASLt holds; plans cannot be made or launched any more."""

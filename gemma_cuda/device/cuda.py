@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +17,12 @@ import numpy as np
 
 from ..errors import DeviceError, KernelError, LaunchError, OutOfMemoryError
 from . import sources
+from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
 from .compile import CompiledKernel, architecture_of, compile_kernel
-from .protocol import Argument, Array, Dim
+from .launch_plan import LaunchPlan, Pinned, PreparedLaunch
+from .protocol import Argument, Array
+from .recorder import Launch
 
 if TYPE_CHECKING:
     import cupy
@@ -34,6 +40,13 @@ class _Kernel:
     raw: cupy.RawKernel
     most_threads: int | None
     shared_bytes: int = DEFAULT_SHARED_BYTES
+
+
+class _Place:
+    """Stands for the use of a place in an arena."""
+
+    def __init__(self, memory: Array) -> None:
+        self._memory = memory
 
 
 class Cuda:
@@ -57,6 +70,8 @@ class Cuda:
         self._kernels, self._cache = kernels, cache
         self._loaded: dict[str, _Kernel] = {}
         self._last = ""
+        self._plan: LaunchPlan | None = None
+        self._arena: tuple[Arena, Array] | None = None
         try:
             count = cupy.cuda.runtime.getDeviceCount()
             if not 0 <= index < count:
@@ -83,6 +98,8 @@ class Cuda:
         """Array of the given shape whose values are not defined; raises OutOfMemoryError."""
         import cupy
 
+        if self._arena is not None:
+            return self._in_arena(*self._arena, tuple(shape), np.dtype(dtype))
         with self._gpu:
             try:
                 return cupy.empty(tuple(shape), dtype)
@@ -92,6 +109,16 @@ class Cuda:
                 raise OutOfMemoryError(
                     f"cuda:{self.index}: {size:,} bytes asked for, {free:,} of {total:,} are free"
                 ) from error
+
+    def _in_arena(self, arena: Arena, memory: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        import cupy
+
+        size = math.prod(shape) * dtype.itemsize
+        begin = arena.take(size)
+        owner = _Place(memory)
+        arena.give_with(owner, begin)  # every view of the array holds it
+        place = cupy.cuda.UnownedMemory(memory.data.ptr + begin, size, owner, self.index)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(place, 0))
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of zeros, as of the current stream; raises OutOfMemoryError."""
@@ -190,18 +217,106 @@ class Cuda:
                 raise LaunchError(
                     f"{instance}: the block is {block_dim}, the kernel's launch bounds allow {most} threads"
                 )
-            values = self._pack(instance, kernel.compiled.parameters, args)
+            parameters = kernel.compiled.parameters
+            values = self._pack(instance, parameters, args)
             self._allow_shared_memory(kernel, shared_bytes)
-            status = self._submit(kernel, grid_dim, block_dim, shared_bytes, values, overlap=overlap)
-            if int(status) != 0:
-                given = ", ".join(_words(p, a) for p, a in zip(kernel.compiled.parameters, args, strict=True))
-                raise LaunchError(
-                    f"{instance}: CUDA refuses the launch with {status.name}: grid {grid_dim}, block {block_dim}, "
-                    f"{shared_bytes} bytes of shared memory, {kernel.compiled.resources}, arguments {given}"
-                )
-            self._last = instance
+            given, resources = [_facts(value) for value in args], kernel.compiled.resources
+            prepared = PreparedLaunch(
+                instance, kernel.raw.kernel.ptr, grid_dim, block_dim, shared_bytes, values, overlap=overlap,
+                describe=lambda: (
+                    f"grid {grid_dim}, block {block_dim}, {shared_bytes} bytes of shared memory, {resources}, "
+                    f"arguments {_words(parameters, given)}"
+                ),
+            )  # fmt: skip
+            self.submit(instance, prepared)
+
+    def load(self, launches: Sequence[Launch]) -> None:
+        """Compiles what is not in the cache, on all processors at once, and loads it all."""
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            compile_one = partial(
+                compile_kernel, architecture=self.architecture, kernels=self._kernels, cache=self._cache
+            )
+            list(pool.map(compile_one, [launch.instance for launch in launches]))
+        with self._gpu:
+            for launch in launches:
+                self._allow_shared_memory(self._load(launch.instance), launch.shared_bytes)
+
+    def submit(self, name: str, step: Callable[[int], None]) -> None:
+        """step(stream) starts something on the GPU: now, on the current stream, or when the plan is run."""
+        if self._plan is not None:
+            self._plan.add(name, step)
+            return
+        with self._gpu:
+            step(self.stream)
+            self._last = name
             if self.wait:
                 self.synchronize()
+
+    @contextmanager
+    def recording(self, arena: Arena, memory: Array) -> Iterator[LaunchPlan]:
+        """Within it launches go to the plan instead of the GPU, and arrays lie in `memory`, where the arena says.
+
+        memory: uint8, of the arena's size; the plan uses it whenever it runs.
+        """
+        if self._plan is not None:
+            raise DeviceError("a plan is being recorded already")
+        self._plan, self._arena = LaunchPlan(), (arena, memory)
+        try:
+            yield self._plan
+        finally:
+            self._plan = self._arena = None
+
+    def start(self, plan: LaunchPlan) -> None:
+        """Starts a plan's launches on the current stream."""
+        with self._gpu:
+            plan.start(self.stream)
+            self._last = "a plan"
+            if self.wait:
+                self.synchronize()
+
+    def capture(self, plan: LaunchPlan) -> cupy.cuda.Graph:
+        """The plan as a CUDA graph: graph.launch() starts all of it on the current stream."""
+        import cupy
+
+        with self._gpu, self._reporting(), cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            try:
+                plan.start(stream.ptr)
+            finally:
+                graph = stream.end_capture()
+        return graph
+
+    def launch_graph(self, graph: cupy.cuda.Graph) -> None:
+        """Starts a captured plan on the current stream."""
+        with self._gpu, self._reporting():
+            graph.launch()
+            self._last = "a graph"
+            if self.wait:
+                self.synchronize()
+
+    def pinned(self, size: int) -> Pinned:
+        """`size` bytes of the host's memory that the GPU can read by itself."""
+        import cupy
+
+        with self._gpu, self._reporting():
+            owner = cupy.cuda.alloc_pinned_memory(size)
+        return Pinned(np.frombuffer(owner, np.uint8, size), owner)
+
+    def upload(self, target: Array, source: Pinned) -> Callable[[], None]:
+        """Starts copying pinned bytes to a contiguous array; what it returns waits until the host may change them."""
+        import cupy
+
+        with self._gpu, self._reporting():
+            stream, event = cupy.cuda.get_current_stream(), cupy.cuda.Event(disable_timing=True)
+            cupy.cuda.runtime.memcpyAsync(
+                target.data.ptr,
+                source.data.ctypes.data,
+                target.nbytes,
+                cupy.cuda.runtime.memcpyHostToDevice,
+                stream.ptr,
+            )
+            event.record(stream)
+        return event.synchronize
 
     def _load(self, instance: str) -> _Kernel:
         import cupy
@@ -262,35 +377,6 @@ class Cuda:
             kernel.raw.max_dynamic_shared_size_bytes = shared_bytes
             kernel.shared_bytes = static + shared_bytes
 
-    def _submit(
-        self,
-        kernel: _Kernel,
-        grid: Dim,
-        block: Dim,
-        shared_bytes: int,
-        values: Sequence[bytes],
-        *,
-        overlap: bool = False,
-    ) -> Any:
-        """CUDA's status. The driver copies the arguments before it returns."""
-        import cupy
-        from cuda.bindings import driver
-
-        buffers = [ctypes.create_string_buffer(value, len(value)) for value in values]
-        addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
-        config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid
-        config.blockDimX, config.blockDimY, config.blockDimZ = block
-        config.sharedMemBytes = shared_bytes
-        config.hStream = cupy.cuda.get_current_stream().ptr
-        if overlap:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
-        (status,) = driver.cuLaunchKernelEx(config, kernel.raw.kernel.ptr, ctypes.addressof(addresses), 0)
-        return status
-
     @contextmanager
     def _reporting(self) -> Iterator[None]:
         """Turns what CUDA reports of kernels launched before into a KernelError."""
@@ -324,8 +410,18 @@ def _require() -> None:
         ) from error
 
 
-def _words(parameter: Parameter, value: Argument) -> str:
-    """An argument for an error message: "x = bfloat16[5, 640] at 0x7f00", "E = 640"."""
-    if parameter.kind != "pointer" or value is None:
-        return f"{parameter.name} = {value!r}"
-    return f"{parameter.name} = {value.dtype.name}{list(value.shape)} at {value.data.ptr:#x}"
+def _facts(value: Argument) -> Any:
+    """What an error message tells of an argument; it holds no memory of the GPU."""
+    if not hasattr(value, "dtype") or not hasattr(value, "data") or isinstance(value, np.generic):
+        return value
+    return value.dtype.name, tuple(value.shape), value.data.ptr
+
+
+def _words(parameters: Sequence[Parameter], given: Sequence[Any]) -> str:
+    """Arguments for an error message: "x = bfloat16[5, 640] at 0x7f00, E = 640"."""
+    return ", ".join(
+        f"{parameter.name} = {facts[0]}{list(facts[1])} at {facts[2]:#x}"
+        if isinstance(facts, tuple)
+        else f"{parameter.name} = {facts!r}"
+        for parameter, facts in zip(parameters, given, strict=True)
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .arena import Arena
 from .protocol import Argument, Array
 
 
@@ -25,18 +26,20 @@ class Launch:
 class Recorder:
     """A device whose `launches` say what was launched, in order.
 
-    shared_bytes: what a block of the GPU that is meant may have.
+    shared_bytes: what a block of the GPU that is meant may have. arena: where its arrays would lie.
     """
 
     name = "recorder"
 
-    def __init__(self, shared_bytes: int) -> None:
-        self.shared_bytes = shared_bytes
+    def __init__(self, shared_bytes: int, arena: Arena | None = None) -> None:
+        self.shared_bytes, self.arena = shared_bytes, arena
         self.launches: list[Launch] = []
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of any size that takes no memory: it has a shape and strides, but nothing may look at its elements."""
         element = np.empty(1, dtype)
+        if self.arena is not None:
+            self.arena.give_with(element, self.arena.take(math.prod(shape) * element.itemsize))
         steps = [element.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         return np.lib.stride_tricks.as_strided(element, tuple(shape), steps)
 

@@ -104,8 +104,7 @@ def plan_attention(
     tiling = choose_tiling(head_dim, int(queries.max(initial=0)) * group, device.shared_bytes, is_plain=is_plain)
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
     table, merges, partials = _split(tiles, split_keys)
-    spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
-    table = table[np.argsort(-spans, kind="stable")]  # the longest first: short blocks fill the gaps at the end
+    table = _longest_first(table)
     return AttentionPlan(
         key_begin=device.from_host(key_begin),
         key_end=device.from_host(key_end),
@@ -120,6 +119,40 @@ def plan_attention(
         keys=int(key_end.max(initial=0)),
         equal_queries=int(queries[0]) if len(queries) and (queries == queries[0]).all() else None,
     )
+
+
+def plan_of(
+    tables: tuple[Array, Array, Array], tiling: Tiling, *, group: int, head_dim: int, sequences: int
+) -> AttentionPlan:
+    """A plan over (key_begin, key_end [N], table [tiles, 7]) on the device, to be filled before it is used.
+
+    sequences: of the cache. Blocks of the table that have no rows do nothing; see `work_table`.
+    """
+    key_begin, key_end, table = tables
+    return AttentionPlan(
+        key_begin, key_end, table, None, 0, tiling, group, head_dim, len(key_begin), sequences, keys=0,
+        equal_queries=None,
+    )  # fmt: skip
+
+
+def most_tiles(tokens: int, sequences: int, group: int, tiling: Tiling) -> int:
+    """How many tiles `work_table` has at most for so many tokens of so many sequences."""
+    return -(-tokens * group // tiling.block_q) + sequences - 1
+
+
+def work_table(
+    key_begin: Int32, key_end: Int32, cu_seqlens: Int32, rows: NDArray[np.int64], group: int, tiling: Tiling
+) -> NDArray[np.int64]:
+    """[tiles, 7]: the blocks of a plan without split keys; rows [B]: of the cache that each sequence has."""
+    table, _, _ = _split(_tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q), None)
+    table[:, 0] = rows[table[:, 0]]
+    return _longest_first(table)
+
+
+def _longest_first(table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Blocks with the most keys first: short ones fill the gaps at the end."""
+    spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
+    return table[np.argsort(-spans, kind="stable")]
 
 
 def _check_ranges(key_begin: Int32, key_end: Int32, cu_seqlens: Int32) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import Rows
 from ..config import GemmaConfig, RopeConfig
 from ..device.protocol import Array, Device
 from ..errors import InputError, OutOfMemoryError
@@ -23,6 +22,8 @@ from .logits import softcap as cap_logits
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
 
+if TYPE_CHECKING:
+    from ..device.cuda import Cuda
 
 GEMMS = ("auto", "library", "kernel")
 _BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -30,7 +31,9 @@ _FEWEST_ANGLES, _MOST_ANGLES = 1024, 1 << 17  # positions of a rotary table on t
 
 
 class Gemm(Protocol):
-    """Who multiplies with weights."""
+    """Who multiplies with weights, each element of which takes `bytes_each` once it is placed."""
+
+    bytes_each: int
 
     def place(self, weight: NDArray[np.float32]) -> Array:
         """The weight [N, K], bfloat16 values in float32 on the host, as `product` takes it."""
@@ -42,6 +45,8 @@ class Gemm(Protocol):
 class BlasGemm:
     """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
 
+    bytes_each = 4
+
     def place(self, weight: NDArray[np.float32]) -> Array:
         return weight
 
@@ -51,6 +56,8 @@ class BlasGemm:
 
 class KernelGemm:
     """Products by kernels/linear.cu, on any device."""
+
+    bytes_each = 2
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -62,10 +69,52 @@ class KernelGemm:
         return linear(x, weight, device=self.device, out_dtype=out_dtype)
 
 
+class ShapeGemm:
+    """Products of which only the shapes are known: for a Recorder. shapes: (M, N, K, dtype of the product) of each."""
+
+    bytes_each = 2
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.shapes: list[tuple[int, int, int, np.dtype[Any]]] = []
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return weight
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        self.shapes.append((x.shape[0], weight.shape[0], x.shape[1], out_dtype))
+        return self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
+
+
+class LibraryGemm:
+    """Products by cuBLASLt."""
+
+    bytes_each = 2
+
+    def __init__(self, device: Cuda) -> None:
+        from ..device.cublaslt import Gemms
+
+        self.device, self.gemms = device, Gemms(device)
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return self.device.from_host(weight.astype(_BF16))
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        out = self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
+        plan = self.gemms.plan(x.shape[0], weight.shape[0], x.shape[1], x.dtype, out_dtype, ldx=_row_stride(x))
+        self.gemms.run(plan, out, x, weight)
+        return out
+
+    def tune(self, m: int, n: int, k: int, out_dtype: np.dtype[Any]) -> None:
+        """Finds the fastest algorithm for a product of contiguous rows, if it is not known yet."""
+        self.gemms.tune(m, n, k, _BF16, out_dtype)
+
+
 class KernelOps:
     """Ops in bfloat16 on a device; gemm: who multiplies with weights."""
 
     precision = BFLOAT16
+    takes_packed = False
     hidden_dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
     def __init__(self, device: Device, gemm: Gemm) -> None:
@@ -73,11 +122,9 @@ class KernelOps:
         self.index_dtype = np.dtype(np.int32)
         self._angles: dict[tuple[RopeConfig, int], tuple[Array, Array]] = {}
 
-    def embed(self, ids: NDArray[np.int64], table: Array | Rows, *, scale: float) -> Array:
-        if isinstance(table, Rows):  # still packed in its file: only the rows that are read are decoded
-            rows = table.gather(ids).astype(self.hidden_dtype)
-            ids, table = np.arange(len(ids)), self.device.from_host(rows)
-        return embed(self.index(ids), table, scale=scale, device=self.device)
+    def embed(self, ids: Array, table: Array, *, scale: float) -> Array:
+        placed = self.index(ids) if isinstance(ids, np.ndarray) else ids
+        return embed(placed, table, scale=scale, device=self.device)
 
     def linear(self, x: Array, weight: Array) -> Array:
         return self.gemm.product(x, weight, self.hidden_dtype)
@@ -159,25 +206,33 @@ class KernelOps:
     def place_norm(self, weight: NDArray[np.float32]) -> Array:
         return self.device.from_host(weight.astype(self.hidden_dtype))
 
-    def place_table(self, table: NDArray[np.float32], matrix: Array) -> Array:
-        return matrix if matrix.dtype == self.hidden_dtype else self.device.from_host(table.astype(self.hidden_dtype))
+    def place_table(self, table: NDArray[np.float32], matrix: Array | None) -> Array:
+        is_the_same = matrix is not None and matrix.dtype == self.hidden_dtype
+        return matrix if is_the_same else self.device.from_host(table.astype(self.hidden_dtype))
 
 
-def kernel_ops(device: Device, gemm: str, elements: int, what: str) -> KernelOps:
-    """KernelOps on a device that has room for `elements` weights; what: what they are, in words.
+def _row_stride(x: Array) -> int:
+    return int(x.strides[0] // x.dtype.itemsize if x.shape[0] > 1 else x.shape[1])
 
-    gemm: "library", "kernel" or "auto". Raises InputError for another, DeviceError where the library is not installed,
-    OutOfMemoryError.
+
+def kernel_ops(device: Device, gemm: str) -> KernelOps:
+    """KernelOps on a device.
+
+    gemm: "library", "kernel" or "auto". Raises InputError for another, DeviceError where the library is not installed.
     """
     if gemm not in GEMMS:
         raise InputError(f"gemm is {gemm!r}, expected one of {', '.join(GEMMS)}")
-    bytes_each = np.dtype(np.float32).itemsize if device.name == "emulator" and gemm != "kernel" else _BF16.itemsize
-    if gemm == "kernel" or device.name != "emulator":
-        ops = KernelOps(device, KernelGemm(device))
+    chosen: Gemm
+    if gemm == "kernel":
+        chosen = KernelGemm(device)
+    elif device.name == "emulator":
+        chosen = BlasGemm()
     else:
-        ops = KernelOps(device, BlasGemm())
-    ops.require_memory(elements * bytes_each, what)
-    return ops
+        from ..device.cuda import Cuda
+
+        assert isinstance(device, Cuda)
+        chosen = LibraryGemm(device)
+    return KernelOps(device, chosen)
 
 
 def missing_kernels(config: GemmaConfig) -> str | None:

@@ -43,7 +43,8 @@ def qk_norm_rope(
     q and k: RMSNorm over D where there are weights [D] (plus_one: they hold w of 1 + w), then RoPE: pairs (i, i + D/2)
     with i < `pairs` (None: all) turn by row positions[n] of cos and sin, float32 [P, D/2]; positions int32 [N], or None
     for row n. v: as it is, or divided by its root mean square (v_norm). k_cache, v_cache [rows, KH, D]; slots int32
-    [N], all different, or None for row n. Raises InputError before anything is launched.
+    [N], all different but for -1 (K and V of that token are not kept), or None for row n. Raises InputError before
+    anything is launched.
     """
     if x.ndim != 2:
         raise InputError(f"{_OP}: x is {list(x.shape)}, expected [N, (H + 2 KH) D]")
@@ -61,7 +62,8 @@ def qk_norm_rope(
     _check_weights(q_weight, k_weight, heads, kv_heads, head_dim, x, device)
     _check_index("positions", positions, tokens, "cos", cos.shape[0])
     if k_cache is not None:
-        _check_index("slots", slots, tokens, "k_cache", k_cache.shape[0])
+        kept = slots[slots != -1] if isinstance(slots, np.ndarray) and slots.ndim == 1 else slots
+        _check_index("slots", slots, tokens, "k_cache", k_cache.shape[0], kept)
     elif slots is not None:
         raise InputError(f"{_OP}: slots are given, but no k_cache and v_cache")
     if pairs is not None and not 0 <= pairs <= half:
@@ -134,9 +136,11 @@ def _check_weights(
             check_vectors(_OP, name, device.address(weight))
 
 
-def _check_index(name: str, index: Array | None, tokens: int, target: str, rows: int) -> None:
+def _check_index(
+    name: str, index: Array | None, tokens: int, target: str, rows: int, used: Array | None = None
+) -> None:
     if index is not None:
         check_int32(_OP, name, index, "N", (tokens,))
-        check_values(_OP, name, index, rows, target)
+        check_values(_OP, name, index if used is None else used, rows, target)
     elif tokens > rows:
         raise InputError(f"{_OP}: x has {tokens} tokens and no {name}, but {target} only {rows} rows")

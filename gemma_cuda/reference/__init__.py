@@ -24,6 +24,8 @@ from .rms_norm import add_norm, rms_norm
 class ReferenceOps:
     """The ops of this package at one precision, as the orchestrator calls them; `KernelOps` is the same on a device."""
 
+    takes_packed = True  # tables of which rows are looked up may stay packed in their file
+
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
         self.hidden_dtype = precision.compute
@@ -50,13 +52,14 @@ class ReferenceOps:
 
     def mask(
         self, key_begin: Array, key_end: Array, cu_seqlens: Array, *, group: int, head_dim: int, is_plain: bool
-    ) -> dict[str, Array]:
+    ) -> tuple[Array, Array, Array]:
         """The mask of key ranges [N] for `attend`."""
-        return {"key_begin": key_begin, "key_end": key_end, "cu_seqlens": cu_seqlens}
+        return key_begin, key_end, cu_seqlens
 
-    def attend(self, q: Array, k: Array, v: Array, *, mask: dict[str, Array], **options: Any) -> Array:
+    def attend(self, q: Array, k: Array, v: Array, *, mask: tuple[Array, Array, Array], **options: Any) -> Array:
         """`attention` under a mask that serves many layers."""
-        return self.attention(q, k, v, **mask, **options)
+        key_begin, key_end, cu_seqlens = mask
+        return self.attention(q, k, v, key_begin=key_begin, key_end=key_end, cu_seqlens=cu_seqlens, **options)
 
     def take(self, x: Array, rows: Array) -> Array:
         """x [N, …] at rows [M]."""
@@ -90,6 +93,6 @@ class ReferenceOps:
         """A norm's weight as the norms take it."""
         return weight
 
-    def place_table(self, table: Array, matrix: Array) -> Array:
+    def place_table(self, table: Array, matrix: Array | None) -> Array:
         """An embedding table as `embed` takes it; matrix: the same, if it has been placed as one."""
-        return matrix
+        return table

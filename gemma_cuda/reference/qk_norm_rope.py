@@ -32,7 +32,8 @@ def qk_norm_rope(
     x [N, (H + 2 KH) D] holds q | k | v of each token, or q | k with k_eq_v (V is the raw K), or q alone without caches
     (a layer that reads another's), or k | v alone with heads = 0.
     q and k: RMSNorm over D where there are weights [D] (plus_one: they hold w of 1 + w), then RoPE: the pairs
-    (i, i + D/2) turn by row positions[n] of cos, sin [P, D/2] (None: row n). v: as it is, or divided by its root mean square (v_norm).
+    (i, i + D/2) turn by row positions[n] of cos, sin [P, D/2] (None: by row n). v: as it is, or divided by its root
+    mean square (v_norm).
     k_cache, v_cache [rows, KH, D]; slots [N], all different.
     """
     head_dim = 2 * cos.shape[1]
