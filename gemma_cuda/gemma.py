@@ -241,7 +241,7 @@ class Gemma:
         self._require_memory(batch, int(wanted.sum()))
         states: list[Array] | None = [] if output_hidden_states else None
         hook = _hook(batch, states, layer_hook, self._ops) if every_row else None
-        if hook is None and isinstance(columns, int) and columns == 1:
+        if hook is None and np.array_equal(np.flatnonzero(wanted), batch.cu_seqlens[1:] - 1):
             cache = past if past is not None else self._new_cache(batch.batch_size)
             bucket = None if self._graphs is None else self._graphs.serves(batch, cache)
             if self._graphs is not None and bucket is not None:

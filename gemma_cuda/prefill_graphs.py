@@ -37,7 +37,8 @@ _STAGES = 3  # blocks of pinned memory: the host fills one while the GPU still r
 class BucketReport:
     """A prepared length. A shorter prompt costs as much as one of `tokens`; `shortest` takes this bucket, too.
 
-    launches: of kernels and products in one prefill. launches_per_layer: from one attention to the next, at most.
+    launches: of kernels and products in one prefill. launches_per_layer: of an inner layer; the last one has four more,
+    so that most of its work is done for the kept tokens only.
     """
 
     tokens: int
@@ -263,7 +264,7 @@ class PrefillGraphs:
         reports, shortest = [], 1
         for bucket in self.buckets:
             layers = [i for i, name in enumerate(bucket.plan.names) if name.startswith("attention<")]
-            per_layer = max(np.diff(layers), default=len(bucket.plan))
+            per_layer = min(np.diff(layers), default=len(bucket.plan))
             reports.append(BucketReport(bucket.tokens, shortest, len(bucket.plan), int(per_layer)))
             shortest = bucket.tokens + 1
         return reports

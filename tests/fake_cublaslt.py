@@ -265,7 +265,7 @@ class CublasLt:
             out[...] = (x.astype(np.float32) @ weight.astype(np.float32).T).astype(out.dtype)
             machine.clock += known.milliseconds
 
-        queue.queue.append(Work("matmul", run, [scratch, weight_at, x_at, out_at]))
+        queue.put(Work("matmul", run, [scratch, weight_at, x_at, out_at]))
         self.launched.append(known.number)
 
     def _check_product(self, handle: int, operation: int, a: int, b: int, c: int, d: int) -> None:

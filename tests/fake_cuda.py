@@ -264,6 +264,7 @@ class RawModule:
 
     def __init__(self, machine: Machine, path: str) -> None:
         self._machine = machine
+        machine.modules.append(path)
         self._cubin = Path(path).read_bytes()
         stem = path.rpartition("-")[0]
         self._record: dict[str, Any] = json.loads(Path(f"{stem}.json").read_text())
@@ -332,6 +333,7 @@ class Machine:
         self.allocated = self.waits = 0  # how often somebody allocated memory of the GPU, or waited for it
         self.launched: list[str] = []
         self.graphs_launched = 0
+        self.modules: list[str] = []
         self.pinned: list[HostArray] = []
         self.overlaps: list[bool] = []  # the attributes of the last launch
         self._kernels: weakref.WeakValueDictionary[int, RawKernel] = weakref.WeakValueDictionary()

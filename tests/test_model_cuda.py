@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,14 @@ import pytest
 import gemma_cuda
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.errors import DeviceError, InputError, OutOfMemoryError
+from tests.compare import assert_within_rule
+from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
 from tests.hf_models import build
-from tests.test_model_emulator import MODELS, SIZE, prompt
+from tests.test_model_emulator import MODELS, SIZE, numpy_model, prompt
+
+GRAPHS: dict[str, Any] = {"lengths": (2, 64, 160), "batch_size": 2, "kv_rows": 3, "kv_capacity": 400}
 
 
 @pytest.fixture
@@ -26,6 +32,16 @@ def load(name: str, device: Any, **options: Any) -> gemma_cuda.Gemma:
     return gemma_cuda.Gemma.from_pretrained(build(name, SIZE).path, device=device, **options)
 
 
+@functools.cache
+def emulator_model(name: str) -> gemma_cuda.Gemma:
+    return load(name, Emulator(), gemm="kernel")
+
+
+def text(name: str) -> dict[str, Any]:
+    """A prompt's arguments without logits_to_keep: of the last token, as graphs serve it."""
+    return {key: value for key, value in prompt(name).items() if key != "logits_to_keep"}
+
+
 def assert_same_bits(gpu: gemma_cuda.Gemma, y: Any, expected: Any) -> None:
     assert gpu.to_host(y.logits).tobytes() == expected.logits.tobytes()
     assert gpu.to_host(y.last_hidden_state).tobytes() == expected.last_hidden_state.tobytes()
@@ -36,27 +52,142 @@ def assert_same_bits(gpu: gemma_cuda.Gemma, y: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_give_the_bits_of_the_emulator(name: str, machine: Machine) -> None:
-    gpu, emulator = (load(name, device, gemm="kernel") for device in (Cuda(), Emulator()))
+    gpu, emulator = load(name, Cuda(), gemm="kernel"), emulator_model(name)
     assert_same_bits(gpu, gpu.prefill(**prompt(name)), emulator.prefill(**prompt(name)))
     assert gpu.fingerprint == emulator.fingerprint
-
-
-GRAPHS = {"lengths": (8, 64, 160), "kv_rows": 3, "kv_capacity": 400}
-
-
-def text(name: str) -> dict[str, Any]:
-    """A prompt's arguments without logits_to_keep: of the last token, as graphs serve it."""
-    return {key: value for key, value in prompt(name).items() if key != "logits_to_keep"}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_graphs_give_the_bits_of_launches_one_by_one(name: str, machine: Machine) -> None:
-    gpu, emulator = (load(name, device, gemm="kernel") for device in (Cuda(), Emulator()))
     gpu.warmup(**GRAPHS)
     launched = len(machine.launched)
     y = gpu.prefill(**text(name))
     assert machine.graphs_launched == 1 and len(machine.launched) == launched
     assert_same_bits(gpu, y, emulator.prefill(**text(name)))
+
+
+def test_launches_one_by_one_give_the_bits_of_a_graph(machine: Machine) -> None:
+    gpu = load("gemma3_text", Cuda(), gemm="kernel")
     gpu.warmup(**GRAPHS, graphs=False)
-    assert_same_bits(gpu, gpu.prefill(**text(name)), emulator.prefill(**text(name)))
-    assert machine.graphs_launched == 1
+    ids = build("gemma3_text", SIZE).ids()
+    assert_same_bits(gpu, gpu.prefill(ids), emulator_model("gemma3_text").prefill(ids))
+    assert machine.graphs_launched == 0
+
+
+def test_chunks_rows_and_decoding_share_the_graphs(machine: Machine) -> None:
+    gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
+    gpu.warmup(**GRAPHS)
+    ids = build("gemma2", SIZE).ids()[0].tolist()
+    ours, theirs = gpu.prefill([ids[:70], ids[:50]]), emulator.prefill([ids[:70], ids[:50]])
+    assert_same_bits(gpu, ours, theirs)
+    for chunk in ([ids[70:90], ids[50:101]], [[5], [7]], [[9], [3]]):
+        past = {"past_key_values": ours.past_key_values}, {"past_key_values": theirs.past_key_values}
+        ours, theirs = gpu.prefill(chunk, **past[0]), emulator.prefill(chunk, **past[1])
+        assert_same_bits(gpu, ours, theirs)
+    assert machine.graphs_launched == 4
+
+
+def test_what_fits_no_graph_runs_launch_by_launch(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    gpu.warmup(lengths=(32,), kv_capacity=40, kv_rows=2)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    first, second = gpu.prefill(ids[:30]), gpu.prefill(ids[:20])
+    assert machine.graphs_launched == 2
+    third = gpu.prefill(ids[:10])  # both caches are in use
+    longer = gpu.prefill(ids[:33])
+    assert machine.graphs_launched == 2
+    assert_same_bits(gpu, third, emulator.prefill(ids[:10]))
+    assert_same_bits(gpu, longer, emulator.prefill(ids[:33]))
+    # A cache that outgrows its place in the pool moves, and makes room for another.
+    grown = gpu.prefill(ids[30:45], past_key_values=first.past_key_values)
+    whole = emulator.prefill(ids[30:45], past_key_values=emulator.prefill(ids[:30]).past_key_values)
+    assert_same_bits(gpu, grown, whole)
+    assert_same_bits(gpu, gpu.prefill(ids[:10]), emulator.prefill(ids[:10]))
+    assert machine.graphs_launched == 3
+    assert_same_bits(gpu, second, emulator.prefill(ids[:20]))
+
+
+def test_many_prefills_may_wait_in_the_stream(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    gpu.warmup(lengths=(16,), kv_rows=8)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    prompts = [ids[i : i + 9 + i] for i in range(6)]
+    outputs = [gpu.prefill(p) for p in prompts]
+    for p, y in zip(prompts, outputs, strict=True):
+        assert_same_bits(gpu, y, emulator.prefill(p))
+
+
+def test_a_replay_waits_for_nothing_and_allocates_its_outputs_only(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CublasLt(machine).install(monkeypatch)
+    gpu = load("gemma3_text", Cuda())
+    gpu.warmup(**GRAPHS)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    gpu.prefill(ids)
+    before = machine.allocated, machine.waits, len(machine.modules)
+    outputs = [gpu.prefill(ids[:n]) for n in (150, 64)]
+    assert (machine.allocated, machine.waits, len(machine.modules)) == (before[0] + 4, *before[1:])
+    assert len(outputs) == 2
+
+
+def test_products_by_the_library_obey_the_rule(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    CublasLt(machine).install(monkeypatch)
+    gpu = load("gemma3_text", Cuda())
+    report = gpu.warmup(**GRAPHS)
+    assert [bucket.tokens for bucket in report] == [2, 64, 160] and [b.shortest for b in report] == [1, 3, 65]
+    layers = gpu.config.num_hidden_layers
+    ends = 3  # embedding, first norm, head
+    assert all(b.launches_per_layer == 9 and b.launches == 9 * layers + 4 + ends <= 10 * layers for b in report)
+    ids = build("gemma3_text", SIZE).ids()
+    r, b = (numpy_model("gemma3_text", dtype).prefill(ids) for dtype in ("float64", "bfloat16"))
+    one_by_one = load("gemma3_text", Cuda())
+    one_by_one.warmup(**GRAPHS, graphs=False)
+    logits = [model.to_host(model.prefill(ids).logits) for model in (gpu, one_by_one)]
+    assert logits[0].tobytes() == logits[1].tobytes()  # two models on one GPU
+    assert_within_rule(logits[0], r.logits, b.logits, dtype="bfloat16")
+
+
+def test_everything_else_a_prefill_can_do(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    assert gpu.score(ids[:20]).tobytes() == emulator.score(ids[:20]).tobytes()
+    y, expected = (
+        model.prefill([ids[:5], ids[:9]], logits_to_keep=0, output_hidden_states=True) for model in (gpu, emulator)
+    )
+    assert_same_bits(gpu, y, expected)
+    for ours, theirs in zip(y.hidden_states, expected.hidden_states, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    embeds = gpu.embed(ids[:12])
+    bias = np.where(np.tri(12), 0, -np.inf)[None, None]
+    y, expected = (model.prefill(inputs_embeds=embeds, attn_bias=bias) for model in (gpu, emulator))
+    assert_same_bits(gpu, y, expected)
+    branches = []
+    for model in (gpu, emulator):
+        cache = model.prefill(ids[:40]).past_key_values
+        cache.crop(30)
+        branches.append(model.prefill(ids[30:60], past_key_values=cache.copy(), trim_sliding=True))
+        assert cache.seq_length == 30
+    assert_same_bits(gpu, *branches)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": ()}, r"lengths is \(\), expected numbers of tokens"),
+        ({"lengths": (0, 16)}, r"lengths is \(0, 16\), expected"),
+        ({"batch_size": 0}, "batch_size is 0, expected an integer of at least 1"),
+        ({"lengths": (16,), "batch_size": 3}, "batch_size 3 is more than kv_rows 2"),
+        ({"lengths": (16,), "kv_capacity": 15}, "kv_capacity 15 is less than the longest of lengths, 16"),
+    ],
+)
+def test_warmup_refuses(machine: Machine, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load("gemma3_text", Cuda(), gemm="kernel").warmup(**options)
+
+
+def test_warmup_without_room_or_without_a_gpu(machine: Machine) -> None:
+    gpu = load("gemma3_text", Cuda(), gemm="kernel")
+    with pytest.raises(
+        OutOfMemoryError, match=r"KV caches of 100 x 1000000 tokens and the activations: needs [\d.]+ GB, "
+    ):
+        gpu.warmup(lengths=(16,), kv_rows=100, kv_capacity=1_000_000)
+    assert gpu.prefill([2, 5]).logits.shape == (1, 1, gpu.config.vocab_size)  # the model is as usable as before
+    with pytest.raises(DeviceError, match="warmup: there is nothing to prepare on device 'emulator'"):
+        emulator_model("gemma3_text").warmup()
