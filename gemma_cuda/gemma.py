@@ -222,6 +222,15 @@ class Gemma:
             raise InputError("token_type_ids and mm_token_type_ids are two names of one argument; give one")
         ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids
         past = past_key_values
+        others = (
+            inputs_embeds, attention_mask, position_ids, token_type_ids, mm_token_type_ids, attn_bias, layer_hook
+        )  # fmt: skip
+        is_text = isinstance(ids, list | np.ndarray) and all(x is None for x in others)
+        is_last = isinstance(logits_to_keep, int) and logits_to_keep == 1 and not (output_hidden_states or trim_sliding)
+        if self._graphs is not None and is_text and is_last and isinstance(past, KVCache | None):
+            quick = self._replay_text(self._graphs, ids, past)
+            if quick is not None:
+                return quick
         if past is not None:
             if not isinstance(past, KVCache):
                 raise CacheError(f"past_key_values is a {type(past).__name__}, expected a KVCache")
@@ -406,10 +415,27 @@ class Gemma:
         """The last token's outputs of each row, by launches recorded before."""
         assert batch.input_ids is not None
         hidden, logits = graphs.run(bucket, batch, multimodal.embeddable(self.config, batch.input_ids), cache)
-        cache.extend(batch)
         if trim_sliding:
             cache.trim_sliding()
-        return PrefillOutput(logits[:, None], hidden[:, None], cache)
+        return PrefillOutput(logits, hidden, cache)
+
+    def _replay_text(self, graphs: PrefillGraphs, input_ids: Ids, past: KVCache | None) -> PrefillOutput | None:
+        """The shortest way for one prompt of ids without images; None if it is not one, or no graph serves it."""
+        ids = np.asarray(input_ids) if len(input_ids) and not isinstance(input_ids[0], Sequence) else np.zeros(0)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (past is not None and past.batch_size != 1):
+            return None
+        if not len(ids) or ids.min() < 0 or ids.max() >= self._first_placeholder:
+            return None
+        cache = past if past is not None else self._new_cache(1)
+        outputs = graphs.run_text(ids, cache)
+        return None if outputs is None else PrefillOutput(outputs[1], outputs[0], cache)
+
+    @cached_property
+    def _first_placeholder(self) -> int:
+        """The lowest id that is no token's."""
+        config = self.config
+        placeholders = (config.image_token_id, config.video_token_id, config.audio_token_id)
+        return min([config.vocab_size, *(token for token in placeholders if token is not None)])
 
     def _forward(
         self, batch: Batch, past: KVCache | None, wanted: NDArray[np.bool_], hook: Hook | None

@@ -9,6 +9,7 @@ import numpy as np
 
 from .config import GemmaConfig
 from .kv import KVCache, LayerKV, Memory
+from .reference.precision import Array
 
 
 class Lease:
@@ -25,6 +26,7 @@ class KVPool:
         self.rows, self.capacity, self.memory = rows, capacity, memory
         self._config, self._taken = config, np.zeros(rows, bool)
         self.layers: list[LayerKV | None] = []
+        self._views: dict[tuple[int, int], list[tuple[Array, Array] | None]] = {}
         for layer in config.layers:
             shape = (rows, capacity, layer.num_key_value_heads, layer.head_dim)
             own = layer.kv_source is None
@@ -45,10 +47,10 @@ class KVPool:
         lease, rows = Lease(self, first, batch_size), slice(first, first + batch_size)
         self._taken[rows] = True
         weakref.finalize(lease, self._give, rows).atexit = False
-        cache = KVCache.over(
-            [None if kv is None else LayerKV(kv.k[rows], kv.v[rows]) for kv in self.layers],
-            self._config, batch_size, fingerprint, dtype, self.memory,
-        )  # fmt: skip
+        if (first, batch_size) not in self._views:
+            self._views[first, batch_size] = [None if kv is None else (kv.k[rows], kv.v[rows]) for kv in self.layers]
+        layers = [None if pair is None else LayerKV(*pair) for pair in self._views[first, batch_size]]
+        cache = KVCache.over(layers, self._config, batch_size, fingerprint, dtype, self.memory)
         cache.lease = lease
         return cache
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch
+from .batch import Batch, make_batch
 from .config import GemmaConfig, LayerConfig
 from .device.arena import Arena
 from .device.cuda import Cuda
@@ -30,6 +30,7 @@ from .ops.kernel_ops import KernelGemm, KernelOps, LibraryGemm, ShapeGemm
 from .reference.precision import Array
 from .rope import Rope
 
+_MOST_DESCRIBED = 256
 _STAGES = 3  # blocks of pinned memory: the host fills one while the GPU still reads another
 
 
@@ -126,8 +127,7 @@ class Bucket:
         self.plan: LaunchPlan
         self.graph: Any = None
         self.block: Array
-        self.hidden: Array
-        self.logits: Array
+        self.outputs: list[tuple[Array, Array]]  # (hidden [b, E], logits [b, V]) of b = 1, 2, ... prompts
 
     def kind_of(self, layer: LayerConfig) -> _MaskKind:
         group = self.config.num_attention_heads // layer.num_key_value_heads
@@ -232,14 +232,15 @@ class PrefillGraphs:
         for bucket, block in zip(self.buckets, blocks, strict=True):
             bucket.block = block
             with cuda.recording(Arena(self.arena_bytes), memory) as bucket.plan:
-                bucket.hidden, bucket.logits = bucket.launch_all(decoder, bucket.fields.of(block), self.pool)
+                outputs = bucket.launch_all(decoder, bucket.fields.of(block), self.pool)
+            bucket.outputs = [(outputs[0][:b], outputs[1][:b]) for b in range(1, batch_size + 1)]
             if graphs:
                 bucket.graph = cuda.capture(bucket.plan)
         largest = max(bucket.fields.size for bucket in self.buckets)
         self._stages = [cuda.pinned(largest * 4) for _ in range(_STAGES)]
         self._waits: list[Any] = [None] * _STAGES
         self._next = 0
-        self._described: dict[tuple[object, ...], NDArray[np.int32]] = {}
+        self._described: dict[tuple[int, ...], NDArray[np.int32]] = {}
 
     def _measure(self, blocks: Sequence[Array]) -> tuple[int, list[Launch], set[tuple[Any, ...]]]:
         """(bytes of the arena, launches of our kernels, shapes of products) of all buckets, without a GPU's help."""
@@ -287,10 +288,40 @@ class PrefillGraphs:
         return self.bucket(len(batch.row), batch.batch_size)
 
     def run(self, bucket: Bucket, batch: Batch, ids: NDArray[np.int64], cache: KVCache) -> tuple[Array, Array]:
-        """(hidden [B, E], logits [B, V]) of each prompt's last token, new arrays; K and V go to the cache."""
+        """(hidden [B, 1, E], logits [B, 1, V]) of each prompt's last token, new arrays; K and V go to the cache."""
         assert isinstance(cache.lease, Lease)
         self._start(bucket, bucket.describe(batch, cache.lease.first, self.pool.capacity), ids)
+        cache.extend(batch)
         return self._outputs(bucket, batch.batch_size)
+
+    def run_text(self, ids: NDArray[np.int32], cache: KVCache) -> tuple[Array, Array] | None:
+        """As `run`, for the next tokens [S] of one prompt without images; None if no bucket serves it.
+
+        What the block holds besides ids depends on few numbers, and is kept for the next prompt of the same ones.
+        """
+        lease, tokens = cache.lease, len(ids)
+        if not isinstance(lease, Lease) or lease.pool is not self.pool or lease.count != 1:
+            return None
+        begin, end = int(cache.starts[0]), int(cache.ends[0])
+        bucket = self.bucket(tokens, 1)
+        if bucket is None or end + tokens > self.pool.capacity:
+            return None
+        key = tokens, begin, end, lease.first
+        block = self._described.get(key)
+        if block is None:
+            block = bucket.describe(self._text(ids, cache if end else None), lease.first, self.pool.capacity)
+            if len(self._described) >= _MOST_DESCRIBED:
+                self._described.pop(next(iter(self._described)))
+            self._described[key] = block
+        self._start(bucket, block, ids)
+        cache.ends = np.array([end + tokens], np.int32)
+        return self._outputs(bucket, 1)
+
+    def _text(self, ids: NDArray[np.int32], past: KVCache | None) -> Batch:
+        return make_batch(
+            self._decoder.config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None,
+            token_type_ids=None, attn_bias=None, past=past,
+        )  # fmt: skip
 
     def _start(self, bucket: Bucket, block: NDArray[np.int32], ids: NDArray[Any]) -> None:
         stage = self._next
@@ -310,8 +341,8 @@ class PrefillGraphs:
     def _outputs(self, bucket: Bucket, batch_size: int) -> tuple[Array, Array]:
         """Copies, since the next prefill writes to the same memory."""
         copies = []
-        for array in (bucket.hidden, bucket.logits):
-            copy = self._cuda.empty((batch_size, *array.shape[1:]), array.dtype)
-            self._cuda.copy(copy, array[:batch_size])
+        for rows in bucket.outputs[batch_size - 1]:
+            copy = self._cuda.empty((batch_size, 1, rows.shape[1]), rows.dtype)
+            self._cuda.copy(copy, rows)
             copies.append(copy)
         return copies[0], copies[1]

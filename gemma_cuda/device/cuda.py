@@ -128,7 +128,7 @@ class Cuda:
         return array
 
     def copy(self, target: Array, source: Array) -> None:
-        """Copies source to target in the current stream; one shape and dtype, contiguous but for the first axis."""
+        """Copies source to target in the current stream; as many rows of as many bytes, each row contiguous."""
         import cupy
 
         row = source.nbytes // max(len(source), 1)
