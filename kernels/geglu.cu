@@ -4,24 +4,16 @@
 //   types     T in {bf16, half}; computed in fp32
 //   template  kVec elements per access, divides F and both strides
 //   launch    grid (ceil(N · F / (kVec · kThreads))), block kThreads
-//   numerics  gelu(z) = ½ z (1 + tanh u) = z / (1 + exp(-2 u)), u = √(2/π) (z + 0.044715 z³): one exponential, and no
-//             cancellation where z is negative; exp2_approx and the division are off by 2^-21 at most, which is far
-//             below T. y is rounded once
+//   numerics  gelu_tanh of common/gelu.cuh is off by 2^-21 at most, which is far below T. y is rounded once
 //   cost      reads gate and up once, writes y once
 //   source    Shazeer, arXiv:2002.05202; Hendrycks and Gimpel, arXiv:1606.08415
-#include <approx.cuh>
 #include <float16.cuh>
 #include <platform.cuh>
 
+#include "common/gelu.cuh"
 #include "common/vec.cuh"
 
 constexpr int kThreads = 256;
-
-__device__ __forceinline__ float gelu(float z) {
-  constexpr float kLinear = -2.302208198f;  // -2 √(2/π) / ln 2
-  const float exponent = z * (kLinear + kLinear * 0.044715f * (z * z));
-  return __fdividef(z, 1.0f + exp2_approx(exponent));  // 0 where the exponential is infinite
-}
 
 template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads)
@@ -34,6 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   V g = V::load(gate + row * gate_stride + column);
   const V u = V::load(up + row * up_stride + column);
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) g.element[i] = from_float<T>(gelu(to_float(g.element[i])) * to_float(u.element[i]));
+  for (int i = 0; i < kVec; ++i)
+    g.element[i] = from_float<T>(gelu_tanh(to_float(g.element[i])) * to_float(u.element[i]));
   g.store(y + static_cast<int64_t>(index) * kVec);
 }

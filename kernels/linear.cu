@@ -1,21 +1,32 @@
-// linear: y = x wᵀ, a matrix product on tensor cores.
-//   shapes    y [M, N] contiguous   x [M, K], rows x_stride apart   w [N, K], rows w_stride apart; K and both strides
-//             are multiples of 8
-//   types     T in {bf16, half}; Out in {T, float}; products exact, sums fp32
-//   template  kBlockM × kBlockN of a block's tile of y; kStages steps of kBlockK in shared memory; kVec elements of y
-//             per store, divides N
-//   launch    grid (ceil(M / kBlockM) · ceil(N / kBlockN)), block linear_threads(kBlockM), dynamic smem the larger of
-//             kStages · (kBlockM + kBlockN) · kBlockK · sizeof(T) and kBlockM · kBlockN · sizeof(Out) bytes
-//   numerics  each element sums its products in steps of 16 along K (inside a step as the tensor core does), whatever
-//             the tile: a row's bits do not depend on M. y is rounded once
-//   cost      2 M N K flops; x is read by ceil(N / kBlockN) blocks and w by ceil(M / kBlockM), mostly from L2
-//   source    the multistage pipeline of CUTLASS 2 for sm_80, with one barrier per step
+// linear: y = x wᵀ, a matrix product on tensor cores, and what follows it.
+//   shapes    y [M, N] contiguous   x [M, K], rows x_stride apart   w [N, K] ([2 N, K] with GeGlu: gate, then up), rows
+//             w_stride apart; K and both strides are multiples of 8   residual [M, N] contiguous
+//             partial [splits, M, columns of all tiles of w] and arrived [tiles], of zeros: used if splits > 1
+//   types     T in {bf16, half}; Out in {T, float}; products exact, sums and partial fp32
+//   template  kBlockM × kBlockN of a block's tile of x wᵀ; kStages steps of kBlockK in shared memory; kVec elements of
+//   y
+//             per store, divides N; Epilogue: Store; GeGlu: y = gelu(x gateᵀ) · (x upᵀ) (Out = T); Residual: y =
+//             residual + x wᵀ (Out = T); SoftCap: y = cap · tanh(x wᵀ / cap) (Out = float)
+//   launch    grid (ceil(M / kBlockM) · ceil(N / columns), splits), block linear_threads(kBlockM), dynamic smem the
+//             larger of kStages · (kBlockM + kBlockN) · kBlockK · sizeof(T) and kBlockM · kBlockN · sizeof(Out) bytes.
+//             columns: kBlockN, half of it with GeGlu. splits: 1 or ceil(K / (split_steps · kBlockK))
+//   numerics  each element sums its products in steps of 16 along K (inside a step as the tensor core does), anew for
+//             each split_steps · kBlockK of K, and then these sums in their order, whether or not blocks share them:
+//             a row's bits depend neither on M nor on the tile nor on splits. The product is rounded to Out, as without
+//             an epilogue; the epilogue rounds once more, to the bits that geglu, an addition and softcap would give
+//   cost      2 M N K flops; x is read by ceil(N / columns) blocks and w by ceil(M / kBlockM), mostly from L2; with
+//             splits > 1 partial is written and read once. arrived is zero again afterwards
+//   source    the multistage pipeline of CUTLASS 2 for sm_80, with one barrier per step; the last block adds up as in
+//             threadFenceReduction of NVIDIA's CUDA samples
 #include <async_copy.cuh>
 #include <float16.cuh>
 #include <mma.cuh>
 #include <platform.cuh>
 
+#include "common/gelu.cuh"
 #include "common/vec.cuh"
+
+enum Epilogue { Store, GeGlu, Residual, SoftCap };
 
 constexpr int kBlockK = 64;         // 128 bytes: a row of a tile touches every bank once
 constexpr int kChunk = 8;           // elements of 16 bytes
@@ -53,34 +64,108 @@ struct Tile {
   }
 };
 
-template <class T, class Out, int kBlockM, int kBlockN, int kStages, int kVec>
+// The sums of a warp's part of a tile: accumulator fragments, whose elements come in pairs of neighbouring columns.
+template <int kTilesM, int kTilesN>
+struct Sums {
+  float fragment[kTilesM][kTilesN][4] = {};
+
+  // Calls f(row, column, pair) for each pair, with its place in the warp's part.
+  template <class F>
+  __device__ __forceinline__ void each_pair(F f) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < kTilesM; ++m)
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          f(16 * m + 8 * half + lane / 4, 8 * n + lane % 4 * 2, &fragment[m][n][2 * half]);
+  }
+
+  // Adds those of `part` and makes them zero.
+  __device__ __forceinline__ void take(Sums& part) {
+#pragma unroll
+    for (int m = 0; m < kTilesM; ++m)
+#pragma unroll
+      for (int n = 0; n < kTilesN; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          fragment[m][n][i] += part.fragment[m][n][i];
+          part.fragment[m][n][i] = 0.0f;
+        }
+  }
+};
+
+// Leaves the sums of all blocks that share a tile, added in the order of K, with the last of these blocks to get here:
+// only there it returns true. partial: where this warp's part of the first split begins, in `rows` rows.
+template <class S>
+__device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, int rows, int64_t row_stride,
+                                       int64_t split_stride) {
+  sums.each_pair([&](int row, int column, float* pair) {
+    if (row < rows)
+      Vec<float, 2>{pair[0], pair[1]}.store(partial + blockIdx.y * split_stride + row * row_stride + column);
+  });
+  int* is_last = shared_memory<int>();
+  __syncthreads();  // the block's sums are written, and all are done with the stages
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *is_last = atomicAdd(arrived, 1) == static_cast<int>(gridDim.y) - 1;
+    if (*is_last) atomicExch(arrived, 0);
+    __threadfence();
+  }
+  __syncthreads();  // is_last is known, and the sums of other blocks are seen
+  if (!*is_last) return false;
+  sums.each_pair([&](int row, int column, float* pair) {
+    pair[0] = pair[1] = 0.0f;
+    if (row >= rows) return;
+    const float* from = partial + row * row_stride + column;
+#pragma unroll 4
+    for (int split = 0; split < static_cast<int>(gridDim.y); ++split) {
+      const auto part = Vec<float, 2>::load(from + split * split_stride);
+      pair[0] += part.element[0], pair[1] += part.element[1];
+    }
+  });
+  __syncthreads();  // all have read is_last, whose memory is used again
+  return true;
+}
+
+template <class T, class Out, int kBlockM, int kBlockN, int kStages, int kVec, Epilogue kEpilogue>
 __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
-    linear(Out* __restrict__ y, const T* __restrict__ x, const T* __restrict__ w, int M, int N, int K, int64_t x_stride,
-           int64_t w_stride) {
+    linear(Out* __restrict__ y, const T* __restrict__ x, const T* __restrict__ w, const Out* __restrict__ residual,
+           float* partial, int* arrived, int M, int N, int K, int64_t x_stride, int64_t w_stride, int split_steps,
+           float cap) {
   constexpr int kThreads = linear_threads(kBlockM), kWarpM = warp_rows(kBlockM), kWarpN = kBlockN / kWarpsN;
   constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8, kStage = (kBlockM + kBlockN) * kBlockK;
+  constexpr int kParts = kEpilogue == GeGlu ? 2 : 1, kColumns = kBlockN / kParts;  // of w, and of y in a tile
   static_assert(kTilesN % 2 == 0, "one ldmatrix brings two tiles of w");
   T* stages = shared_memory<T>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_m = warp / kWarpsN * kWarpM, warp_n = warp % kWarpsN * kWarpN;
-  const Tile tile(blockIdx.x, (M + kBlockM - 1) / kBlockM, (N + kBlockN - 1) / kBlockN);
-  const int first_m = tile.m * kBlockM, first_n = tile.n * kBlockN;
-  x += first_m * x_stride;
-  w += first_n * w_stride;
+  const int tiles_n = (N + kColumns - 1) / kColumns;
+  const Tile tile(blockIdx.x, (M + kBlockM - 1) / kBlockM, tiles_n);
+  const int first_m = tile.m * kBlockM, first_n = tile.n * kColumns;
+  const int first_k = gridDim.y == 1 ? 0 : blockIdx.y * split_steps * kBlockK;
+  const int depth = gridDim.y == 1 ? K : min(K - first_k, split_steps * kBlockK);
+  x += first_m * x_stride + first_k;
+  w += first_n * w_stride + first_k;
 
   const auto load = [&](int step) {
     T* stage = stages + step % kStages * kStage;
     const int k = step * kBlockK;
-    if (k < K) {
-      load_tile<kBlockM, kThreads>(stage, x + k, x_stride, M - first_m, K - k);
-      load_tile<kBlockN, kThreads>(stage + kBlockM * kBlockK, w + k, w_stride, N - first_n, K - k);
+    if (k < depth) {
+      load_tile<kBlockM, kThreads>(stage, x + k, x_stride, M - first_m, depth - k);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        load_tile<kColumns, kThreads>(stage + (kBlockM + part * kColumns) * kBlockK, w + part * N * w_stride + k,
+                                      w_stride, N - first_n, depth - k);
     }
     async_commit();  // an empty group, too, so that the groups count the steps
   };
   for (int step = 0; step < kStages - 1; ++step) load(step);
 
-  float sums[kTilesM][kTilesN][4] = {};
-  for (int step = 0; step * kBlockK < K; ++step) {
+  Sums<kTilesM, kTilesN> sums, split;
+  int steps_left = split_steps;
+  for (int step = 0; step * kBlockK < depth; ++step) {
     async_wait<kStages - 2>();
     __syncthreads();  // the step's tiles are there, and all are done with those that are overwritten next
     load(step + kStages - 1);
@@ -99,35 +184,51 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
       for (int m = 0; m < kTilesM; ++m) {
         uint32_t a[4];
         ldmatrix_x4(a, x_tile + place_of(16 * m + lane % 16, k / kChunk + lane / 16));
-        mma_row<T>(sums[m], a, b);
+        mma_row<T>(split.fragment[m], a, b);
       }
     }
+    if (--steps_left == 0) {
+      sums.take(split);
+      steps_left = split_steps;
+    }
   }
+  sums.take(split);
 
   async_wait<0>();  // empty groups; no copy may land in what follows
-  __syncthreads();  // all are done with the stages, which now take the tile of y
+  if (gridDim.y > 1) {
+    const int64_t row_stride = static_cast<int64_t>(tiles_n) * kBlockN;
+    partial += (first_m + warp_m) * row_stride + tile.n * kBlockN + warp_n;
+    if (!gather(sums, partial, arrived + blockIdx.x, M - first_m - warp_m, row_stride, M * row_stride)) return;
+  }
+  __syncthreads();  // all are done with the stages, which now take the tile
   // Columns are permuted by whole 16 bytes so that the rows of an accumulator fragment, which are stored together, meet
   // in no bank.
-  Out* y_tile = shared_memory<Out>();
+  Out* out_tile = shared_memory<Out>();
   constexpr int kElements = 16 / sizeof(Out);
-  const auto y_place = [&](int row, int column) {
+  const auto place = [&](int row, int column) {
     return row * kBlockN + ((column / kElements) ^ (row * (sizeof(Out) / 2) & 7)) * kElements + column % kElements;
   };
-#pragma unroll
-  for (int m = 0; m < kTilesM; ++m)
-#pragma unroll
-    for (int n = 0; n < kTilesN; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = warp_m + 16 * m + 8 * half + lane / 4, column = warp_n + 8 * n + lane % 4 * 2;
-        const Vec<Out, 2> pair = {from_float<Out>(sums[m][n][2 * half]), from_float<Out>(sums[m][n][2 * half + 1])};
-        pair.store(y_tile + y_place(row, column));
-      }
-  __syncthreads();  // the tile of y is whole
-  constexpr int kVectors = kBlockN / kVec;
+  sums.each_pair([&](int row, int column, const float* pair) {
+    const Vec<Out, 2> rounded = {from_float<Out>(pair[0]), from_float<Out>(pair[1])};
+    rounded.store(out_tile + place(warp_m + row, warp_n + column));
+  });
+  __syncthreads();  // the tile is whole
+  using V = Vec<Out, kVec>;
+  constexpr int kVectors = kColumns / kVec;
   for (int i = threadIdx.x; i < kBlockM * kVectors; i += kThreads) {
     const int row = i / kVectors, column = i % kVectors * kVec;
-    if (first_m + row < M && first_n + column < N)
-      Vec<Out, kVec>::load(y_tile + y_place(row, column)).store(y + int64_t(first_m + row) * N + first_n + column);
+    if (first_m + row >= M || first_n + column >= N) continue;
+    const int64_t at = static_cast<int64_t>(first_m + row) * N + first_n + column;
+    V v = V::load(out_tile + place(row, column)), other;
+    if constexpr (kEpilogue == GeGlu) other = V::load(out_tile + place(row, kColumns + column));
+    if constexpr (kEpilogue == Residual) other = V::load(residual + at);
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) {
+      const float z = to_float(v.element[j]);
+      if constexpr (kEpilogue == GeGlu) v.element[j] = from_float<Out>(gelu_tanh(z) * to_float(other.element[j]));
+      if constexpr (kEpilogue == Residual) v.element[j] = from_float<Out>(to_float(other.element[j]) + z);
+      if constexpr (kEpilogue == SoftCap) v.element[j] = from_float<Out>(cap * tanhf(z / cap));
+    }
+    v.store(y + at);
   }
 }

@@ -1,4 +1,5 @@
-// A libcuda.so.1 with one function, which tells Python what it was given: cuda-bindings itself can then be tested.
+// A libcuda.so.1 that tells Python what a launch was given: cuda-bindings itself can then be tested. nvmath-python asks
+// it for its version.
 #include <stddef.h>
 #include <string.h>
 
@@ -20,5 +21,10 @@ int cuGetProcAddress_v2(const char* name, void** address, int version, unsigned 
   *address = NULL;
   if (strcmp(name, "cuLaunchKernelEx") == 0) *address = (void*)launch;
   if (strcmp(name, "cuGetProcAddress") == 0) *address = (void*)cuGetProcAddress_v2;
+  return 0;
+}
+
+int cuDriverGetVersion(int* version) {
+  *version = 13000;
   return 0;
 }

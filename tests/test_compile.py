@@ -69,7 +69,9 @@ def test_the_published_models_launch_what_their_configurations_say() -> None:
     assert "rms_norm<bf16, 8, OnePlus, NormAdd, 96>" in instances  # 640 elements in 80 vectors
     assert not any("half" in instance or ", Add," in instance for instance in instances)
     assert "qk_norm_rope<bf16, 256, OnePlus, false>" in instances
-    assert "linear<bf16, float, 16, 64, 4, 4>" in instances  # the logits of one row
+    assert "linear<bf16, float, 16, 64, 4, 4, Store>" in instances  # the logits of one row
+    assert "linear<bf16, bf16, 64, 64, 4, 8, GeGlu>" in instances  # the MLP of 64 rows
+    assert not any("SoftCap" in instance or "Residual" in instance for instance in instances)
     assert {i for i in instances if i.startswith("attention<")} >= {"attention<bf16, 256, 64, 64, 1, Plain>"}
     gemma1 = {
         launch.instance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gemma_cuda.device.compile import ARCHITECTURES, compile_kernel
-from gemma_cuda.ops.linear import LARGE, MEDIUM, SMALL
+from gemma_cuda.ops.linear import TILINGS
 
 # Kernel -> instances, most registers: so that as many threads as the kernel's design counts on fit a multiprocessor.
 BUDGETS: dict[str, tuple[list[str], int]] = {
@@ -24,11 +24,15 @@ BUDGETS: dict[str, tuple[list[str], int]] = {
     "top_k": ([*(f"top_k<Logits, {vector}>" for vector in (1, 2, 4)), "top_k<Keys, 1>"], 128),
     "linear": (
         [
-            f"linear<{cpp}, {out}, {tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}>"
-            for cpp in ("bf16", "half")
-            for out, widest in ((cpp, 8), ("float", 4))
-            for tiling in (*SMALL, MEDIUM, LARGE)
-            for vector in (1, widest)
+            f"linear<{cpp}, {out}, {tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}, {epilogue}>"
+            for cpp, out, vector, epilogue, tilings in (
+                *(("bf16", "bf16", 8, epilogue, TILINGS) for epilogue in ("Store", "GeGlu", "Residual")),
+                *(("bf16", "float", 4, epilogue, TILINGS) for epilogue in ("Store", "SoftCap")),
+                ("half", "half", 8, "Store", TILINGS),
+                *(("half", "half", 1, epilogue, TILINGS[::4]) for epilogue in ("Store", "GeGlu", "Residual")),
+                ("half", "float", 1, "SoftCap", TILINGS[::4]),
+            )
+            for tiling in tilings
         ],
         255,
     ),

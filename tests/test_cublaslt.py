@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import re
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -431,3 +432,20 @@ def real_signatures() -> dict[str, int]:
     text = Path(str(declaration)).read_text()
     found = re.findall(r"^cpdef (?:\w+ )?(\w+)\((.*?)\)", text, re.MULTILINE)
     return {name: len([p for p in parameters.split(",") if p]) for name, parameters in found}
+
+
+def test_the_real_bindings_pass_on_what_they_are_given(tmp_path: Path) -> None:
+    """nvmath-python itself, on a libcublasLt and a libcuda of ours that live in host memory."""
+    tests = Path(__file__).parent
+    libraries = {"fake_libcuda.c": "libcuda.so.1", "fake_libcublaslt.c": "libcublasLt.so.13"}
+    for source, name in libraries.items():
+        flags = ["-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{name}"]
+        subprocess.run(["cc", *flags, "-o", str(tmp_path / name), str(tests / source)], check=True)
+    command = [sys.executable, "-m", "tests.bound_gemm", *(str(tmp_path / name) for name in libraries.values())]
+    done = subprocess.run(
+        [*command, str(tmp_path / "cache")], cwd=tests.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    refusal, launched, closed = done.stdout.splitlines()
+    assert refusal.startswith("gemm float16 [1, 8] · [8, 8]ᵀ to float16") and "NOT_SUPPORTED" in refusal
+    assert launched.split()[0] == "77" and int(launched.split()[1]) >= 6 and closed == "0"

@@ -12,7 +12,7 @@ from ..device.recorder import Launch, Recorder
 from . import attention, attention_plan, checks, embed, geglu, linear, logits, qk_norm_rope, rms_norm
 
 DTYPES = tuple(checks.CPP_TYPES)
-_ROWS = (1, 32, 256, 4096)  # tokens of a launch, one number for each choice that an op makes by them
+_ROWS = (1, 32, 64, 256, 4096)  # tokens of a launch, one number for each choice that an op makes by them
 
 
 def launches(configs: Iterable[GemmaConfig], dtypes: Iterable[str] = DTYPES, *, shared_bytes: int) -> list[Launch]:
@@ -73,11 +73,11 @@ def _ends(config: GemmaConfig, dtype: np.dtype[Any], device: Recorder) -> None:
     table = device.empty((config.vocab_size, config.hidden_size), dtype)
     embed.embed(np.zeros(1, np.int32), table, scale=1.0, device=device)
     for rows in _ROWS:
-        z = linear.linear(
-            device.empty((rows, config.hidden_size), dtype), table, device=device, out_dtype=np.dtype(np.float32)
-        )
-        if config.final_logit_softcapping is not None:
-            logits.softcap(z, config.final_logit_softcapping, device=device)
+        hidden, cap = device.empty((rows, config.hidden_size), dtype), config.final_logit_softcapping
+        z = linear.linear(hidden, table, device=device, out_dtype=np.dtype(np.float32))
+        if cap is not None:
+            logits.softcap(z, cap, device=device)
+            linear.linear(hidden, table, device=device, out_dtype=np.dtype(np.float32), softcap=cap)
         logits.argmax(z, device=device)
 
 
@@ -95,6 +95,12 @@ def _layer(config: GemmaConfig, layer: LayerConfig, dtype: np.dtype[Any], device
     for rows in _ROWS:
         for columns, depth in products:
             linear.linear(device.empty((rows, depth), dtype), device.empty((columns, depth), dtype), device=device)
+        hidden = device.empty((rows, width), dtype)
+        linear.linear_geglu(hidden, device.empty((2 * mlp, width), dtype), device=device)
+        if not config.post_norms:
+            for depth in (heads * head_dim, mlp):
+                x = device.empty((rows, depth), dtype)
+                linear.linear(x, device.empty((width, depth), dtype), device=device, residual=hidden)
         gate_up = device.empty((rows, 2 * mlp), dtype)
         geglu.geglu(gate_up[:, :mlp], gate_up[:, mlp:], device=device)
         if per_layer:

@@ -1,31 +1,35 @@
-"""Matrix product with a Linear's weight. Kernel: kernels/linear.cu."""
+"""Matrix product with a Linear's weight, and what follows it. Kernel: kernels/linear.cu."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, isfinite
 from typing import Any
 
 import numpy as np
 
 from ..device.protocol import Array, Device
 from ..errors import InputError
-from .checks import check_vectors, cpp_type, cpp_type16, row_stride
+from .checks import check_array, check_vectors, cpp_type, cpp_type16, row_stride
 
-_OP = "linear"
 _BLOCK_K = 64
 _K_MULTIPLE = 8  # elements of the 16 bytes that are copied at once
 _MOST_BLOCKS = 2**31 - 1
-_ENOUGH_BLOCKS = 128  # about the multiprocessors of a large GPU: fewer tiles than that leave some of them idle
+_MULTIPROCESSORS = 128  # about those of a large GPU
+_SPLIT_STEPS, _MOST_SPLITS = 4, 16  # a sum starts anew every 4 steps of _BLOCK_K, or more if that were too often
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Rows and columns of a block's tile of y, and steps of K in shared memory: at most 96 KiB of it."""
+    """Rows and columns of a block's tile of x · weightᵀ, and steps of K in shared memory.
+
+    split: blocks share K, too. Results do not depend on any of it.
+    """
 
     block_m: int
     block_n: int
     stages: int
+    split: bool = False
 
     @property
     def threads(self) -> int:
@@ -40,53 +44,152 @@ class Tiling:
         return max(stages, self.block_m * self.block_n * out_bytes)
 
 
-SMALL, MEDIUM, LARGE = (Tiling(16, 64, 4), Tiling(32, 64, 4)), Tiling(64, 128, 3), Tiling(128, 128, 3)
+SMALL, MEDIUM = (Tiling(16, 64, 4), Tiling(32, 64, 4), Tiling(64, 64, 4)), Tiling(64, 128, 3)
+LARGE, DEEP = Tiling(128, 128, 3), Tiling(128, 128, 4)  # 96 KiB, which every GPU has, and 128
+TILINGS = (*SMALL, MEDIUM, LARGE, DEEP)
 
 
-def choose_tiling(rows: int, columns: int) -> Tiling:
-    """The tile of a product [rows, columns]. Results do not depend on it."""
-    for tiling in SMALL:
-        if rows <= tiling.block_m:
-            return tiling
-    return LARGE if LARGE.blocks(rows, columns) >= _ENOUGH_BLOCKS else MEDIUM
+def choose_tiling(rows: int, columns: int, shared_bytes: int) -> Tiling:
+    """The tile of x · weightᵀ [rows, columns] where a block may have shared_bytes. Up to 64 rows it holds all of them.
+
+    What would keep less than two blocks on each multiprocessor is split along K.
+    """
+    tiling = next((small for small in SMALL if rows <= small.block_m), None)
+    if tiling is None:
+        large = DEEP if shared_bytes >= DEEP.shared_bytes(4) else LARGE
+        tiling = large if large.blocks(rows, columns) >= _MULTIPROCESSORS else MEDIUM
+    split = tiling.blocks(rows, columns) < 2 * _MULTIPROCESSORS
+    return Tiling(tiling.block_m, tiling.block_n, tiling.stages, split)
 
 
-def linear(x: Array, weight: Array, *, device: Device, out_dtype: Any = None, tiling: Tiling | None = None) -> Array:
+def split_steps(depth: int) -> int:
+    """Steps of 64 along K before a sum starts anew. K alone decides, since a row's bits depend on it."""
+    return _SPLIT_STEPS * -(-depth // (_SPLIT_STEPS * _BLOCK_K * _MOST_SPLITS))
+
+
+def split_counters(device: Device) -> Array:
+    """int32 zeros for the `counters` of linear and linear_geglu, which leave them zero.
+
+    Any number of launches share them, on one stream or on streams that wait for each other.
+    """
+    return device.from_host(np.zeros(2 * _MULTIPROCESSORS, np.int32))
+
+
+def linear(
+    x: Array,
+    weight: Array,
+    *,
+    device: Device,
+    out_dtype: Any = None,
+    residual: Array | None = None,
+    softcap: float | None = None,
+    tiling: Tiling | None = None,
+    counters: Array | None = None,
+) -> Array:
     """y [M, N] = x [M, K] · weight [N, K]ᵀ, summed in float32 and rounded once to out_dtype: x's (None) or float32.
 
     x and weight are bfloat16 or float16; K is a multiple of 8. Their rows are contiguous and may lie apart, by a
-    multiple of 8. A row of y has the same bits alone and among others. tiling: instead of the one that suits the
-    shape. Raises InputError before anything is launched.
+    multiple of 8. residual: [M, N] of x's dtype, contiguous: y is residual + the product, rounded again. softcap: y,
+    of out_dtype float32, is softcap · tanh(product / softcap). A row of y has the same bits alone and among others, and
+    as without these options followed by an addition or by softcap.
+    tiling: instead of the one that suits the shape. counters: of split_counters, made for this call if None.
+    Raises InputError before anything is launched.
     """
-    scalar = cpp_type16(_OP, "x", x)
-    for name, array, axes in (("x", x, "M, K"), ("weight", weight, "N, K")):
-        if array.ndim != 2:
-            raise InputError(f"{_OP}: {name} is {list(array.shape)}, expected [{axes}]")
-    (rows, depth), columns = x.shape, weight.shape[0]
-    if weight.shape[1] != depth:
-        raise InputError(f"{_OP}: weight is {list(weight.shape)}, expected [N, K] = [{columns}, {depth}]")
-    if weight.dtype != x.dtype:
-        raise InputError(f"{_OP}: weight is {weight.dtype.name}, expected {x.dtype.name} as x")
-    if depth == 0 or depth % _K_MULTIPLE:
-        raise InputError(f"{_OP}: x is {list(x.shape)}, expected [M, K] with K a multiple of {_K_MULTIPLE}")
-    strides = [row_stride(_OP, name, array) for name, array in (("x", x), ("weight", weight))]
-    for name, array, stride in zip(("x", "weight"), (x, weight), strides, strict=True):
-        check_vectors(_OP, name, device.address(array), stride * array.dtype.itemsize)
     dtype = x.dtype if out_dtype is None else np.dtype(out_dtype)
     if dtype not in (x.dtype, np.float32):
-        raise InputError(f"{_OP}: out_dtype is {dtype.name}, expected {x.dtype.name} or float32")
-    tiling = choose_tiling(rows, columns) if tiling is None else tiling
-    blocks = tiling.blocks(rows, columns)
-    if blocks > _MOST_BLOCKS:
-        raise InputError(f"{_OP}: y would be [{rows}, {columns}], more than {_MOST_BLOCKS} tiles")
+        raise InputError(f"linear: out_dtype is {dtype.name}, expected {x.dtype.name} or float32")
+    epilogue = "Store"
+    if softcap is not None:
+        epilogue = "SoftCap"
+        if not (isfinite(softcap) and softcap > 0):
+            raise InputError(f"linear: softcap is {softcap}, expected a positive number or None")
+        if dtype != np.float32 or residual is not None:
+            raise InputError("linear: softcap is for out_dtype float32, without a residual")
+    if residual is not None:
+        epilogue = "Residual"
+        if dtype != x.dtype:
+            raise InputError(f"linear: out_dtype is {dtype.name}, expected {x.dtype.name} with a residual")
+    return _launch("linear", epilogue, x, weight, dtype, residual, float(softcap or 0), tiling, counters, device)
 
+
+def linear_geglu(
+    x: Array, weight: Array, *, device: Device, tiling: Tiling | None = None, counters: Array | None = None
+) -> Array:
+    """y [M, F] = gelu_tanh(x · gateᵀ) · (x · upᵀ) of weight [2F, K]: gate, then up. The products are never stored.
+
+    dtypes, layouts and options as of linear; the bits are those of geglu of linear's product.
+    Raises InputError before anything is launched.
+    """
+    if weight.ndim == 2 and weight.shape[0] % 2:
+        raise InputError(f"linear_geglu: weight is {list(weight.shape)}, expected [2F, K]")
+    return _launch("linear_geglu", "GeGlu", x, weight, x.dtype, None, 0.0, tiling, counters, device)
+
+
+def _launch(
+    op: str,
+    epilogue: str,
+    x: Array,
+    weight: Array,
+    dtype: Any,
+    residual: Array | None,
+    cap: float,
+    tiling: Tiling | None,
+    counters: Array | None,
+    device: Device,
+) -> Array:
+    scalar = cpp_type16(op, "x", x)
+    strides = _check(op, x, weight, device)
+    (rows, depth), products = x.shape, weight.shape[0]
+    parts = 2 if epilogue == "GeGlu" else 1
+    columns = products // parts
+    tiling = choose_tiling(rows, products, device.shared_bytes) if tiling is None else tiling
+    tiles_n = -(-columns // (tiling.block_n // parts))
+    tiles = -(-rows // tiling.block_m) * tiles_n
+    if tiles > _MOST_BLOCKS:
+        raise InputError(f"{op}: y would be [{rows}, {columns}], more than {_MOST_BLOCKS} tiles")
+    vector = gcd(16 // dtype.itemsize, columns)
+    if residual is not None:
+        check_array(op, "residual", residual, "M, N", (rows, columns), x.dtype)
+        check_vectors(op, "residual", device.address(residual), vector_bytes=vector * dtype.itemsize)
+    steps = split_steps(depth)
+    splits = -(-depth // (steps * _BLOCK_K)) if tiling.split else 1
+    if splits > 1 and counters is not None:
+        _check_counters(op, counters, tiles)
     y = device.empty((rows, columns), dtype)
-    if blocks:
-        vector = gcd(16 // dtype.itemsize, columns)
-        out = cpp_type(_OP, "y", y)
-        device.launch(
-            f"linear<{scalar}, {out}, {tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}>",
-            (blocks,), (tiling.threads,), tiling.shared_bytes(dtype.itemsize),
-            [y, x, weight, rows, columns, depth, *strides],
-        )  # fmt: skip
+    if tiles == 0:
+        return y
+    partial, arrived = None, None
+    if splits > 1:
+        partial = device.empty((splits, rows, tiles_n * tiling.block_n), np.float32)
+        arrived = device.from_host(np.zeros(tiles, np.int32)) if counters is None else counters
+    shape = f"{tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}, {epilogue}"
+    device.launch(
+        f"linear<{scalar}, {cpp_type(op, 'y', y)}, {shape}>",
+        (tiles, splits), (tiling.threads,), tiling.shared_bytes(dtype.itemsize),
+        [y, x, weight, residual, partial, arrived, rows, columns, depth, *strides, steps, cap],
+    )  # fmt: skip
     return y
+
+
+def _check(op: str, x: Array, weight: Array, device: Device) -> list[int]:
+    """The row strides of x and weight; raises InputError unless the kernel can take both."""
+    for name, array, axes in (("x", x, "M, K"), ("weight", weight, "N, K")):
+        if array.ndim != 2:
+            raise InputError(f"{op}: {name} is {list(array.shape)}, expected [{axes}]")
+    depth, products = x.shape[1], weight.shape[0]
+    if weight.shape[1] != depth:
+        raise InputError(f"{op}: weight is {list(weight.shape)}, expected [N, K] = [{products}, {depth}]")
+    if weight.dtype != x.dtype:
+        raise InputError(f"{op}: weight is {weight.dtype.name}, expected {x.dtype.name} as x")
+    if depth == 0 or depth % _K_MULTIPLE:
+        raise InputError(f"{op}: x is {list(x.shape)}, expected [M, K] with K a multiple of {_K_MULTIPLE}")
+    strides = [row_stride(op, name, array) for name, array in (("x", x), ("weight", weight))]
+    for name, array, stride in zip(("x", "weight"), (x, weight), strides, strict=True):
+        check_vectors(op, name, device.address(array), stride * array.dtype.itemsize)
+    return strides
+
+
+def _check_counters(op: str, counters: Array, tiles: int) -> None:
+    if counters.ndim != 1 or counters.dtype != np.int32 or counters.shape[0] < tiles:
+        given = f"{counters.dtype.name} {list(counters.shape)}"
+        raise InputError(f"{op}: counters is {given}, expected int32 [{tiles} or more] as of split_counters")
