@@ -225,9 +225,10 @@ class Gemma:
         others = (
             inputs_embeds, attention_mask, position_ids, token_type_ids, mm_token_type_ids, attn_bias, layer_hook
         )  # fmt: skip
-        is_text = isinstance(ids, list | np.ndarray) and all(x is None for x in others)
+        is_text = all(x is None for x in others)
         is_last = isinstance(logits_to_keep, int) and logits_to_keep == 1 and not (output_hidden_states or trim_sliding)
-        if self._graphs is not None and is_text and is_last and isinstance(past, KVCache | None):
+        is_text = is_text and isinstance(past, KVCache | None)
+        if self._graphs is not None and is_text and is_last and isinstance(ids, list | np.ndarray):
             quick = self._replay_text(self._graphs, ids, past)
             if quick is not None:
                 return quick
@@ -419,9 +420,13 @@ class Gemma:
             cache.trim_sliding()
         return PrefillOutput(logits, hidden, cache)
 
-    def _replay_text(self, graphs: PrefillGraphs, input_ids: Ids, past: KVCache | None) -> PrefillOutput | None:
+    def _replay_text(
+        self, graphs: PrefillGraphs, input_ids: list[Any] | NDArray[Any], past: KVCache | None
+    ) -> PrefillOutput | None:
         """The shortest way for one prompt of ids without images; None if it is not one, or no graph serves it."""
-        ids = np.asarray(input_ids) if len(input_ids) and not isinstance(input_ids[0], Sequence) else np.zeros(0)
+        ids: NDArray[Any] = np.zeros(0)
+        if len(input_ids) and not isinstance(input_ids[0], Sequence):
+            ids = np.asarray(input_ids)
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or (past is not None and past.batch_size != 1):
             return None
         if not len(ids) or ids.min() < 0 or ids.max() >= self._first_placeholder:

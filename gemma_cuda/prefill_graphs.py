@@ -26,7 +26,7 @@ from .kv_pool import KVPool, Lease
 from .masks import Int32, key_range
 from .model import Decoder, Mask
 from .ops.attention_plan import Tiling, choose_tiling, most_tiles, plan_of, work_table
-from .ops.kernel_ops import KernelGemm, KernelOps, LibraryGemm, ShapeGemm
+from .ops.kernel_ops import KernelOps
 from .reference.precision import Array
 from .rope import Rope
 
@@ -224,9 +224,8 @@ class PrefillGraphs:
             pool_bytes + self.arena_bytes, f"KV caches of {kv_rows} x {kv_capacity} tokens and the activations"
         )
         cuda.load(launches)
-        if tune and isinstance(self._ops.gemm, LibraryGemm):
-            for product in products:
-                self._ops.gemm.tune(*product)
+        if tune:
+            self._ops.tune(products)
         self.pool = KVPool(config, cuda, kv_rows, kv_capacity, self._ops.hidden_dtype)
         memory = cuda.empty((self.arena_bytes,), np.uint8)
         for bucket, block in zip(self.buckets, blocks, strict=True):
@@ -250,14 +249,13 @@ class PrefillGraphs:
         for bucket, block in zip(self.buckets, blocks, strict=True):
             arena = Arena()
             recorder = Recorder(self._cuda.shared_bytes, arena)
-            by_kernel = isinstance(self._ops.gemm, KernelGemm)
-            gemm: KernelGemm | ShapeGemm = KernelGemm(recorder) if by_kernel else ShapeGemm(recorder)
-            decoder = Decoder(self._decoder.config, self._decoder.weights, KernelOps(recorder, gemm))
+            ops, noted = self._ops.for_recorder(recorder)
+            decoder = Decoder(self._decoder.config, self._decoder.weights, ops)
             outputs = bucket.launch_all(decoder, bucket.fields.of(block), self.pool)
             del outputs
             most = max(most, arena.peak)
             launches.update({launch.instance: launch for launch in recorder.launches})
-            products.update(gemm.shapes if isinstance(gemm, ShapeGemm) else ())
+            products.update(noted.shapes)
         return most, list(launches.values()), products
 
     def report(self) -> list[BucketReport]:
@@ -294,7 +292,7 @@ class PrefillGraphs:
         cache.extend(batch)
         return self._outputs(bucket, batch.batch_size)
 
-    def run_text(self, ids: NDArray[np.int32], cache: KVCache) -> tuple[Array, Array] | None:
+    def run_text(self, ids: NDArray[np.integer[Any]], cache: KVCache) -> tuple[Array, Array] | None:
         """As `run`, for the next tokens [S] of one prompt without images; None if no bucket serves it.
 
         What the block holds besides ids depends on few numbers, and is kept for the next prompt of the same ones.
@@ -317,7 +315,7 @@ class PrefillGraphs:
         cache.ends = np.array([end + tokens], np.int32)
         return self._outputs(bucket, 1)
 
-    def _text(self, ids: NDArray[np.int32], past: KVCache | None) -> Batch:
+    def _text(self, ids: NDArray[np.integer[Any]], past: KVCache | None) -> Batch:
         return make_batch(
             self._decoder.config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None,
             token_type_ids=None, attn_bias=None, past=past,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -17,97 +18,16 @@ from .attention import attend
 from .attention_plan import HEAD_DIMS, AttentionPlan, Int32, plan_attention
 from .embed import embed
 from .geglu import geglu
-from .linear import linear
+from .gemm import BlasGemm, Gemm, KernelGemm, LibraryGemm, MixedGemm, ShapeGemm
 from .logits import softcap as cap_logits
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
 
 if TYPE_CHECKING:
-    from ..device.cuda import Cuda
+    from ..device.recorder import Recorder
 
 GEMMS = ("auto", "library", "kernel")
-_BF16 = np.dtype(ml_dtypes.bfloat16)
 _FEWEST_ANGLES, _MOST_ANGLES = 1024, 1 << 17  # positions of a rotary table on the device
-
-
-class Gemm(Protocol):
-    """Who multiplies with weights, each element of which takes `bytes_each` once it is placed."""
-
-    bytes_each: int
-
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        """The weight [N, K], bfloat16 values in float32 on the host, as `product` takes it."""
-
-    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        """x [M, K] times the transpose of a placed weight [N, K], accumulated in float32 and rounded once."""
-
-
-class BlasGemm:
-    """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
-
-    bytes_each = 4
-
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        return weight
-
-    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        return np.matmul(x.astype(np.float32), weight.T).astype(out_dtype, copy=False)
-
-
-class KernelGemm:
-    """Products by kernels/linear.cu, on any device."""
-
-    bytes_each = 2
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        return self.device.from_host(weight.astype(_BF16))
-
-    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        return linear(x, weight, device=self.device, out_dtype=out_dtype)
-
-
-class ShapeGemm:
-    """Products of which only the shapes are known: for a Recorder. shapes: (M, N, K, dtype of the product) of each."""
-
-    bytes_each = 2
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.shapes: list[tuple[int, int, int, np.dtype[Any]]] = []
-
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        return weight
-
-    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        self.shapes.append((x.shape[0], weight.shape[0], x.shape[1], out_dtype))
-        return self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
-
-
-class LibraryGemm:
-    """Products by cuBLASLt."""
-
-    bytes_each = 2
-
-    def __init__(self, device: Cuda) -> None:
-        from ..device.cublaslt import Gemms
-
-        self.device, self.gemms = device, Gemms(device)
-
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        return self.device.from_host(weight.astype(_BF16))
-
-    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        out = self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
-        plan = self.gemms.plan(x.shape[0], weight.shape[0], x.shape[1], x.dtype, out_dtype, ldx=_row_stride(x))
-        self.gemms.run(plan, out, x, weight)
-        return out
-
-    def tune(self, m: int, n: int, k: int, out_dtype: np.dtype[Any]) -> None:
-        """Finds the fastest algorithm for a product of contiguous rows, if it is not known yet."""
-        self.gemms.tune(m, n, k, _BF16, out_dtype)
 
 
 class KernelOps:
@@ -130,12 +50,28 @@ class KernelOps:
         return self.gemm.product(x, weight, self.hidden_dtype)
 
     def gated(self, x: Array, weight: Array) -> Array:
-        gate_up = self.linear(x, weight)
-        width = len(weight) // 2
-        return geglu(gate_up[:, :width], gate_up[:, width:], device=self.device)
+        return self.gemm.gated(x, weight)
 
     def geglu(self, gate: Array, up: Array) -> Array:
         return geglu(gate, up, device=self.device)
+
+    def for_recorder(self, recorder: Recorder) -> tuple[KernelOps, ShapeGemm]:
+        """The same ops on a device that only records, and who notes the library's products there."""
+        noted = ShapeGemm(recorder)
+        by_kernel = KernelGemm(recorder)
+        gemm: Gemm = noted
+        if isinstance(self.gemm, KernelGemm):
+            gemm = by_kernel
+        elif isinstance(self.gemm, MixedGemm):
+            gemm = MixedGemm(by_kernel, noted)
+        return KernelOps(recorder, gemm), noted
+
+    def tune(self, shapes: Iterable[tuple[int, int, int, np.dtype[Any]]]) -> None:
+        """Finds the library's fastest algorithm for products [M, N] over K to a dtype, where it is not known yet."""
+        library = self.gemm.many if isinstance(self.gemm, MixedGemm) else self.gemm
+        if isinstance(library, LibraryGemm):
+            for shape in shapes:
+                library.tune(*shape)
 
     def rms_norm(self, x: Array, weight: Array | None, *, eps: float, plus_one: bool = False) -> Array:
         return rms_norm(x, weight, eps=eps, plus_one=plus_one, device=self.device)
@@ -211,28 +147,23 @@ class KernelOps:
         return matrix if is_the_same else self.device.from_host(table.astype(self.hidden_dtype))
 
 
-def _row_stride(x: Array) -> int:
-    return int(x.strides[0] // x.dtype.itemsize if x.shape[0] > 1 else x.shape[1])
-
-
 def kernel_ops(device: Device, gemm: str) -> KernelOps:
     """KernelOps on a device.
 
-    gemm: "library", "kernel" or "auto". Raises InputError for another, DeviceError where the library is not installed.
+    gemm: "library" (cuBLASLt, BLAS on the emulator), "kernel" (kernels/linear.cu), or "auto": the library, on CUDA for
+    products of more than 64 rows. Raises InputError for another, DeviceError where the library is not installed.
     """
     if gemm not in GEMMS:
         raise InputError(f"gemm is {gemm!r}, expected one of {', '.join(GEMMS)}")
-    chosen: Gemm
     if gemm == "kernel":
-        chosen = KernelGemm(device)
-    elif device.name == "emulator":
-        chosen = BlasGemm()
-    else:
-        from ..device.cuda import Cuda
+        return KernelOps(device, KernelGemm(device))
+    if device.name == "emulator":
+        return KernelOps(device, BlasGemm(device))
+    from ..device.cuda import Cuda
 
-        assert isinstance(device, Cuda)
-        chosen = LibraryGemm(device)
-    return KernelOps(device, chosen)
+    assert isinstance(device, Cuda)
+    library = LibraryGemm(device)
+    return KernelOps(device, library if gemm == "library" else MixedGemm(KernelGemm(device), library))
 
 
 def missing_kernels(config: GemmaConfig) -> str | None:

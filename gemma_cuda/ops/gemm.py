@@ -1,0 +1,148 @@
+"""Who multiplies with weights: NumPy's BLAS, our kernel, a GPU's library, or the latter two by the number of rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..device.protocol import Array, Device
+from .geglu import geglu
+from .linear import linear, linear_geglu, split_counters
+
+if TYPE_CHECKING:
+    from ..device.cuda import Cuda
+
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+_FEW_ROWS = 64
+
+
+class Gemm(Protocol):
+    """Who multiplies with weights, each element of which takes `bytes_each` once it is placed."""
+
+    bytes_each: int
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        """The weight [N, K], bfloat16 values in float32 on the host, as `product` takes it."""
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        """x [M, K] times the transpose of a placed weight [N, K], accumulated in float32 and rounded once."""
+
+    def gated(self, x: Array, weight: Array) -> Array:
+        """gelu(gate) · up [M, F] of the product with a placed gate | up [2F, K]."""
+
+
+class _WithGeglu:
+    """`gated` as a product and a kernel."""
+
+    device: Device
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        raise NotImplementedError
+
+    def gated(self, x: Array, weight: Array) -> Array:
+        gate_up = self.product(x, weight, x.dtype)
+        width = len(weight) // 2
+        return geglu(gate_up[:, :width], gate_up[:, width:], device=self.device)
+
+
+class BlasGemm(_WithGeglu):
+    """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
+
+    bytes_each = 4
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return weight
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        return np.matmul(x.astype(np.float32), weight.T).astype(out_dtype, copy=False)
+
+
+class KernelGemm:
+    """Products by kernels/linear.cu, on any device."""
+
+    bytes_each = 2
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.counters = device, split_counters(device)
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return self.device.from_host(weight.astype(_BF16))
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        return linear(x, weight, device=self.device, out_dtype=out_dtype, counters=self.counters)
+
+    def gated(self, x: Array, weight: Array) -> Array:
+        return linear_geglu(x, weight, device=self.device, counters=self.counters)
+
+
+class ShapeGemm(_WithGeglu):
+    """Products of which only the shapes are known: for a Recorder. shapes: (M, N, K, dtype of the product) of each."""
+
+    bytes_each = 2
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.shapes: list[tuple[int, int, int, np.dtype[Any]]] = []
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return weight
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        self.shapes.append((x.shape[0], weight.shape[0], x.shape[1], out_dtype))
+        return self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
+
+
+class LibraryGemm(_WithGeglu):
+    """Products by cuBLASLt."""
+
+    bytes_each = 2
+
+    def __init__(self, device: Cuda) -> None:
+        from ..device.cublaslt import Gemms
+
+        self.device, self.gemms = device, Gemms(device)
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return self.device.from_host(weight.astype(_BF16))
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        out = self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
+        plan = self.gemms.plan(x.shape[0], weight.shape[0], x.shape[1], x.dtype, out_dtype, ldx=_row_stride(x))
+        self.gemms.run(plan, out, x, weight)
+        return out
+
+    def tune(self, m: int, n: int, k: int, out_dtype: np.dtype[Any]) -> None:
+        """Finds the fastest algorithm for a product of contiguous rows, if it is not known yet."""
+        self.gemms.tune(m, n, k, _BF16, out_dtype)
+
+
+class MixedGemm:
+    """Products of few rows by kernels/linear.cu, which reads a weight once and applies GeGLU as it goes; others by
+    `many`."""
+
+    bytes_each = 2
+
+    def __init__(self, few: KernelGemm, many: LibraryGemm | ShapeGemm) -> None:
+        self.few, self.many = few, many
+
+    def place(self, weight: NDArray[np.float32]) -> Array:
+        return self.few.place(weight)
+
+    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
+        return self._by(x).product(x, weight, out_dtype)
+
+    def gated(self, x: Array, weight: Array) -> Array:
+        return self._by(x).gated(x, weight)
+
+    def _by(self, x: Array) -> KernelGemm | LibraryGemm | ShapeGemm:
+        return self.few if x.shape[0] <= _FEW_ROWS else self.many
+
+
+def _row_stride(x: Array) -> int:
+    return int(x.strides[0] // x.dtype.itemsize if x.shape[0] > 1 else x.shape[1])
