@@ -25,6 +25,7 @@ from .kv import HostMemory, KVCache, Memory
 from .memory import require_memory
 from .model import Decoder, Hook
 from .ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
+from .outputs import decoder_hook, is_in_place, kept_columns, placed
 from .reference import ReferenceOps
 from .reference.precision import BFLOAT16, Array, Precision, precision
 from .sampling import Sampler
@@ -247,10 +248,10 @@ class Gemma:
             past=past,
         )
         every_row = output_hidden_states or layer_hook is not None
-        wanted, columns = _kept_columns(batch, logits_to_keep)
+        wanted, columns = kept_columns(batch, logits_to_keep)
         self._require_memory(batch, int(wanted.sum()))
         states: list[Array] | None = [] if output_hidden_states else None
-        hook = _hook(batch, states, layer_hook, self._ops) if every_row else None
+        hook = decoder_hook(batch, states, layer_hook, self._ops) if every_row else None
         if hook is None and np.array_equal(np.flatnonzero(wanted), batch.cu_seqlens[1:] - 1):
             cache = past if past is not None else self._new_cache(batch.batch_size)
             bucket = None if self._graphs is None else self._graphs.serves(batch, cache)
@@ -464,9 +465,9 @@ class Gemma:
 
     def _place(self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
         """[B, keep, …] of the values [M, …] of the wanted tokens, where they are."""
-        if _is_in_place(batch, wanted, columns):
+        if is_in_place(batch, wanted, columns):
             return values.reshape(batch.batch_size, len(values) // batch.batch_size, *values.shape[1:])
-        return self._memory.from_host(_placed(batch, wanted, columns, self._ops.to_host(values)))
+        return self._memory.from_host(placed(batch, wanted, columns, self._ops.to_host(values)))
 
     def _require_memory(self, batch: Batch, kept: int) -> None:
         config, size = self.config, np.dtype(self._ops.hidden_dtype).itemsize
@@ -521,68 +522,3 @@ def _ops(
     ops = kernel_ops(device or open_device(name), gemm)
     ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
     return ops
-
-
-def _kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:
-    """(bool [N]: whose outputs are wanted, the output's columns: their count, or the caller's columns [K])."""
-    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int | np.integer):
-        columns = np.asarray(logits_to_keep)
-        if columns.ndim != 1 or columns.dtype.kind not in "iu" or len(columns) == 0:
-            raise InputError(f"logits_to_keep is {logits_to_keep!r}, expected an integer of at least 0 or columns [K]")
-        if columns.min() < -batch.seq_len or columns.max() >= batch.seq_len:
-            raise InputError(f"logits_to_keep: a column is outside the prompt's {batch.seq_len}")
-        columns = columns.astype(np.int64) % batch.seq_len
-        return np.isin(batch.column, columns), columns
-    if logits_to_keep < 0:
-        raise InputError(f"logits_to_keep is {logits_to_keep}, expected an integer of at least 0 or columns [K]")
-    if logits_to_keep == 0 or logits_to_keep >= batch.seq_len:
-        return np.ones(len(batch.row), bool), np.arange(batch.seq_len)
-    from_end = batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row))
-    return np.asarray(from_end <= logits_to_keep), int(logits_to_keep)
-
-
-def _is_in_place(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int) -> bool:
-    """Whether the wanted tokens stand as the caller's layout [B, keep] has them."""
-    kept = columns if isinstance(columns, int) else len(columns)
-    if int(wanted.sum()) != batch.batch_size * kept:
-        return False
-    return isinstance(columns, int) or np.array_equal(batch.column[wanted], np.tile(columns, batch.batch_size))
-
-
-def _placed(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
-    """[B, keep, …] of the values [M, …] of the wanted tokens; a row with fewer tokens than that starts with zeros."""
-    rows = batch.row[wanted]
-    if isinstance(columns, int):
-        from_end = (batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row)))[wanted]
-        out = np.zeros((batch.batch_size, columns, *values.shape[1:]), values.dtype)
-        out[rows, columns - from_end] = values
-        return out
-    by_column = np.zeros((batch.batch_size, batch.seq_len), np.int64) - 1
-    by_column[rows, batch.column[wanted]] = np.arange(len(rows))
-    source = by_column[:, columns]
-    out = values[source]
-    out[source < 0] = 0
-    return out
-
-
-def _hook(batch: Batch, states: list[Array] | None, layer_hook: Hook | None, ops: ReferenceOps | KernelOps) -> Hook:
-    """The decoder's hook on packed tokens, out of the caller's on [B, S, E] and the collection of hidden states."""
-
-    def hook(index: int, x: Array) -> Array | None:
-        values = ops.to_host(x)
-        replacement: Array | None = None
-        if index > 0 and layer_hook is not None:
-            given = layer_hook(index - 1, batch.unpack(values))
-            if given is not None:
-                expected = (batch.batch_size, batch.seq_len, x.shape[1])
-                if np.shape(given) != expected:
-                    raise InputError(
-                        f"layer_hook returned {list(np.shape(given))}, expected [B, S, E] = {list(expected)}"
-                    )
-                values = np.ascontiguousarray(np.asarray(given)[batch.row, batch.column], values.dtype)
-                replacement = ops.as_hidden(values)
-        if states is not None:
-            states.append(batch.unpack(values))
-        return replacement
-
-    return hook

@@ -270,6 +270,8 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
     attention(T* o, float* lse, float* partial_o, float* partial_lse, const T* q, const T* k, const T* v,
               const typename Logit::Element* bias, const int* key_begin, const int* key_end, const int* table,
               Problem problem, Logit logit) {
+  grid_dependency_wait();
+  grid_dependency_release();
   constexpr int kThreads = attention_threads(D, kBlockQ), kTiles = kBlockQ / (kThreads / 2), kColumns = kBlockK / 8;
   T* q_tile = shared_memory<T>();
   T* key_value_tiles = q_tile + kBlockQ * D;
@@ -362,6 +364,8 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
 template <class T, int D, int kBlockQ>
 __global__ void attention_merge(T* o, float* lse, const float* partial_o, const float* partial_lse, const int* table,
                                 Problem problem) {
+  grid_dependency_wait();
+  grid_dependency_release();
   constexpr int kVec = D < 128 ? 2 : 4, kVecs = D / 32 / kVec;  // of a lane
   const int *field = table + blockIdx.y * 5, lane = threadIdx.x % 32, kv_head = blockIdx.x,
             heads = problem.heads_per_group;

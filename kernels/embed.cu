@@ -19,6 +19,8 @@ template <class T, int kVec>
 __global__ void __launch_bounds__(kMostThreads)
     embed(T* __restrict__ x, const int* __restrict__ ids, const T* __restrict__ table, const T* __restrict__ features,
           const int* __restrict__ feature_index, int E, float scale) {
+  grid_dependency_wait();
+  grid_dependency_release();
   using V = Vec<T, kVec>;
   const int64_t token = blockIdx.x;
   const int feature = features == nullptr ? -1 : feature_index[token];

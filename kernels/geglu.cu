@@ -19,6 +19,8 @@ template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads)
     geglu(T* __restrict__ y, const T* __restrict__ gate, const T* __restrict__ up, int N, int F, int64_t gate_stride,
           int64_t up_stride) {
+  grid_dependency_wait();
+  grid_dependency_release();
   using V = Vec<T, kVec>;
   const unsigned vectors_per_row = F / kVec, index = blockIdx.x * kThreads + threadIdx.x;
   const unsigned row = index / vectors_per_row, column = (index - row * vectors_per_row) * kVec;

@@ -134,6 +134,8 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
     linear(Out* __restrict__ y, const T* __restrict__ x, const T* __restrict__ w, const Out* __restrict__ residual,
            float* partial, int* arrived, int M, int N, int K, int64_t x_stride, int64_t w_stride, int split_steps,
            float cap) {
+  grid_dependency_wait();
+  grid_dependency_release();
   constexpr int kThreads = linear_threads(kBlockM), kWarpM = warp_rows(kBlockM), kWarpN = kBlockN / kWarpsN;
   constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8, kStage = (kBlockM + kBlockN) * kBlockK;
   constexpr int kParts = kEpilogue == GeGlu ? 2 : 1, kColumns = kBlockN / kParts;  // of w, and of y in a tile

@@ -21,6 +21,8 @@ constexpr int kThreads = 512;
 
 template <int kVec>
 __global__ void __launch_bounds__(kSoftcapThreads) softcap(float* __restrict__ z, int64_t vectors, float cap) {
+  grid_dependency_wait();
+  grid_dependency_release();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kSoftcapThreads + threadIdx.x;
   if (index >= vectors) return;
   auto v = Vec<float, kVec>::load(z + index * kVec);
@@ -61,6 +63,8 @@ template <Source kSource, int kVec>
 __global__ void __launch_bounds__(kThreads, 1)
     top_k(float* __restrict__ values, int* __restrict__ indices, uint64_t* __restrict__ best,
           const float* __restrict__ z, const uint64_t* __restrict__ candidates, int count, int V, int k) {
+  grid_dependency_wait();
+  grid_dependency_release();
   constexpr int kWarps = kThreads / 32, kPerThread = 16, kSlice = kThreads * kPerThread;
   uint64_t* warp_best = shared_memory<uint64_t>();
   const int64_t row = blockIdx.y;

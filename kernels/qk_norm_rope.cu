@@ -73,6 +73,8 @@ __global__ void __launch_bounds__(kThreads, 8)
                  const T* __restrict__ q_weight, const T* __restrict__ k_weight, const float* __restrict__ cos,
                  const float* __restrict__ sin, const int* __restrict__ positions, const int* __restrict__ slots, int N,
                  int H, int KH, int x_stride, int v_column, int pairs, float eps) {
+  grid_dependency_wait();
+  grid_dependency_release();
   using V = Vec<T, kVec>;
   constexpr int kHalf = D / 2;
   // The values of all tokens come after all queries and keys: warps that hold both would ask for half of the angles.

@@ -35,6 +35,8 @@ template <class T, int kVec, Weight kWeight, Before kBefore, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     rms_norm(T* __restrict__ y, T* h, const T* __restrict__ x, const T* residual, const T* __restrict__ weight,
              const T* __restrict__ post_weight, int E, float eps, float layer_scalar) {
+  grid_dependency_wait();
+  grid_dependency_release();
   using V = Vec<T, kVec>;
   constexpr int kPartials = (kThreads + 127) / 128 * 4;  // one per warp, and the tile behind stays aligned
   float* partial_tile = shared_memory<float>();  // two areas: the second sum starts while others still read the first

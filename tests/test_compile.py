@@ -114,6 +114,18 @@ def test_every_kernel_opens_with_its_contract() -> None:
         assert [word for word in found if word in CONTRACT] == list(CONTRACT), (path.name, found)
 
 
+def test_kernels_wait_for_the_one_before_them_first_of_all() -> None:
+    """Ops let launches overlap: a kernel that touched memory before it waits would race with the one ahead of it."""
+    for path in sources.kernel_directory().glob("*.cu"):
+        bodies = re.split(r"__global__[^{;]*?\) \{\n", path.read_text())[1:]
+        assert bodies
+        for body in bodies:
+            assert body.startswith("  grid_dependency_wait();\n  grid_dependency_release();\n"), path.name
+    for path in (sources.kernel_directory().parent / "gemma_cuda" / "ops").glob("*.py"):
+        text = path.read_text()
+        assert text.count("device.launch(") == text.count("overlap=True"), path.name
+
+
 def test_kernels_hold_no_assembly_and_no_conditional_compilation() -> None:
     root = sources.kernel_directory()
     for path in [*root.glob("*.cu"), *root.glob("common/*.cuh")]:

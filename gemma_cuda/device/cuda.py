@@ -53,7 +53,8 @@ class Cuda:
     """A device that runs kernels on one GPU, on the caller's current CuPy stream.
 
     index: of the GPU among those visible. wait: wait for each kernel, so that what it does wrong is reported at its
-    launch. kernels: directory of .cu files, cache: of cubins (None: the package's own, the user's).
+    launch. overlap: let kernels that allow it start while the one before them ends, from sm_90 on. kernels: directory
+    of .cu files, cache: of cubins (None: the package's own, the user's).
     A kernel is compiled and loaded at its first launch; before a stream is captured, launch once what it will launch.
     Raises DeviceError where there is no such GPU or something is not installed.
     """
@@ -61,12 +62,18 @@ class Cuda:
     name = "cuda"
 
     def __init__(
-        self, index: int = 0, *, wait: bool = False, kernels: Path | None = None, cache: Path | None = None
+        self,
+        index: int = 0,
+        *,
+        wait: bool = False,
+        overlap: bool = True,
+        kernels: Path | None = None,
+        cache: Path | None = None,
     ) -> None:
         _require()
         import cupy
 
-        self.index, self.wait = index, wait
+        self.index, self.wait, self.overlap = index, wait, overlap
         self._kernels, self._cache = kernels, cache
         self._loaded: dict[str, _Kernel] = {}
         self._last = ""
@@ -211,7 +218,7 @@ class Cuda:
         Raises LaunchError before anything runs. What a kernel does wrong is a KernelError of whoever waits for it next.
         """
         grid_dim, block_dim = check_dimensions(instance, grid, block, shared_bytes, self.shared_bytes)
-        overlap = overlap and self.compute_capability >= _FIRST_WITH_OVERLAP
+        overlap = overlap and self.overlap and self.compute_capability >= _FIRST_WITH_OVERLAP
         with self._gpu:
             kernel = self._load(instance)
             most = kernel.most_threads

@@ -90,6 +90,7 @@ def attend(
             (tiling.threads(head_dim),),
             tiling.shared_bytes(head_dim),
             [o, lse, partial_o, partial_lse, *inputs, table, problem, factors],
+            overlap=True,
         )
     if plan.merges is not None:
         for merges in _grids(plan.merges):
@@ -99,6 +100,7 @@ def attend(
                 (_MERGE_THREADS,),
                 0,
                 [o, lse, partial_o, partial_lse, merges, problem],
+                overlap=True,
             )
     return o
 

@@ -55,6 +55,7 @@ def embed(
             (threads_for_row(width // vector, _MOST_THREADS),),
             0,
             [x, ids, table, features, feature_index, width, float(scale)],
+            overlap=True,
         )
     return x
 

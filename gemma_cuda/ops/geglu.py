@@ -38,6 +38,6 @@ def geglu(gate: Array, up: Array, *, device: Device) -> Array:
     if rows:
         blocks = -(-vectors // _THREADS)
         device.launch(
-            f"geglu<{scalar}, {vector}>", (blocks,), (_THREADS,), 0, [y, gate, up, rows, width, *strides]
+            f"geglu<{scalar}, {vector}>", (blocks,), (_THREADS,), 0, [y, gate, up, rows, width, *strides], overlap=True,
         )  # fmt: skip
     return y

@@ -166,7 +166,7 @@ def _launch(
     device.launch(
         f"linear<{scalar}, {cpp_type(op, 'y', y)}, {shape}>",
         (tiles, splits), (tiling.threads,), tiling.shared_bytes(dtype.itemsize),
-        [y, x, weight, residual, partial, arrived, rows, columns, depth, *strides, steps, cap],
+        [y, x, weight, residual, partial, arrived, rows, columns, depth, *strides, steps, cap], overlap=True,
     )  # fmt: skip
     return y
 

@@ -28,7 +28,7 @@ def softcap(z: Array, cap: float, *, device: Device) -> Array:
         vector = gcd(_VECTOR, elements, device.address(z) // z.dtype.itemsize)
         vectors = elements // vector
         blocks = -(-vectors // _SOFTCAP_THREADS)
-        device.launch(f"softcap<{vector}>", (blocks,), (_SOFTCAP_THREADS,), 0, [z, vectors, float(cap)])
+        device.launch(f"softcap<{vector}>", (blocks,), (_SOFTCAP_THREADS,), 0, [z, vectors, float(cap)], overlap=True)
     return z
 
 
@@ -53,7 +53,7 @@ def top_k(z: Array, k: int, *, device: Device) -> tuple[Array, Array]:
         source = f"Logits, {vector}" if candidates is None else "Keys, 1"
         device.launch(
             f"top_k<{source}>", (slices, rows), (_THREADS,), _SHARED_BYTES,
-            [values, indices, best, z, candidates, count, width, k],
+            [values, indices, best, z, candidates, count, width, k], overlap=True,
         )  # fmt: skip
         if best is None:
             break

@@ -84,7 +84,7 @@ def qk_norm_rope(
         (_THREADS,),
         0,
         [q if heads else None, k_cache, v_cache, x, q_weight, k_weight, cos, sin, positions, slots,
-         tokens, heads, kv_heads, stride, v_column, half if pairs is None else pairs, float(eps)],
+         tokens, heads, kv_heads, stride, v_column, half if pairs is None else pairs, float(eps)], overlap=True,
     )  # fmt: skip
     return q
 

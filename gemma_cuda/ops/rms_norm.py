@@ -95,7 +95,7 @@ def _launch(
     kind = "Unit" if weight is None and post_weight is None else "OnePlus" if plus_one else "Times"
     instance = f"rms_norm<{cpp_type('rms_norm', 'x', x)}, {vector}, {kind}, {before}, {threads}>"
     arguments = [y, h, x, residual, weight, post_weight, width, float(eps), float(layer_scalar)]
-    device.launch(instance, (rows,), (threads,), _shared_bytes(x, threads), arguments)
+    device.launch(instance, (rows,), (threads,), _shared_bytes(x, threads), arguments, overlap=True)
 
 
 def _threads(width: int, vector: int) -> int:

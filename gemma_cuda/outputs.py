@@ -1,0 +1,80 @@
+"""Which tokens' outputs a caller wants, and how they get back into the caller's layout."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .batch import Batch
+from .errors import InputError
+from .model import Hook
+from .ops.kernel_ops import KernelOps
+from .reference import ReferenceOps
+from .reference.precision import Array
+
+
+def kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:
+    """(bool [N]: whose outputs are wanted, the output's columns: their count, or the caller's columns [K])."""
+    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int | np.integer):
+        columns = np.asarray(logits_to_keep)
+        if columns.ndim != 1 or columns.dtype.kind not in "iu" or len(columns) == 0:
+            raise InputError(f"logits_to_keep is {logits_to_keep!r}, expected an integer of at least 0 or columns [K]")
+        if columns.min() < -batch.seq_len or columns.max() >= batch.seq_len:
+            raise InputError(f"logits_to_keep: a column is outside the prompt's {batch.seq_len}")
+        columns = columns.astype(np.int64) % batch.seq_len
+        return np.isin(batch.column, columns), columns
+    if logits_to_keep < 0:
+        raise InputError(f"logits_to_keep is {logits_to_keep}, expected an integer of at least 0 or columns [K]")
+    if logits_to_keep == 0 or logits_to_keep >= batch.seq_len:
+        return np.ones(len(batch.row), bool), np.arange(batch.seq_len)
+    from_end = batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row))
+    return np.asarray(from_end <= logits_to_keep), int(logits_to_keep)
+
+
+def is_in_place(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int) -> bool:
+    """Whether the wanted tokens stand as the caller's layout [B, keep] has them."""
+    kept = columns if isinstance(columns, int) else len(columns)
+    if int(wanted.sum()) != batch.batch_size * kept:
+        return False
+    return isinstance(columns, int) or np.array_equal(batch.column[wanted], np.tile(columns, batch.batch_size))
+
+
+def placed(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
+    """[B, keep, …] of the values [M, …] of the wanted tokens; a row with fewer tokens than that starts with zeros."""
+    rows = batch.row[wanted]
+    if isinstance(columns, int):
+        from_end = (batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row)))[wanted]
+        out = np.zeros((batch.batch_size, columns, *values.shape[1:]), values.dtype)
+        out[rows, columns - from_end] = values
+        return out
+    by_column = np.zeros((batch.batch_size, batch.seq_len), np.int64) - 1
+    by_column[rows, batch.column[wanted]] = np.arange(len(rows))
+    source = by_column[:, columns]
+    out = values[source]
+    out[source < 0] = 0
+    return out
+
+
+def decoder_hook(
+    batch: Batch, states: list[Array] | None, layer_hook: Hook | None, ops: ReferenceOps | KernelOps
+) -> Hook:
+    """The decoder's hook on packed tokens, out of the caller's on [B, S, E] and the collection of hidden states."""
+
+    def hook(index: int, x: Array) -> Array | None:
+        values = ops.to_host(x)
+        replacement: Array | None = None
+        if index > 0 and layer_hook is not None:
+            given = layer_hook(index - 1, batch.unpack(values))
+            if given is not None:
+                expected = (batch.batch_size, batch.seq_len, x.shape[1])
+                if np.shape(given) != expected:
+                    raise InputError(
+                        f"layer_hook returned {list(np.shape(given))}, expected [B, S, E] = {list(expected)}"
+                    )
+                values = np.ascontiguousarray(np.asarray(given)[batch.row, batch.column], values.dtype)
+                replacement = ops.as_hidden(values)
+        if states is not None:
+            states.append(batch.unpack(values))
+        return replacement
+
+    return hook
