@@ -330,7 +330,7 @@ class PrefillGraphs:
         staged = pinned.data.view(np.int32)[: len(block)]
         staged[:] = block
         staged[: len(ids)] = ids  # the first of the fields
-        self._waits[stage] = self._cuda.upload(bucket.block, pinned)
+        self._waits[stage] = self._cuda.upload(bucket.block, pinned, 4 * len(block))
         if bucket.graph is not None:
             self._cuda.launch_graph(bucket.graph)
         else:

@@ -243,7 +243,7 @@ def test_top_tokens_are_the_most_probable_in_order() -> None:
         (("--prompt", "hello"), "tokenizer"),
         (
             ("--input-ids", "2", "--device", "cuda"),
-            "device 'cuda': a whole model does not run on a GPU in this version",
+            "device 'cuda' needs CuPy and cuda-bindings",
         ),
         (("--input-ids", "2", "--device", "emulator"), "device 'emulator': layer 0 has head_dim"),
     ],

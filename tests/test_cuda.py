@@ -248,6 +248,15 @@ def test_too_large_an_array_is_an_error_with_both_figures(cuda: Cuda) -> None:
         cuda.empty((2**30,), np.float32)
 
 
+def test_a_large_array_goes_through_pinned_memory(cuda: Cuda, machine: Machine) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, 20_000_003, np.uint16)
+    kept = values.copy()
+    placed = cuda.from_host(values.view(ml_dtypes.bfloat16))
+    values[:] = 0  # the copy was taken before
+    assert len(machine.pinned) == 2
+    np.testing.assert_array_equal(cuda.to_host(placed).view(np.uint16), kept)
+
+
 # --- shared memory and limits ---
 
 
@@ -264,9 +273,11 @@ def test_the_fake_gpu_wants_the_opt_in(cuda: Cuda, machine: Machine) -> None:
     kernel = cuda._load("fills_shared")
     arguments = [cuda.address(out := cuda.empty((32,), np.float32)).to_bytes(8, "little"), struct.pack("<i", 32)]
     too_much = DEFAULT_SHARED_BYTES + 4
-    assert cuda._submit(kernel, (1, 1, 1), (32, 1, 1), too_much, arguments) == Status.CUDA_ERROR_INVALID_VALUE
+    launch = prepared(kernel, (32, 1, 1), too_much, arguments)
+    with pytest.raises(LaunchError, match="kernel: CUDA refuses the launch with CUDA_ERROR_INVALID_VALUE: its arg"):
+        launch(cuda.stream)
     kernel.raw.max_dynamic_shared_size_bytes = too_much
-    assert cuda._submit(kernel, (1, 1, 1), (32, 1, 1), too_much, arguments) == Status.CUDA_SUCCESS
+    launch(cuda.stream)
     with pytest.raises(CUDADriverError):
         kernel.raw.max_dynamic_shared_size_bytes = 232449
     del out

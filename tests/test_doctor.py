@@ -113,7 +113,7 @@ def test_auto_takes_numpy_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("driver", "warning"),
     [
-        (Driver((H100,), (13, 0)), "NVIDIA H100 (compute capability 9.0, 80 GiB) is visible, but this version"),
+        (Driver((H100,), (13, 0)), "NVIDIA H100 (compute capability 9.0, 80 GiB) is visible, but CuPy not installed"),
         (Driver((OLD,), (13, 0)), "CUDA needs compute capability 8.0 or newer"),
         (Driver(problem="it does not start", remedy="reboot"), "it does not start; to use it: reboot"),
     ],
@@ -124,11 +124,20 @@ def test_a_visible_gpu_that_is_not_used_is_a_warning(driver: Driver, warning: st
     assert choice.warning is not None and warning in choice.warning
 
 
+def test_auto_takes_the_first_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma_cuda.device._is_installed", lambda module: True)
+    choice = choose_device("auto", driver=Driver((OLD, H100), (13, 0)))
+    assert choice == ("cuda:1", "NVIDIA H100 (compute capability 9.0, 80 GiB) is there", None)
+
+
 def test_devices_that_are_not_there_are_refused() -> None:
-    with pytest.raises(DeviceError, match="device 'cuda': a whole model does not run on a GPU in this version"):
-        choose_device("cuda")
-    with pytest.raises(InputError, match="device is 'tpu', expected one of auto, cuda, emulator, numpy"):
-        choose_device("tpu")
+    with pytest.raises(DeviceError, match="device 'cuda' needs CuPy and cuda-bindings"):
+        choose_device("cuda:1")
+    for name in ("tpu", "cuda:", "cuda:x"):
+        with pytest.raises(
+            InputError, match=f"device is '{name}', expected one of auto, cuda, emulator, numpy, cuda:1"
+        ):
+            choose_device(name)
 
 
 def test_the_warning_goes_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,9 @@ class Loaded:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, --device and --dtype."""
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help=f"{', '.join(DEVICES)}, or a GPU's index as in cuda:1 (default: %(default)s)"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of weights and arithmetic (auto: float32 on numpy)"
     )

@@ -23,6 +23,7 @@ from .compile import CompiledKernel, architecture_of, compile_kernel
 from .launch_plan import LaunchPlan, Pinned, PreparedLaunch
 from .protocol import Argument, Array
 from .recorder import Launch
+from .staging import Staging
 
 if TYPE_CHECKING:
     import cupy
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_SHARED_BYTES = 48 * 1024
 """What a block may have without asking for more, kernel by kernel."""
 _FIRST_WITH_OVERLAP = (9, 0)
+_STAGED_BYTES = 16 * 2**20  # arrays of this size and more go through pinned memory
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Cuda:
         self._last = ""
         self._plan: LaunchPlan | None = None
         self._arena: tuple[Arena, Array] | None = None
+        self._staging: Staging | None = None
         try:
             count = cupy.cuda.runtime.getDeviceCount()
             if not 0 <= index < count:
@@ -157,8 +160,14 @@ class Cuda:
     def from_host(self, array: Array) -> Array:
         """Contiguous copy on the GPU, same shape and dtype; the host's array may be changed at once."""
         copy = self.empty(array.shape, array.dtype)
-        with self._gpu, self._reporting():
-            copy.set(array)
+        array = np.require(array, requirements="C")
+        if array.nbytes >= _STAGED_BYTES:
+            if self._staging is None:
+                self._staging = Staging(self, _STAGED_BYTES)
+            self._staging.upload(copy, array)
+        elif array.size:
+            with self._gpu, self._reporting():
+                copy.set(array)
         return copy
 
     def to_host(self, array: Array) -> Array:
@@ -311,19 +320,17 @@ class Cuda:
             owner = cupy.cuda.alloc_pinned_memory(size)
         return Pinned(np.frombuffer(owner, np.uint8, size), owner)
 
-    def upload(self, target: Array, source: Pinned) -> Callable[[], None]:
-        """Starts copying pinned bytes to a contiguous array; what it returns waits until the host may change them."""
+    def upload(self, target: Array, source: Pinned, size: int, begin: int = 0) -> Callable[[], None]:
+        """Starts copying `size` pinned bytes to byte `begin` on of a contiguous array.
+
+        What it returns waits until the host may change them.
+        """
         import cupy
 
+        to_device = cupy.cuda.runtime.memcpyHostToDevice
         with self._gpu, self._reporting():
             stream, event = cupy.cuda.get_current_stream(), cupy.cuda.Event(disable_timing=True)
-            cupy.cuda.runtime.memcpyAsync(
-                target.data.ptr,
-                source.data.ctypes.data,
-                target.nbytes,
-                cupy.cuda.runtime.memcpyHostToDevice,
-                stream.ptr,
-            )
+            cupy.cuda.runtime.memcpyAsync(target.data.ptr + begin, source.data.ctypes.data, size, to_device, stream.ptr)
             event.record(stream)
         return event.synchronize
 
