@@ -148,10 +148,10 @@ def _linear(name: str, product: str, rows: int, columns: int, depth: int) -> Cas
 
 
 def attention_cases() -> Iterator[Case]:
-    """A group of two heads at each head_dim and mask; then layers of models."""
+    """One head at each head_dim and mask, whose tiles hold the most queries; then layers of models."""
     for head_dim in (64, 128, 256):
         for window in (None, WINDOW):
-            yield attention_case("", head_dim, 2, 1, PROMPT, window)
+            yield attention_case("", head_dim, 1, 1, PROMPT, window)
     yield attention_case("gemma-3-1b", 256, 4, 1, PROMPT, WINDOW)
     yield attention_case("gemma-2-2b", 256, 8, 4, WINDOW, None, softcap=50.0)
 

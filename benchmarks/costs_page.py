@@ -42,6 +42,15 @@ CONFLICTS = Target("bank conflicts per shared-memory request", "0", 0)
 CAUSAL = Target("mma issued ÷ mma of visible pairs, S 2048 causal", "≤ 1.10", 1.10)
 WINDOW = Target("mma issued ÷ mma of visible pairs, S 2048 window 512", "≤ 1.25", 1.25)
 SPILLS = Target("bytes spilled by a thread", "0", 0)
+# Why a target is missed, by target and kernel.
+REASONS = {
+    (MOVED, "logits (top_k 64)"): "The 64 best of each slice go through memory to the second launch.",
+    (
+        FULL,
+        "qk_norm_rope",
+    ): "Of an odd number of heads some warps hold two tokens, and a lane's cos and sin lie 32 bytes "
+    "from the next one's.",
+}
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -99,7 +108,8 @@ def _asked(row: Row) -> float:
 
 
 def _full(row: Row) -> float:
-    return float(row["counters"]["global_full_requests"] / row["counters"]["global_requests"])
+    counters = row["counters"]
+    return float(counters["global_full_requests"] / (counters["global_requests"] - counters["global_scalar_requests"]))
 
 
 def _conflicts(row: Row) -> float:
@@ -138,8 +148,13 @@ def _targets(result: Mapping[str, Any]) -> Iterator[str]:
     yield from table(["target", "bound", "worst", "of", "met"], rows)
     failures = missed(result)
     if failures:
-        yield from ("", "Missed:", "")
-        yield from (f"- {target.show(value)} {target.name}: {what}" for target, what, value in failures)
+        yield from prose("Missed:")
+    for target, what, value in failures:
+        yield from prose(f"- {target.show(value)} {target.name}: {what}.{_reason(target, what)}")[1:]
+
+
+def _reason(target: Target, what: str) -> str:
+    return "".join(f" {text}" for (of, kernel), text in REASONS.items() if of is target and what.startswith(kernel))
 
 
 def _traffic(result: Mapping[str, Any]) -> Iterator[str]:
@@ -148,7 +163,8 @@ def _traffic(result: Mapping[str, Any]) -> Iterator[str]:
         *Moved* is distinct 32-byte sectors ÷ compulsory ones: what DRAM sees if caches are large enough.
         *Asked* is sectors asked for by all requests ÷ distinct ones: what many rows read again (weights,
         RoPE tables; x and weights of a product, K and V) comes from L1 and L2. A request is *full* when 32
-        lanes ask for 16 bytes each, of at most 16 sectors. Tiles are those of an H100.
+        lanes ask for 16 bytes each, of at most 16 sectors; the share leaves out requests of one address, as for
+        a token's id. Tiles are those of an H100.
     """)
     rows = []
     for row in filter(lambda row: row["checked"], result["counted"]):

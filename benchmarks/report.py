@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and docs/costs.md from benchmarks/results/*.json (`--check` fails if one is stale)."""
+"""Writes docs/benchmarks.md, docs/costs.md and a part of docs/emulator.md from benchmarks/results/*.json."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs_page
+from benchmarks import costs_page, emulator_speed
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
-COSTS = "cost-emulator"
+SPEED = "## How fast it is"  # the one part of docs/emulator.md that is generated
 DOCS = ROOT.parent / "docs"
 
 
@@ -32,7 +32,19 @@ def main() -> int:
 def pages() -> dict[Path, str]:
     """Each generated page and its text."""
     results = {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))}
-    return {DOCS / "benchmarks.md": benchmarks_page(results), DOCS / "costs.md": costs_page.page(results[COSTS])}
+    return {
+        DOCS / "benchmarks.md": benchmarks_page(results),
+        DOCS / "costs.md": costs_page.page(results["cost-emulator"]),
+        DOCS / "emulator.md": with_section(
+            (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(results["emulator-speed"])
+        ),
+    }
+
+
+def with_section(text: str, title: str, lines: list[str]) -> str:
+    """The page with these lines under that heading, up to the next."""
+    before, _, rest = text.partition(f"{title}\n")
+    return "\n".join([before + title, *lines, "", ""]) + rest[rest.index("## ") :]
 
 
 def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:

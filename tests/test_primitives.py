@@ -336,6 +336,7 @@ def test_sectors_per_request_show_coalescing(size: int, width: int, stride: int,
     assert counters.global_read_bytes == counters.global_write_bytes == 32 * size
     assert counters.global_requests == 2
     assert counters.global_full_requests == (size == 16) * (1 + (sectors == size))
+    assert counters.global_scalar_requests == (stride == 0)
     assert counters.global_request_sectors == sectors + size
     assert (counters.global_read_sectors, counters.global_write_sectors) == (sectors, size)
 

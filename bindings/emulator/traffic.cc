@@ -74,9 +74,11 @@ void Traffic::count_request(const LaneAccess* accesses, std::size_t count, Count
 void Traffic::count_sectors(const LaneAccess* accesses, std::size_t count, Counters& counters) {
   sectors_.clear();
   std::size_t bytes = 0;
+  bool is_scalar = true;
   for (std::size_t i = 0; i < count; ++i) {
     const MemoryAccess& access = *accesses[i].access;
     bytes += access.bytes;
+    is_scalar = is_scalar && access.address == accesses[0].access->address;
     const std::uintptr_t last = (access.address + access.bytes - 1) / kSectorBytes;
     for (std::uintptr_t sector = access.address / kSectorBytes; sector <= last; ++sector)
       if (sectors_.empty() || sectors_.back() != sector) sectors_.push_back(sector);
@@ -85,6 +87,7 @@ void Traffic::count_sectors(const LaneAccess* accesses, std::size_t count, Count
   counters.global_requests += 1;
   const auto sectors = static_cast<std::uint64_t>(std::unique(sectors_.begin(), sectors_.end()) - sectors_.begin());
   counters.global_full_requests += bytes == kFullBytes && sectors <= kFullBytes / kSectorBytes;
+  counters.global_scalar_requests += is_scalar;
   counters.global_request_sectors += sectors;
 }
 

@@ -11,7 +11,8 @@ class Counters:
 
     global_*_bytes: asked for by threads; global_*_sectors: distinct 32-byte sectors of memory that the launch touched.
     A request is one load or store instruction of one warp; global_request_sectors sums the distinct sectors of each; it
-    is full when 32 lanes ask for 16 bytes each, of 16 sectors or (where lanes share them) fewer.
+    is full when 32 lanes ask for 16 bytes each, of 16 sectors or (where lanes share them) fewer, and scalar when all
+    lanes ask for one address.
     A shared-memory request takes one wavefront per phase, and one more for every bank conflict.
     """
 
@@ -27,6 +28,7 @@ class Counters:
     global_write_sectors: int
     global_requests: int
     global_full_requests: int
+    global_scalar_requests: int
     global_request_sectors: int
     shared_requests: int
     shared_wavefronts: int
