@@ -45,11 +45,7 @@ SPILLS = Target("bytes spilled by a thread", "0", 0)
 # Why a target is missed, by target and kernel.
 REASONS = {
     (MOVED, "logits (top_k 64)"): "The 64 best of each slice go through memory to the second launch.",
-    (
-        FULL,
-        "qk_norm_rope",
-    ): "Of an odd number of heads some warps hold two tokens, and a lane's cos and sin lie 32 bytes "
-    "from the next one's.",
+    (FULL, "qk_norm_rope"): "Warps with two tokens ask for cos and sin in steps of 32 bytes, half of them at a time.",
 }
 
 
@@ -148,7 +144,7 @@ def _targets(result: Mapping[str, Any]) -> Iterator[str]:
     yield from table(["target", "bound", "worst", "of", "met"], rows)
     failures = missed(result)
     if failures:
-        yield from prose("Missed:")
+        yield from ("", "Missed:", "")
     for target, what, value in failures:
         yield from prose(f"- {target.show(value)} {target.name}: {what}.{_reason(target, what)}")[1:]
 

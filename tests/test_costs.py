@@ -10,10 +10,15 @@ import pytest
 
 from benchmarks import cost, cost_cases, costs_page, cycles, cycles_page, occupancy, sass
 from benchmarks.cost_cases import Case
+from gemma_cuda.device.compile import SHARED_BYTES
+from gemma_cuda.device.recorder import Recorder
 
 RESULT: dict[str, Any] = json.loads(cost.RESULT.read_text())
+STALE = "kernels or ops have changed; run: python -m benchmarks.cost && python -m benchmarks.report"
 CASES = list(cost_cases.cases())
-SMALL = [case for case in CASES if case.model == "gemma-3-270m" and "256, 640" not in case.shape.replace("[", " ")]
+SMALL = [
+    case for case in CASES if case.model == "gemma-3-270m" and not case.shape.startswith(("q, k, v: [256", "gate"))
+]
 
 
 # --- the committed counts ---
@@ -26,12 +31,23 @@ def test_every_case_is_counted() -> None:
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.kernel} {case.shape}")
 def test_counts_are_those_of_the_kernel_as_it_is(case: Case) -> None:
-    row = next(
-        row for row in RESULT["counted"] if (row["kernel"], row["model"]) == (case.kernel, case.model)
-        and row["shape"] == case.shape
-    )  # fmt: skip
-    again = cost.count(case, row["shared_bytes"], checked=True)
-    assert again == row, "kernels or ops have changed; run: python -m benchmarks.cost && python -m benchmarks.report"
+    again = cost.count(case, 227 * 1024, checked=True)
+    assert again in RESULT["counted"], STALE
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_products_are_those_of_attention_as_it_is(head_dim: int) -> None:
+    case = cost_cases.attention_case("", head_dim, 1, 1, cost_cases.PROMPT, cost_cases.WINDOW)
+    assert cost.count(case, 163 * 1024, checked=False) in RESULT["counted"], STALE
+
+
+def test_the_instances_are_those_that_are_launched() -> None:
+    device = Recorder(SHARED_BYTES["sm_90a"])
+    for case in CASES:
+        case.run(device)
+    launched = {(launch.instance, launch.threads, launch.shared_bytes) for launch in device.launches}
+    rows = [row for row in RESULT["static"] if row["architecture"] == "sm_90a"]
+    assert {(row["instance"], row["threads"], row["shared_bytes"]) for row in rows} == launched, STALE
 
 
 def test_each_target_that_is_missed_has_its_reason() -> None:
@@ -96,6 +112,7 @@ LISTING = """
         /*0090*/                   BRA `(.L_x_4) ;
 .L_x_3:
         /*00a0*/                   FMUL R8, R8, R3 ;
+        /*00a8*/                   FMUL R9, R9, R3 ;
 .L_x_4:
         /*00b0*/                   MUFU.EX2 R8, R8 ;
         /*00c0*/               @P0 BRA `(.L_x_0) ;
@@ -106,7 +123,7 @@ LISTING = """
 def test_an_inner_tile_takes_the_shortest_way_that_leaves_nothing_out() -> None:
     """Not the element test, not the rescaling; but the copies, although a branch goes around them."""
     turn = sass.shortest_turn(sass.parse(LISTING))
-    assert turn == {"LDSM": 1, "HMMA": 1, "LDGSTS": 1, "MUFU": 1, "BRA": 4, "FMUL": 1}
+    assert turn == {"LDSM": 1, "HMMA": 1, "LDGSTS": 1, "MUFU": 1, "BRA": 5}
 
 
 @pytest.mark.parametrize("loop", RESULT["loops"], ids=lambda loop: loop["instance"])
