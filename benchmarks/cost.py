@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,16 @@ def main() -> None:
         result["compiler"] = nvrtc.version()
         result["static"] = compiled(cases)
         result["loops"] = loops()
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(text_of(result))
+
+
+def text_of(result: Mapping[str, Any]) -> str:
+    """As JSON, a row a line."""
+    rows = {
+        name: "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if isinstance(value, list) else json.dumps(value)
+        for name, value in sorted(result.items())
+    }
+    return "{\n" + ",\n".join(f'"{name}": {text}' for name, text in rows.items()) + "\n}\n"
 
 
 def counted(cases: Sequence[Case]) -> list[dict[str, Any]]:
