@@ -28,10 +28,6 @@ class Compulsory:
     write_sectors: int
     mma: float = 0.0
 
-    @property
-    def sectors(self) -> int:
-        return self.read_sectors + self.write_sectors
-
 
 def sectors(array: Array) -> int:
     """Distinct 32-byte sectors of an array's elements, wherever its rows lie."""

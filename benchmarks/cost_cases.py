@@ -162,7 +162,7 @@ def attention_case(
     """A prompt alone; window: keys that a query sees at most."""
     end = np.arange(1, tokens + 1, dtype=np.int32)
     begin = np.zeros_like(end) if window is None else np.maximum(0, end - np.int32(window))
-    masks = {"key_begin": begin, "key_end": end, "cu_seqlens": np.array([0, tokens], np.int32)}
+    masks: dict[str, Any] = {"key_begin": begin, "key_end": end, "cu_seqlens": np.array([0, tokens], np.int32)}
 
     def run(device: Device) -> Compulsory:
         q = zeros(device, tokens, heads, head_dim)

@@ -61,12 +61,10 @@ def parse(text: str) -> list[Instruction]:
 
 
 def shortest_turn(listing: list[Instruction]) -> Counter[str]:
-    """How often each opcode occurs on the shortest way through the longest loop, of those with most needed ones."""
+    """Opcode -> count on the way through the loop with most HMMA: of the ways with most needed ones the shortest."""
     back = [(i, x.target) for i, x in enumerate(listing) if x.target is not None and x.target <= i]
-    end, start = max(
-        (pair for pair in back), key=lambda pair: sum(x.opcode == "HMMA" for x in listing[pair[1] : pair[0]])
-    )
-    # From the end backwards: (needed ones left out, length) and the next instruction on the best way to the end.
+    end, start = max(back, key=lambda pair: sum(x.opcode == "HMMA" for x in listing[pair[1] : pair[0]]))
+    # From the end backwards: (minus needed ones, length) of the best way to the end, and where it goes first.
     best: dict[int, tuple[int, int]] = {end: (0, 1)}
     following: dict[int, int] = {}
     for i in range(end - 1, start - 1, -1):
