@@ -37,15 +37,23 @@ class Target:
 
 
 MOVED = Target("moved (distinct ÷ compulsory sectors), kernels bound by memory", "≤ 1.02", 1.02)
-FULL = Target("full requests, rows of whole 512 bytes", "≥ 99 %", 0.99, is_least=True)
+FULL = Target("full requests, attention and rows of whole 512 bytes", "≥ 99 %", 0.99, is_least=True)
 CONFLICTS = Target("bank conflicts per shared-memory request", "0", 0)
 CAUSAL = Target("mma issued ÷ mma of visible pairs, S 2048 causal", "≤ 1.10", 1.10)
 WINDOW = Target("mma issued ÷ mma of visible pairs, S 2048 window 512", "≤ 1.25", 1.25)
 SPILLS = Target("bytes spilled by a thread", "0", 0)
-# Why a target is missed, by target and kernel.
+_RANGES = "A block reads its key ranges by 8 requests of 4 bytes a lane."
+_PARTS = (
+    "Where a window begins inside a request, the emulator counts all copies of that warp's tile in two parts: "
+    "7 requests for 4 (D 64), 15 for 8 (D 128)."
+)
+# Why a target is missed, by target and the start of what was counted.
 REASONS = {
     (MOVED, "logits (top_k 64)"): "The 64 best of each slice go through memory to the second launch.",
     (FULL, "qk_norm_rope"): "Warps with two tokens ask for cos and sin in steps of 32 bytes, half of them at a time.",
+    (FULL, "attention S 2048, H 1, KH 1, D 64, causal"): _RANGES,
+    (FULL, "attention S 2048, H 1, KH 1, D 64, window"): f"{_RANGES} {_PARTS}",
+    (FULL, "attention S 2048, H 1, KH 1, D 128, window"): f"{_RANGES} {_PARTS}",
 }
 
 
@@ -84,7 +92,7 @@ def _name(row: Row) -> str:
 
 
 def _is_aligned(row: Row) -> bool:
-    return bool(row["row_bytes"] % FULL_BYTES == 0)
+    return bool(row["kernel"] == "attention" or row["row_bytes"] % FULL_BYTES == 0)
 
 
 def _distinct(row: Row) -> int:
@@ -106,6 +114,10 @@ def _asked(row: Row) -> float:
 def _full(row: Row) -> float:
     counters = row["counters"]
     return float(counters["global_full_requests"] / (counters["global_requests"] - counters["global_scalar_requests"]))
+
+
+def _full_of_all(row: Row) -> float:
+    return float(row["counters"]["global_full_requests"] / row["counters"]["global_requests"])
 
 
 def _conflicts(row: Row) -> float:
@@ -147,6 +159,13 @@ def _targets(result: Mapping[str, Any]) -> Iterator[str]:
         yield from ("", "Missed:", "")
     for target, what, value in failures:
         yield from prose(f"- {target.show(value)} {target.name}: {what}.{_reason(target, what)}")[1:]
+    shares = [_full_of_all(row) for row in result["counted"] if row["checked"] and _is_aligned(row)]
+    few = sum(not FULL.holds(share) for share in shares)
+    yield from prose(f"""
+        The share of full requests leaves out requests of one address (a token's id, a block's entry in a table,
+        a sequence's number). With them, {few} of {len(shares)} would be below 99 %, the lowest at
+        {min(shares):.1%}; the tables below have both.
+    """)
 
 
 def _reason(target: Target, what: str) -> str:
@@ -171,10 +190,11 @@ def _traffic(result: Mapping[str, Any]) -> Iterator[str]:
                 MOVED.mark(_moved(row), row["kernel"] not in WITH_PRODUCTS),
                 f"{_asked(row):.2f}",
                 FULL.mark(_full(row), _is_aligned(row)),
+                f"{_full_of_all(row):.1%}",
                 CONFLICTS.mark(_conflicts(row), True),
             ]
         )
-    columns = ["kernel", "model", "shape", "blocks", "compulsory", "moved", "asked", "full", "conflicts"]
+    columns = ["kernel", "model", "shape", "blocks", "compulsory", "moved", "asked", "full", "full of all", "conflicts"]
     yield from table(columns, rows)
 
 

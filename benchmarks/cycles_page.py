@@ -84,9 +84,10 @@ def _rule() -> Iterator[str]:
     """)
     yield from prose(f"""
         Two constants are fitted to the table below: {MMA_CYCLES} cycles per mma (4 would be the peak, which
-        only wgmma reaches) and {BLOCK_CYCLES} cycles per block. The rule, too, was chosen among a few
-        because it fits. The check is of head_dim 128 and 256 with plain logits: for head_dim 64, a softcap,
-        a bias, windows and short prompts the estimate is an extrapolation.
+        only wgmma reaches) and {BLOCK_CYCLES} cycles per block. The rule itself is the best of four that were
+        tried on the same table: that it fits is no proof of it. The check is of head_dim 128 and 256 with
+        plain logits; for head_dim 64, a softcap, a bias, windows and short prompts the estimate is an
+        extrapolation.
     """)
 
 
