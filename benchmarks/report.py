@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from benchmarks/results/*.json (`--check` fails if it is stale)."""
+"""Writes docs/benchmarks.md, docs/costs.md and a part of docs/emulator.md from benchmarks/results/*.json."""
 
 from __future__ import annotations
 
@@ -9,26 +9,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import costs_page, emulator_speed
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
-PAGE = ROOT.parent / "docs" / "benchmarks.md"
+SPEED = "## How fast it is"  # the one part of docs/emulator.md that is generated
+DOCS = ROOT.parent / "docs"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if the page is not what it would be"
-    )
-    text = page({p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))})
-    if parser.parse_args().check:
-        return int(not PAGE.exists() or PAGE.read_text() != text)
-    PAGE.write_text(text)
-    return 0
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not what it would be")
+    is_check = parser.parse_args().check
+    stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT.parent)} {'is stale' if is_check else 'written'}")
+        if not is_check:
+            path.write_text(text)
+    return int(is_check and bool(stale))
 
 
-def page(results: dict[str, dict[str, Any]]) -> str:
-    """The page, of the results by file name."""
+def pages() -> dict[Path, str]:
+    """Each generated page and its text."""
+    results = {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))}
+    return {
+        DOCS / "benchmarks.md": benchmarks_page(results),
+        DOCS / "costs.md": costs_page.page(results["cost-emulator"]),
+        DOCS / "emulator.md": with_section(
+            (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(results["emulator-speed"])
+        ),
+    }
+
+
+def with_section(text: str, title: str, lines: list[str]) -> str:
+    """The page with these lines under that heading, up to the next."""
+    before, _, rest = text.partition(f"{title}\n")
+    return "\n".join([before + title, *lines, "", ""]) + rest[rest.index("## ") :]
+
+
+def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
+    """docs/benchmarks.md, of the results by file name."""
     prefill, load, memory = (results[f"{name}-numpy"] for name in ("prefill", "load", "memory"))
     machine = prefill["machine"]
     blas = "; ".join(x for x in machine["blas"] if not x.startswith("openmp"))

@@ -116,11 +116,17 @@ def machine() -> dict[str, Any]:
     import numpy as np
     from threadpoolctl import threadpool_info
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     blas = [f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in threadpool_info()]
     versions = {"python": platform.python_version(), "numpy": np.__version__, "blas": blas}
-    return {"cpu": cpu, "cores": os.cpu_count(), **versions}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), **versions}
+
+
+def cpu_name() -> str:
+    """Of this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":

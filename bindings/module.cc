@@ -115,6 +115,8 @@ py::dict as_dict(const emulator::Counters& c) {
   result["global_read_sectors"] = c.global_read_sectors;
   result["global_write_sectors"] = c.global_write_sectors;
   result["global_requests"] = c.global_requests;
+  result["global_full_requests"] = c.global_full_requests;
+  result["global_scalar_requests"] = c.global_scalar_requests;
   result["global_request_sectors"] = c.global_request_sectors;
   result["shared_requests"] = c.shared_requests;
   result["shared_wavefronts"] = c.shared_wavefronts;

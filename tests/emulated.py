@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.compulsory import Compulsory
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator, Schedule
@@ -56,12 +57,13 @@ def bounds(dtype: str, reference: Callable[[Precision], Any]) -> tuple[Any, Any]
     return reference(FLOAT64), reference(ROUNDING[dtype])
 
 
-def sectors(arrays: Iterable[Array]) -> int:
-    """The 32-byte sectors that moving each array once takes."""
-    return sum(-(-array.nbytes // 32) for array in arrays)
-
-
 def counted(emulator: Emulator) -> Counters:
     """What the last launch cost."""
     assert emulator.counters is not None
     return emulator.counters
+
+
+def assert_moves_little_more(counters: Counters, least: Compulsory) -> None:
+    """Fails if a launch touched more than 2 % beyond the compulsory sectors; or fewer, which cannot be."""
+    assert least.read_sectors <= counters.global_read_sectors <= 1.02 * least.read_sectors
+    assert least.write_sectors <= counters.global_write_sectors <= 1.02 * least.write_sectors

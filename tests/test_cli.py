@@ -275,7 +275,7 @@ def test_a_prompt_file_that_is_not_utf8_is_refused(tmp_path: Path, capsys: pytes
         ("prefill",),
         ("prefill", "--prompt", "a", "--input-ids", "2"),
         ("prefill", "--prompt", "a", "--top", "0"),
-        ("prefill", "--prompt", "a", "--device", "tpu"),
+        ("prefill", "--prompt", "a", "--dtype", "int8"),
         ("generate", "--input-ids", "2"),
         ("info",),
         ("unknown",),

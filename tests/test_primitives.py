@@ -335,6 +335,8 @@ def test_sectors_per_request_show_coalescing(size: int, width: int, stride: int,
     counters = counted(f"copy_strided<float, {width}>", [np.zeros(32 * width, np.float32), room, stride])
     assert counters.global_read_bytes == counters.global_write_bytes == 32 * size
     assert counters.global_requests == 2
+    assert counters.global_full_requests == (size == 16) * (1 + (sectors == size))
+    assert counters.global_scalar_requests == (stride == 0)
     assert counters.global_request_sectors == sectors + size
     assert (counters.global_read_sectors, counters.global_write_sectors) == (sectors, size)
 

@@ -122,6 +122,8 @@ void Counters::add(const Counters& other) {
   global_read_bytes += other.global_read_bytes;
   global_write_bytes += other.global_write_bytes;
   global_requests += other.global_requests;
+  global_full_requests += other.global_full_requests;
+  global_scalar_requests += other.global_scalar_requests;
   global_request_sectors += other.global_request_sectors;
   shared_requests += other.shared_requests;
   shared_wavefronts += other.shared_wavefronts;

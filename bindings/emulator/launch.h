@@ -34,7 +34,8 @@ struct Buffer {
 struct Counters {
   std::uint64_t blocks = 0, threads = 0, barriers = 0, warp_collectives = 0, mma = 0, async_copies = 0;
   std::uint64_t global_read_bytes = 0, global_write_bytes = 0;
-  std::uint64_t global_requests = 0, global_request_sectors = 0;
+  std::uint64_t global_requests = 0, global_full_requests = 0, global_scalar_requests = 0;
+  std::uint64_t global_request_sectors = 0;
   std::uint64_t global_read_sectors = 0, global_write_sectors = 0;  // distinct
   std::uint64_t shared_requests = 0, shared_wavefronts = 0, shared_bank_conflicts = 0;
   void add(const Counters& other);

@@ -10,6 +10,7 @@ namespace emulator {
 namespace {
 
 constexpr unsigned kSectorBytes = 32, kBanks = 32, kBankBytes = 4, kWavefrontBytes = kBanks * kBankBytes;
+constexpr unsigned kFullBytes = kWarpSize * 16;
 
 bool is_same_code(const std::vector<MemoryAccess>& a, const std::vector<MemoryAccess>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const MemoryAccess& x, const MemoryAccess& y) {
@@ -72,16 +73,22 @@ void Traffic::count_request(const LaneAccess* accesses, std::size_t count, Count
 
 void Traffic::count_sectors(const LaneAccess* accesses, std::size_t count, Counters& counters) {
   sectors_.clear();
+  std::size_t bytes = 0;
+  bool is_scalar = true;
   for (std::size_t i = 0; i < count; ++i) {
     const MemoryAccess& access = *accesses[i].access;
+    bytes += access.bytes;
+    is_scalar = is_scalar && access.address == accesses[0].access->address;
     const std::uintptr_t last = (access.address + access.bytes - 1) / kSectorBytes;
     for (std::uintptr_t sector = access.address / kSectorBytes; sector <= last; ++sector)
       if (sectors_.empty() || sectors_.back() != sector) sectors_.push_back(sector);
   }
   if (!std::is_sorted(sectors_.begin(), sectors_.end())) std::sort(sectors_.begin(), sectors_.end());
   counters.global_requests += 1;
-  counters.global_request_sectors +=
-      static_cast<std::uint64_t>(std::unique(sectors_.begin(), sectors_.end()) - sectors_.begin());
+  const auto sectors = static_cast<std::uint64_t>(std::unique(sectors_.begin(), sectors_.end()) - sectors_.begin());
+  counters.global_full_requests += bytes == kFullBytes && sectors <= kFullBytes / kSectorBytes;
+  counters.global_scalar_requests += is_scalar;
+  counters.global_request_sectors += sectors;
 }
 
 // A wavefront serves one word of each bank. Accesses of 8 and 16 bytes are served half and a quarter of a warp at a

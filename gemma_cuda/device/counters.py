@@ -10,7 +10,9 @@ class Counters:
     """Counts of one launch. Those of memory traffic are 0 unless the launch was checked.
 
     global_*_bytes: asked for by threads; global_*_sectors: distinct 32-byte sectors of memory that the launch touched.
-    A request is one load or store instruction of one warp; global_request_sectors sums the distinct sectors of each.
+    A request is one load or store instruction of one warp; global_request_sectors sums the distinct sectors of each; it
+    is full when 32 lanes ask for 16 bytes each, of 16 sectors or (where lanes share them) fewer, and scalar when all
+    lanes ask for one address.
     A shared-memory request takes one wavefront per phase, and one more for every bank conflict.
     """
 
@@ -25,6 +27,8 @@ class Counters:
     global_read_sectors: int
     global_write_sectors: int
     global_requests: int
+    global_full_requests: int
+    global_scalar_requests: int
     global_request_sectors: int
     shared_requests: int
     shared_wavefronts: int
