@@ -28,29 +28,49 @@ float high(std::uint32_t pair) {
     return half_to_float(static_cast<std::uint16_t>(pair >> 16));
 }
 
-// c[16][64] += a[16][16] · b[16][64], in the widest vectors that the machine has. Same bits on all of them: a product
-// of two 16-bit numbers is exact in float, so fused and separate rounding agree.
-#define EMULATOR_WIDEST __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
-EMULATOR_WIDEST void multiply(float (*__restrict__ c)[kColumns], const float (*__restrict__ a)[kK],
-                              const float (*__restrict__ b)[kColumns]) {
-  constexpr int kRows = 4, kStripe = 16;
-  typedef float Stripe __attribute__((vector_size(kStripe * sizeof(float))));
+// c[16][64] += a[16][16] · b[16][64] in vectors of kStripe floats. Same bits for all: a product of two 16-bit numbers
+// is exact in float, so fused and separate rounding agree.
+template <int kStripe>
+__attribute__((always_inline)) inline void multiply_in(float (*__restrict__ c)[kColumns],
+                                                       const float (*__restrict__ a)[kK],
+                                                       const float (*__restrict__ b)[kColumns]) {
+  constexpr int kRows = 4;
+  typedef float Stripe __attribute__((vector_size(kStripe * sizeof(float)), may_alias));  // all arrays are aligned
   for (int row = 0; row < kM; row += kRows) {
     for (int column = 0; column < kColumns; column += 2 * kStripe) {
       Stripe sum[kRows][2];
-      for (int i = 0; i < kRows; ++i) std::memcpy(sum[i], &c[row + i][column], sizeof(sum[i]));
+      for (int i = 0; i < kRows; ++i)
+        for (int j = 0; j < 2; ++j) sum[i][j] = *reinterpret_cast<Stripe*>(&c[row + i][column + j * kStripe]);
       for (int k = 0; k < kK; ++k) {
-        Stripe right[2];
-        std::memcpy(right, &b[k][column], sizeof(right));
+        const Stripe left = *reinterpret_cast<const Stripe*>(&b[k][column]);
+        const Stripe right = *reinterpret_cast<const Stripe*>(&b[k][column + kStripe]);
         for (int i = 0; i < kRows; ++i) {
-          sum[i][0] += right[0] * a[row + i][k];
-          sum[i][1] += right[1] * a[row + i][k];
+          sum[i][0] += left * a[row + i][k];
+          sum[i][1] += right * a[row + i][k];
         }
       }
-      for (int i = 0; i < kRows; ++i) std::memcpy(&c[row + i][column], sum[i], sizeof(sum[i]));
+      for (int i = 0; i < kRows; ++i)
+        for (int j = 0; j < 2; ++j) *reinterpret_cast<Stripe*>(&c[row + i][column + j * kStripe]) = sum[i][j];
     }
   }
 }
+
+// In the widest vectors that the machine has: wider ones would go through memory.
+using Multiply = void (*)(float (*)[kColumns], const float (*)[kK], const float (*)[kColumns]);
+#define EMULATOR_MULTIPLY(name, kStripe, ...)                                                        \
+  __attribute__((optimize("O3"), __VA_ARGS__)) void name(float (*c)[kColumns], const float (*a)[kK], \
+                                                         const float (*b)[kColumns]) {               \
+    multiply_in<kStripe>(c, a, b);                                                                   \
+  }
+EMULATOR_MULTIPLY(multiply_512, 16, target("avx512f"))
+EMULATOR_MULTIPLY(multiply_256, 8, target("avx2,fma"))
+EMULATOR_MULTIPLY(multiply_128, 4, noinline)
+
+Multiply widest() {
+  if (__builtin_cpu_supports("avx512f")) return multiply_512;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? multiply_256 : multiply_128;
+}
+const Multiply multiply = widest();
 
 template <bool kBf16>
 void mma_typed(MmaOperands* const (&lanes)[32]) {
