@@ -31,7 +31,6 @@ HostArray = np.ndarray[Any, Any]
 
 DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
-ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 232448}
 OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -230,7 +229,7 @@ class Machine:
     def __init__(self, emulator: Emulator, *, gpus: int = 1, capability: str = "90", memory: int = 2**30) -> None:
         self.emulator, self.gpus, self.capability = emulator, gpus, capability
         self.memory_left = self.memory = memory
-        self.attributes = dict(ATTRIBUTES)
+        self.attributes = {"MaxSharedMemoryPerBlockOptin": emulator.shared_bytes}
         self.failure: str | None = None
         self.device = 0
         self.streams = [Stream(self, 0)]
