@@ -38,7 +38,8 @@ def attention(
     q [N, H, D] packed, bfloat16 or float16, D 64, 128 or 256; sequence b holds rows cu_seqlens[b] : cu_seqlens[b + 1];
     k, v [B, T, KH, D]. Strides are free, the last axis is contiguous. key_begin, key_end, cu_seqlens are on the host.
     Query n sees the keys key_begin[n] <= t < key_end[n] of its sequence (int32 [N], neither falls within a sequence); a
-    query that sees none gives 0. The keys from the first to the last that a sequence sees must be finite.
+    query that sees none gives 0. The keys from the first to the last that a sequence sees must be finite and, with a
+    bias, must not give infinite q · k either.
     bias [B or 1, H or 1, S, T], S the (equal) query count of every sequence, is added after the cap.
     split_keys: see plan_attention. lse, float32 [N, H], gets the log of each row's sum of exponentials.
     Raises InputError before anything is launched.
