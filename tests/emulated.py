@@ -11,7 +11,7 @@ import pytest
 
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.cuda import Cuda
-from gemma_cuda.device.emulator import Emulator, Schedule
+from gemma_cuda.device.emulator import Approximation, Emulator, Schedule
 from gemma_cuda.device.protocol import Device
 from gemma_cuda.reference.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
 from tests.compare import DTYPES
@@ -19,6 +19,7 @@ from tests.fake_cuda import Machine
 
 Array = np.ndarray[Any, Any]
 SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
+APPROXIMATIONS: tuple[Approximation, ...] = ("exact", "up", "down")
 HALF_DTYPES = ("bfloat16", "float16")
 ROUNDING: dict[str, Precision] = {"bfloat16": BFLOAT16, "float16": FLOAT16}
 DeviceOf = Callable[[Emulator], Device]

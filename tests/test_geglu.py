@@ -7,13 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.device.emulator import Approximation
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.geglu import geglu
 from gemma_cuda.reference.geglu import geglu as reference_geglu
 from gemma_cuda.reference.precision import Precision
 from tests.compare import DTYPES, assert_within_rule
-from tests.emulated import HALF_DTYPES, SCHEDULES, Array, DeviceOf, amid_nan, bounds, checked, counted, sectors, values
+from tests.emulated import (
+    APPROXIMATIONS,
+    HALF_DTYPES,
+    SCHEDULES,
+    Array,
+    DeviceOf,
+    amid_nan,
+    bounds,
+    checked,
+    counted,
+    sectors,
+    values,
+)
 
 # [N, F]: one, a vector, a warp, a block of 256 · 8 less one, exactly, more, twice and three; real sizes.
 SHAPES = [(1, 1), (3, 7), (1, 8), (5, 20), (3, 256), (1, 2040), (1, 2048), (1, 2056), (2, 2051), (3, 6912), (7, 640)]
@@ -29,8 +40,7 @@ def reference(gate: Array, up: Array, dtype: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_reference(shape: tuple[int, int], dtype: str, device_of: DeviceOf) -> None:
-    approximations: tuple[Approximation, ...] = ("exact", "up", "down")
-    for i, (schedule, approx) in enumerate(zip(SCHEDULES, approximations, strict=True)):
+    for i, (schedule, approx) in enumerate(zip(SCHEDULES, APPROXIMATIONS, strict=True)):
         gate = values(i, *shape, dtype=dtype, scale=(1.0, 4.0, 30.0)[i])
         up = values(i + 9, *shape, dtype=dtype)
         device = device_of(checked(schedule, approx=approx))

@@ -12,7 +12,7 @@ from gemma_cuda.ops.logits import argmax, softcap, top_k
 from gemma_cuda.reference.logits import logits as reference_logits
 from gemma_cuda.reference.precision import FLOAT32, FLOAT64, Precision
 from tests.compare import assert_within_rule
-from tests.emulated import SCHEDULES, Array, DeviceOf, amid_nan, checked, counted, sectors, values
+from tests.emulated import APPROXIMATIONS, SCHEDULES, Array, DeviceOf, amid_nan, checked, counted, sectors, values
 
 SLICE = 512 * 16
 
@@ -32,16 +32,17 @@ def ranked(z: Array, k: int) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1023), (1, 1024), (3, 1025), (2, 6), (5, 4100)])
 def test_softcap_equals_the_reference(shape: tuple[int, int], device_of: DeviceOf) -> None:
-    for i, (schedule, cap, scale) in enumerate(zip(SCHEDULES, (30.0, 30.0, 5.0), (40.0, 0.01, 2.0), strict=True)):
-        z = values(i, *shape, dtype="float32", scale=scale)
-        device = device_of(checked(schedule))
+    for i, (cap, scale) in enumerate(((30.0, 40.0), (30.0, 0.01), (5.0, 2.0))):
+        more = values(i, 5 * 4100, dtype="float32", scale=scale)  # a few logits say little of the rounding error
+        z = more[: np.prod(shape)].reshape(shape)
+        device = device_of(checked(SCHEDULES[i], approx=APPROXIMATIONS[(i + shape[1]) % 3]))
         placed = amid_nan(z, device)
         assert softcap(placed, cap, device=device) is placed
         y = device.to_host(placed)
-        exact, rounded = capped(z, cap, FLOAT64), capped(z, cap, FLOAT32)
-        assert_within_rule(y, exact, rounded, dtype="float32", softcap=True)
+        exact, rounded = capped(more, cap, FLOAT64), capped(more, cap, FLOAT32)
+        assert_within_rule(y.reshape(-1), exact, rounded, dtype="float32", softcap=True, at=slice(y.size))
         # The rule looks at the largest logit only; tanh is accurate near 0, too.
-        assert (np.abs(y - exact) <= 8 * 2.0**-24 * np.abs(exact)).all()
+        assert (np.abs(y.reshape(-1) - exact[: y.size]) <= 8 * 2.0**-24 * np.abs(exact[: y.size])).all()
 
 
 def test_softcap_of_extremes() -> None:

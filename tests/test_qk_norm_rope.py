@@ -17,6 +17,7 @@ from gemma_cuda.reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_
 from gemma_cuda.rope import cos_sin
 from tests.compare import DTYPES, assert_within_rule
 from tests.emulated import (
+    APPROXIMATIONS,
     HALF_DTYPES,
     SCHEDULES,
     Array,
@@ -175,7 +176,7 @@ class Inputs:
 def test_equals_the_reference(index: int, dtype: str, device_of: DeviceOf) -> None:
     case = CASES[index]
     inputs = Inputs.draw(case, dtype, seed=index)
-    results = inputs.run(device_of(checked(SCHEDULES[index % 3])), dtype)
+    results = inputs.run(device_of(checked(SCHEDULES[index % 3], approx=APPROXIMATIONS[index // 3 % 3])), dtype)
     exact, rounded = bounds(dtype, inputs.reference)
     unwritten = np.setdiff1d(np.arange(inputs.cache_rows), inputs.slots)
     poison = poisoned(1, dtype=dtype).view(np.uint16)

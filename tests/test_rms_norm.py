@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.device.emulator import Schedule
+from gemma_cuda.device.emulator import Approximation, Schedule
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.rms_norm import add_norm, rms_norm
 from gemma_cuda.reference.precision import FLOAT32, FLOAT64, Precision
 from gemma_cuda.reference.rms_norm import add_norm as reference_add_norm
 from gemma_cuda.reference.rms_norm import rms_norm as reference_rms_norm
 from tests.compare import assert_within_rule
-from tests.emulated import ROUNDING, SCHEDULES, Array, DeviceOf, amid_nan, checked, counted, values
+from tests.emulated import APPROXIMATIONS, ROUNDING, SCHEDULES, Array, DeviceOf, amid_nan, checked, counted, values
 
 KERNEL_DTYPES = ("bfloat16", "float16", "float32")
 # Odd and even, less and more than a warp, a block, a vector; real hidden sizes.
@@ -24,6 +24,11 @@ EPS = 1e-6
 
 def rounding(dtype: str) -> Precision:
     return FLOAT32 if dtype == "float32" else ROUNDING[dtype]
+
+
+def approximation(i: int, dtype: str) -> Approximation:
+    """One of the three errors of rsqrtf; in float32, whose rounding points are smaller than these, none."""
+    return "exact" if dtype == "float32" else APPROXIMATIONS[i % 3]
 
 
 def weights_of(weight: Array, plus_one: bool, dtype: Any) -> Array:
@@ -36,7 +41,7 @@ def test_rms_norm_equals_the_reference(width: int, dtype: str, device_of: Device
     for i, schedule in enumerate(SCHEDULES):
         plus_one = i != 1
         x, weight = values(width + i, 5, width, dtype=dtype, scale=10.0**i), values(i, width, dtype=dtype)
-        device = device_of(checked(schedule))
+        device = device_of(checked(schedule, approx=approximation(i + width, dtype)))
         y = rms_norm(amid_nan(x, device), amid_nan(weight, device), eps=EPS, device=device, plus_one=plus_one)
         exact, rounded = (
             reference_rms_norm(x.astype(p.compute), weights_of(weight, plus_one, p.compute), eps=EPS, precision=p)
@@ -65,7 +70,7 @@ def test_add_norm_equals_the_reference(width: int, dtype: str, device_of: Device
         residual, branch = values(i, 3, width, dtype=dtype), values(i + 99, 3, width, dtype=dtype, scale=4.0)
         post = values(i + 1, width, dtype=dtype) if has_post else None
         pre = values(i + 2, width, dtype=dtype) if has_pre else None
-        device = device_of(checked(SCHEDULES[(i + width) % 3]))
+        device = device_of(checked(SCHEDULES[(i + width) % 3], approx=approximation(i, dtype)))
         stored, *weights = (None if array is None else amid_nan(array, device) for array in (residual, post, pre))
         h, y = add_norm(
             stored, amid_nan(branch, device), post_weight=weights[0], pre_weight=weights[1], eps=EPS,
@@ -116,6 +121,15 @@ def test_every_schedule_and_batch_gives_the_same_bits(is_checked: bool) -> None:
         assert run(slice(0, 6), schedule, seed, workers) == together
     alone = [run(slice(i, i + 1), "forward", 0, 1) for i in range(6)]
     assert tuple(b"".join(parts) for parts in zip(*alone, strict=True)) == together
+
+
+def test_the_error_of_rsqrtf_is_not_amplified() -> None:
+    x, weight = values(0, 3, 257, dtype="float32"), values(1, 257, dtype="float32")
+    exact, up, down = (
+        rms_norm(x, weight, eps=EPS, device=checked(approx=approx)).astype(np.float64) for approx in APPROXIMATIONS
+    )
+    for off in (up, down):
+        assert (off != exact).any() and (np.abs(off - exact) <= 4 * 2.0**-23 * np.abs(exact)).all()
 
 
 def test_large_values_do_not_overflow() -> None:
