@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -140,6 +140,15 @@ class Problem:
         if lse is not None:
             lse[...] = device.to_host(placed)
         return o
+
+    def part(self, sequence: int, start: int = 0, stop: int | None = None) -> tuple[slice, Problem]:
+        """The queries start : stop of one sequence: their rows, and the problem of them alone. Without a bias."""
+        first, last = (int(n) for n in self.masks["cu_seqlens"][sequence : sequence + 2])
+        rows, cache = slice(first + start, last if stop is None else first + stop), slice(sequence, sequence + 1)
+        masks = {name: self.masks[name][rows] for name in ("key_begin", "key_end")}
+        masks["cu_seqlens"] = np.array([0, rows.stop - rows.start], np.int32)
+        alone = replace(self, q=self.q[rows], k=self.k[cache], v=self.v[cache], bias=None, masks=masks)
+        return rows, alone
 
     def reference(self, precision: Precision) -> Array:
         """What the reference makes of it."""

@@ -181,25 +181,44 @@ def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(split_keys: int | N
     queries = [70, 1, 200, 33]
     given = causal_problem(queries, 260, group=3, kv_heads=2, window=150)
     together = given.run(checked(), split_keys=split_keys)
-    cu_seqlens = given.masks["cu_seqlens"]
-    for b, count in enumerate(queries):
-        rows = slice(cu_seqlens[b], cu_seqlens[b + 1])
-        masks = {name: given.masks[name][rows] for name in ("key_begin", "key_end")}
-        masks["cu_seqlens"] = np.array([0, count], INT32)
-        alone = Problem(
-            given.q[rows], given.k[b : b + 1], given.v[b : b + 1], None, masks, given.scale, None, "bfloat16"
-        )
+    for b in range(len(queries)):
+        rows, alone = given.part(b)
         np.testing.assert_array_equal(bits(alone.run(checked(), split_keys=split_keys)), bits(together[rows]))
 
 
-def test_a_prompt_gives_the_same_bits_whole_and_in_chunks() -> None:
+@pytest.mark.parametrize("split_keys", [None, 64])
+def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(split_keys: int | None) -> None:
     given = causal_problem([230], 230, group=2, window=90)
-    whole = given.run(checked())
+    whole = given.run(checked(), split_keys=split_keys)
     for start, stop in ((0, 1), (1, 70), (70, 133), (133, 230)):
-        masks = {name: given.masks[name][start:stop] for name in ("key_begin", "key_end")}
-        masks["cu_seqlens"] = np.array([0, stop - start], INT32)
-        chunk = Problem(given.q[start:stop], given.k, given.v, None, masks, given.scale, None, "bfloat16")
-        np.testing.assert_array_equal(bits(chunk.run(checked())), bits(whole[start:stop]))
+        rows, chunk = given.part(0, start, stop)
+        np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=split_keys)), bits(whole[rows]))
+
+
+def test_auto_splits_short_sequences_over_many_keys_alike_alone_and_in_a_batch(device_of: DeviceOf) -> None:
+    """Rows of one tile of 64 and one more than that, of group 3; more keys than 1024 and not."""
+    queries, keys = [1, 21, 22, 150, 2], 1100
+    given = causal_problem(queries, keys, group=3)
+    given.masks["key_begin"][-2:] += keys - 1024  # the last sequence sees 1024 keys
+    together, never = (given.run(device_of(checked("random")), split_keys=split) for split in ("auto", None))
+    given.assert_right(together, "auto")
+    plan = plan_attention(**given.masks, group=3, head_dim=64, is_plain=True, device=checked())
+    assert plan.merges is not None and plan.merges[:, 2].tolist() == [3, 63] and plan.partials == 2 * 3
+    for b, is_split in enumerate([True, True, False, False, False]):
+        rows, alone = given.part(b)
+        np.testing.assert_array_equal(bits(alone.run(checked())), bits(together[rows]))
+        assert np.array_equal(bits(together[rows]), bits(never[rows])) != is_split
+
+
+def test_under_auto_chunks_give_the_same_bits_unless_they_are_split() -> None:
+    given = causal_problem([1200], 1200, group=1)
+    whole = given.run(checked(checked=False))
+    for start, stop in ((1000, 1065), (1000, 1024), (1130, 1195), (1199, 1200)):
+        rows, chunk = given.part(0, start, stop)
+        o = chunk.run(checked())
+        is_split = stop - start <= 64 and stop > 1024
+        assert np.array_equal(bits(o), bits(whole[rows])) != is_split
+        np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=None)), bits(whole[rows]))
 
 
 def test_strides_are_free() -> None:
@@ -352,6 +371,7 @@ REFUSED: list[tuple[Change, str]] = [
     (entry("key_end", 11, 71), "key_end reaches 71, k has T = 70 keys"),
     (change(split_keys=100), "split_keys is 100, expected a multiple of 64"),
     (change(split_keys=0), "split_keys is 0"),
+    (change(split_keys="never"), "split_keys is 'never', expected a multiple of 64, 'auto' or None"),
     (change(bias=np.zeros((1, 1, 6, 70), np.float32)), "a bias needs sequences of equal length"),
     (change(lse=np.zeros((4, 12), np.float32)), r"lse is float32 \[4, 12\], expected contiguous.*\[12, 4\]"),
     (change(lse=np.zeros((12, 4), np.float64)), "lse is float64"),

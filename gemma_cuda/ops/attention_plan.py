@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from ..device.protocol import Array, Device
 from ..errors import InputError
 
 Int32 = NDArray[np.int32]
+SplitKeys = int | Literal["auto"] | None
+"""See plan_attention."""
 
 BLOCK_K = 64
 """Keys of a tile, the same in every instance: a row's bits depend on it, and on no other tile size."""
@@ -41,6 +44,10 @@ _TILINGS = (
 )
 HEAD_DIMS = tuple(_TILINGS[0][1])
 _SMALL = 64  # rows of a tile where a prompt has no more
+# "auto": what fills one small tile of rows, as a decoding step does, has too few blocks for a GPU. From so many keys on
+# they are spread over several; each still takes 8 tiles of keys, so that a partial result costs little beside them.
+_LONG, _PART = 1024, 512
+_NEVER = 1 << 31  # keys, more than there are
 
 
 def choose_tiling(head_dim: int, max_rows: int, shared_bytes: int, *, is_plain: bool) -> Tiling:
@@ -89,21 +96,23 @@ def plan_attention(
     head_dim: int,
     is_plain: bool,
     device: Device,
-    split_keys: int | None = None,
+    split_keys: SplitKeys = "auto",
 ) -> AttentionPlan:
     """The plan for key ranges [N] and cu_seqlens [B + 1] (int32, on the host), group query heads per KV head.
 
     is_plain: neither a softcap nor a bias will come.
-    split_keys: keys that one block takes of a tile of rows, a multiple of 64; fixed, so that results do not depend on
-    the batch. None: all. Raises InputError where ranges fall or are negative, or cu_seqlens does not rise from 0 to N.
+    split_keys: keys that one block takes of a tile of rows, a multiple of 64; None: all. "auto": 512 of a sequence of
+    up to 64 rows (queries · group) over more than 1024 keys, all of any other. A sequence has the same bits alone and
+    in any batch with each of them. A query also has the same bits in any chunk of its prompt, but for "auto" where
+    one chunk is split and another is not.
+    Raises InputError where ranges fall or are negative, or cu_seqlens does not rise from 0 to N.
     """
     _check_ranges(key_begin, key_end, cu_seqlens)
-    if split_keys is not None and (split_keys < BLOCK_K or split_keys % BLOCK_K):
-        raise InputError(f"attention: split_keys is {split_keys}, expected a multiple of {BLOCK_K}")
+    _check_split(split_keys)
     queries = np.diff(cu_seqlens)
     tiling = choose_tiling(head_dim, int(queries.max(initial=0)) * group, device.shared_bytes, is_plain=is_plain)
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
-    table, merges, partials = _split(tiles, split_keys)
+    table, merges, partials = _split(tiles, _part_sizes(tiles, queries * group, split_keys))
     spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
     table = table[np.argsort(-spans, kind="stable")]  # the longest first: short blocks fill the gaps at the end
     return AttentionPlan(
@@ -120,6 +129,13 @@ def plan_attention(
         keys=int(key_end.max(initial=0)),
         equal_queries=int(queries[0]) if len(queries) and (queries == queries[0]).all() else None,
     )
+
+
+def _check_split(split_keys: SplitKeys) -> None:
+    if split_keys is None or split_keys == "auto":
+        return
+    if not isinstance(split_keys, (int, np.integer)) or split_keys < BLOCK_K or split_keys % BLOCK_K:
+        raise InputError(f"attention: split_keys is {split_keys!r}, expected a multiple of {BLOCK_K}, 'auto' or None")
 
 
 def _check_ranges(key_begin: Int32, key_end: Int32, cu_seqlens: Int32) -> None:
@@ -166,17 +182,23 @@ def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, bloc
     return np.stack([sequence, first_token, first_row, own, begin, end], axis=1).astype(np.int64)
 
 
-def _split(tiles: NDArray[np.int64], split_keys: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of split_keys."""
+def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64]:
+    """int64 [tiles of rows]: keys that one block takes of each. rows: of each sequence, which alone decides."""
+    if split_keys != "auto":
+        return np.full(len(tiles), split_keys or _NEVER)
+    is_split = (rows[tiles[:, 0]] <= _SMALL) & (tiles[:, 5] - tiles[:, 4] > _LONG)
+    return np.where(is_split, _PART, _NEVER)
+
+
+def _split(tiles: NDArray[np.int64], part_sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of its part size."""
     begin, end = tiles[:, 4], tiles[:, 5]
-    if split_keys is None:
-        return np.hstack([tiles, np.full((len(tiles), 1), -1)]), np.zeros((0, 5), np.int64), 0
-    first, last = begin // split_keys, np.maximum(end - 1, begin) // split_keys
+    first, last = begin // part_sizes, np.maximum(end - 1, begin) // part_sizes
     counts = last - first + 1
     table = np.repeat(np.hstack([tiles, np.full((len(tiles), 1), -1)]), counts, axis=0)
-    part = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts)
-    cut = (np.repeat(first, counts) + part) * split_keys
-    table[:, 4], table[:, 5] = np.maximum(table[:, 4], cut), np.minimum(table[:, 5], cut + split_keys)
+    part, size = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts), np.repeat(part_sizes, counts)
+    cut = (np.repeat(first, counts) + part) * size
+    table[:, 4], table[:, 5] = np.maximum(table[:, 4], cut), np.minimum(table[:, 5], cut + size)
     is_part = np.repeat(counts > 1, counts)
     table[is_part, 6] = np.arange(is_part.sum())
     cut_tiles = counts > 1
