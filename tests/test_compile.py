@@ -146,6 +146,13 @@ def test_kernels_hold_no_assembly_and_no_conditional_compilation() -> None:
         assert not re.search(r"\basm\b|^\s*#\s*if|__CUDA_ARCH__", path.read_text(), re.MULTILINE), path.name
 
 
+def test_kernels_call_only_those_math_functions_whose_errors_the_emulator_knows() -> None:
+    root = sources.kernel_directory()
+    text = "".join(path.read_text() for path in [*root.glob("*.cu"), *root.glob("common/*.cuh")])
+    called = set(re.findall(r"\b(r?(?:sqrt|cbrt|exp|log|pow|sin|cos|tan|erf|norm)\w*f)\(", text))
+    assert called == {"rsqrtf", "tanhf", "log2f"}
+
+
 def test_both_halves_of_the_seam_have_the_same_files_and_functions() -> None:
     gpu, cpu = sources.kernel_directory() / "gpu", sources.emulator_directory()
     names = {path.name for path in gpu.glob("*.cuh")}

@@ -130,7 +130,8 @@ void Worker::report_fault() {
   else if (fault_.signal == SIGFPE)
     report.message = format("thread %u divides an integer by zero (or overflows) at {0}", self.thread);
   else if (fault_.signal == SIGILL)
-    report.message = format("thread %u indexes an array beyond its end at {0}", self.thread);
+    report.message =
+        format("thread %u indexes an array beyond its end (or does what C++ leaves undefined) at {0}", self.thread);
   else
     report.message = format("thread %u touches address 0x%zx, which is %s, at {0}", self.thread, fault_.address,
                             place_of(fault_.address).c_str());

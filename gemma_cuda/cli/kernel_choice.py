@@ -36,12 +36,9 @@ def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str])
     from ..device.compile import SHARED_BYTES
     from ..ops.instances import launches
 
-    configs, dtypes, smallest = list(_configs(arguments.model)), arguments.dtype or DTYPES, min(SHARED_BYTES.values())
-    options = {"attn_bias": arguments.attn_bias or ()}
-    return {
-        name: launches(configs, dtypes, shared_bytes=SHARED_BYTES.get(name, smallest), **options)
-        for name in architectures
-    }
+    configs, dtypes, biases = list(_configs(arguments.model)), arguments.dtype or DTYPES, arguments.attn_bias or ()
+    shared_bytes = {name: SHARED_BYTES.get(name, min(SHARED_BYTES.values())) for name in architectures}
+    return {name: launches(configs, dtypes, shared_bytes=size, attn_bias=biases) for name, size in shared_bytes.items()}
 
 
 def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) -> list[str]:
