@@ -149,6 +149,7 @@ struct Options {
   float tanh_factor;
   double rsqrt_factor;
   double reciprocal_factor;
+  int library_sign;
 };
 
 using Sizes = std::tuple<unsigned, unsigned, unsigned>;
@@ -166,6 +167,7 @@ void configure(Launch& launch, const Library& library, const Options& options) {
   launch.tanh_factor = options.tanh_factor;
   launch.rsqrt_factor = options.rsqrt_factor;
   launch.reciprocal_factor = options.reciprocal_factor;
+  launch.library_sign = options.library_sign;
 }
 
 // The arguments' bytes, each aligned as any parameter may need.
@@ -258,11 +260,13 @@ PYBIND11_MODULE(_emulator, module) {
            py::arg("has_poison"), py::arg("element_bytes"));
   py::class_<Options>(module, "Options")
       .def(py::init([](bool checked, int schedule, std::uint64_t seed, unsigned workers, int exp2_ulps,
-                       float tanh_factor, double rsqrt_factor, double reciprocal_factor) {
-             return Options{checked, schedule, seed, workers, exp2_ulps, tanh_factor, rsqrt_factor, reciprocal_factor};
+                       float tanh_factor, double rsqrt_factor, double reciprocal_factor, int library_sign) {
+             return Options{checked,      schedule,          seed,        workers, exp2_ulps, tanh_factor,
+                            rsqrt_factor, reciprocal_factor, library_sign};
            }),
            py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"),
-           py::arg("exp2_ulps"), py::arg("tanh_factor"), py::arg("rsqrt_factor"), py::arg("reciprocal_factor"));
+           py::arg("exp2_ulps"), py::arg("tanh_factor"), py::arg("rsqrt_factor"), py::arg("reciprocal_factor"),
+           py::arg("library_sign"));
   module.def("launch", &launch, py::arg("library"), py::arg("options"), py::kw_only(), py::arg("grid"),
              py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"));
 }

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batch import Batch, make_batch
-from .config import GemmaConfig, LayerConfig
+from .config import GemmaConfig, LayerConfig, RopeConfig
 from .device.arena import Arena
 from .device.cuda import Cuda
 from .device.launch_plan import LaunchPlan
@@ -25,7 +25,7 @@ from .kv import KVCache, LayerKV
 from .kv_pool import KVPool, Lease
 from .masks import Int32, key_range
 from .model import Decoder, Mask
-from .ops.attention_plan import Tiling, choose_tiling, most_tiles, plan_of, work_table
+from .ops.attention_plan import PlanRoom, Tiling, choose_tiling, is_short, plan_of, plan_room, work_tables
 from .ops.kernel_ops import KernelOps
 from .reference.precision import Array
 from .rope import Rope
@@ -94,10 +94,11 @@ class StaticStep:
     def mask(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> Mask:
         kind = self._bucket.kind_of(layer)
         name = self._bucket.name_of(kind, kept)
-        tables = self._arrays[f"{name}.begin"], self._arrays[f"{name}.end"], self._arrays[f"{name}.table"]
+        begin, end, table = (self._arrays[f"{name}.{part}"] for part in ("begin", "end", "table"))
         return plan_of(
-            tables, self._bucket.tiling_of(kind, kept), group=kind.group, head_dim=kind.head_dim, sequences=len(kv.k)
-        )
+            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name],
+            self._bucket.tiling_of(kind, kept), group=kind.group, head_dim=kind.head_dim, sequences=len(kv.k),
+        )  # fmt: skip
 
     def bias(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> None:
         return None
@@ -111,17 +112,27 @@ class Bucket:
     """The launches of prefills of up to `tokens` tokens in up to `batch_size` sequences, of which the last tokens are
     kept."""
 
-    def __init__(self, decoder: Decoder, tokens: int, batch_size: int, shared_bytes: int, angles: Any) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokens: int,
+        shortest: int,
+        batch_size: int,
+        capacity: int,
+        shared_bytes: int,
+        angles: dict[tuple[RopeConfig, int], tuple[Array, Array]],
+    ) -> None:
         self.config: GemmaConfig = decoder.config
-        self.tokens, self.batch_size, self.angles = tokens, batch_size, angles
+        self.tokens, self.shortest, self.batch_size = tokens, shortest, batch_size
+        self.capacity, self.angles = capacity, angles
         self._shared_bytes = shared_bytes
-        self._last = self.config.layers[decoder.last_kv_layer :]
         self.fields = Fields()
         for name in ("ids", "positions", "slots"):
             self.fields.add(name, tokens)
         for name in ("kept", "kept_positions"):
             self.fields.add(name, batch_size)
         self.kinds: dict[str, tuple[_MaskKind, LayerConfig, bool]] = {}
+        self.rooms: dict[str, PlanRoom] = {}
         for i, layer in enumerate(self.config.layers):
             self._add_mask(layer, kept=i >= decoder.last_kv_layer)
         self.plan: LaunchPlan
@@ -148,10 +159,16 @@ class Bucket:
             return
         self.kinds[name] = kind, layer, kept
         queries = self.batch_size if kept else self.tokens
+        keys = self.capacity if layer.sliding_window is None else min(self.capacity, layer.sliding_window + queries)
+        short = kept or self.batch_size > 1 or is_short(self.shortest * kind.group)
+        tiling = self.tiling_of(kind, kept)
+        room = plan_room(queries, self.batch_size, keys, group=kind.group, tiling=tiling, short=short)
+        self.rooms[name] = room
         self.fields.add(f"{name}.begin", queries)
         self.fields.add(f"{name}.end", queries)
-        tiles = most_tiles(queries, self.batch_size, kind.group, self.tiling_of(kind, kept))
-        self.fields.add(f"{name}.table", tiles, 7)
+        self.fields.add(f"{name}.table", room.blocks, 7)
+        if room.merges:
+            self.fields.add(f"{name}.merges", room.merges, 5)
 
     def launch_all(self, decoder: Decoder, arrays: dict[str, Array], pool: KVPool) -> tuple[Array, Array]:
         """(hidden [B, E], logits [B, V]) of the bucket's step, launched on the device of the decoder's ops."""
@@ -160,13 +177,13 @@ class Bucket:
         hidden = decoder.forward(decoder.embed(arrays["ids"]), None, step, pool.layers, None)
         return hidden, decoder.logits(hidden)
 
-    def describe(self, batch: Batch, first_row: int, capacity: int) -> NDArray[np.int32]:
+    def describe(self, batch: Batch, first_row: int) -> NDArray[np.int32]:
         """The block [size] for a batch whose caches are the rows first_row, ... of the pool."""
         block = np.zeros(self.fields.size, np.int32)
         arrays = self.fields.of(block)
         n, lengths = len(batch.row), batch.cu_seqlens
         arrays["slots"][:] = -1  # of what is left over nothing is kept
-        arrays["slots"][:n] = (batch.row + first_row) * capacity + batch.slots
+        arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots
         arrays["positions"][:n] = batch.position_ids
         kept = lengths[1:] - 1
         arrays["kept"][: len(kept)], arrays["kept_positions"][: len(kept)] = kept, batch.position_ids[kept]
@@ -180,8 +197,10 @@ class Bucket:
             if is_kept:
                 begin, end, sequences = begin[kept], end[kept], np.arange(len(kept) + 1, dtype=np.int32)
             arrays[f"{name}.begin"][: len(begin)], arrays[f"{name}.end"][: len(end)] = begin, end
-            table = work_table(begin, end, sequences, rows, kind.group, self.tiling_of(kind, is_kept))
+            table, merges = work_tables(begin, end, sequences, rows, kind.group, self.tiling_of(kind, is_kept))
             arrays[f"{name}.table"][: len(table)] = table
+            if len(merges):
+                arrays[f"{name}.merges"][: len(merges)] = merges
         return block
 
 
@@ -212,8 +231,10 @@ class PrefillGraphs:
             (layer.rope, layer.head_dim): self._ops.angles(layer.rope, layer.head_dim, kv_capacity)
             for layer in config.layers
         }
+        rising = sorted(set(lengths))
         self.buckets = [
-            Bucket(decoder, tokens, batch_size, cuda.shared_bytes, angles) for tokens in sorted(set(lengths))
+            Bucket(decoder, tokens, shorter + 1, batch_size, kv_capacity, cuda.shared_bytes, angles)
+            for shorter, tokens in zip([0, *rising], rising, strict=False)
         ]
         itemsize = self._ops.hidden_dtype.itemsize
         pool_bytes = KVPool.nbytes(config, kv_rows, kv_capacity, itemsize)
@@ -260,12 +281,11 @@ class PrefillGraphs:
 
     def report(self) -> list[BucketReport]:
         """What was prepared, shortest first."""
-        reports, shortest = [], 1
+        reports = []
         for bucket in self.buckets:
             layers = [i for i, name in enumerate(bucket.plan.names) if name.startswith("attention<")]
             per_layer = min(np.diff(layers), default=len(bucket.plan))
-            reports.append(BucketReport(bucket.tokens, shortest, len(bucket.plan), int(per_layer)))
-            shortest = bucket.tokens + 1
+            reports.append(BucketReport(bucket.tokens, bucket.shortest, len(bucket.plan), int(per_layer)))
         return reports
 
     def bucket(self, tokens: int, batch_size: int) -> Bucket | None:
@@ -288,7 +308,7 @@ class PrefillGraphs:
     def run(self, bucket: Bucket, batch: Batch, ids: NDArray[np.int64], cache: KVCache) -> tuple[Array, Array]:
         """(hidden [B, 1, E], logits [B, 1, V]) of each prompt's last token, new arrays; K and V go to the cache."""
         assert isinstance(cache.lease, Lease)
-        self._start(bucket, bucket.describe(batch, cache.lease.first, self.pool.capacity), ids)
+        self._start(bucket, bucket.describe(batch, cache.lease.first), ids)
         cache.extend(batch)
         return self._outputs(bucket, batch.batch_size)
 
@@ -307,7 +327,7 @@ class PrefillGraphs:
         key = tokens, begin, end, lease.first
         block = self._described.get(key)
         if block is None:
-            block = bucket.describe(self._text(ids, cache if end else None), lease.first, self.pool.capacity)
+            block = bucket.describe(self._text(ids, cache if end else None), lease.first)
             if len(self._described) >= _MOST_DESCRIBED:
                 self._described.pop(next(iter(self._described)))
             self._described[key] = block

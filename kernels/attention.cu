@@ -16,7 +16,7 @@
 //   launch    grid (KH, tiles), block attention_threads(D, kBlockQ), dynamic smem
 //             (kBlockQ + 2 · kPairs · kBlockK) · D · sizeof(T) + kBlockQ · sizeof(Row)
 //   numerics  p rounded to T before p · v, the row sum is of unrounded p; o divided and rounded once; a row that sees
-//             no key gives 0 and lse -inf; keys between those that a sequence's queries see must be finite
+//             no key gives 0 and lse -inf; keys between those of a sequence are finite, with a bias their scores, too
 //   cost      4 · D flops per row and key of a tile; q and o moved once, k and v once per tile of rows
 //   source    FlashAttention-2, arXiv:2307.08691, algorithm 1; rows rescaled late as in FlashAttention-4
 #include <async_copy.cuh>
@@ -208,7 +208,8 @@ __device__ __forceinline__ void finish_logits(float (&scores)[kTiles][kColumns][
     for (int half = 0; half < 2; ++half) {
       const Row row = load_vector<Row>(row_tile + 16 * m + lane / 4 + 8 * half);
       const typename Logit::Element* bias_row = bias;
-      if constexpr (Logit::kHasBias) bias_row += row.query * problem.bias_query + row.head * problem.bias_head;
+      if constexpr (Logit::kHasBias)
+        bias_row += row.query * problem.bias_query + row.head * problem.bias_head + t + 2 * (lane % 4);
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
@@ -216,9 +217,13 @@ __device__ __forceinline__ void finish_logits(float (&scores)[kTiles][kColumns][
           const int key = t + 8 * n + 2 * (lane % 4) + i;
           const bool is_seen = !is_edge || row.sees(key);
           float& score = scores[m][n][2 * half + i];
-          float added = 0.0f;
-          if constexpr (Logit::kHasBias) added = to_float(bias_row[is_seen ? key : 0]);
-          score = is_seen ? logit.logit(score, added) : -kInf;
+          if constexpr (Logit::kHasBias) {
+            float added = -kInf;  // hides the key: a choice after the load would keep its predicate in a register
+            if (is_seen) added = to_float(bias_row[8 * n + i]);
+            score = logit.logit(score, added);
+          } else {
+            score = is_seen ? logit.logit(score, 0.0f) : -kInf;
+          }
         }
       }
     }

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gemma_cuda.device.emulator import Emulator, Schedule
+from gemma_cuda.device.emulator import Schedule
+from gemma_cuda.device.protocol import Device
 from gemma_cuda.ops.attention import attention
 from gemma_cuda.reference.attention import attention as reference
-from gemma_cuda.reference.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
+from gemma_cuda.reference.precision import FLOAT64, Precision
 from tests.compare import DTYPES, assert_within_rule
+from tests.emulated import ROUNDING, SCHEDULES, Array, amid_nan
 
-Array = np.ndarray[Any, Any]
 TILE = 64  # keys of a tile, and rows of the smaller of the two
-SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
-ROUNDING = {"bfloat16": BFLOAT16, "float16": FLOAT16}
 
 FACTORS: dict[str, tuple[Any, ...]] = {
     "queries": (1, TILE - 1, TILE, TILE + 1, 2 * TILE + 3),
@@ -131,12 +130,25 @@ class Problem:
     softcap: float | None
     dtype: str
 
-    def run(self, device: Emulator, **options: Any) -> Array:
+    def run(self, device: Device, *, lse: Array | None = None, **options: Any) -> Array:
         """What the kernel makes of it, with NaN in every slot that no query may see and around the arrays."""
-        k, v = (amid_nan(hidden_as_nan(array, self.masks)) for array in (self.k, self.v))
-        arguments = dict(scale=self.scale, softcap=self.softcap, bias=self.bias, device=device, **self.masks)
-        o: Array = attention(amid_nan(self.q), k, v, **arguments, **options)
+        q, k, v = (amid_nan(a, device) for a in (self.q, *(hidden_as_nan(a, self.masks) for a in (self.k, self.v))))
+        bias = None if self.bias is None else amid_nan(self.bias, device, gap=9)
+        placed = None if lse is None else device.from_host(lse)
+        arguments = dict(scale=self.scale, softcap=self.softcap, bias=bias, lse=placed, device=device, **self.masks)
+        o: Array = device.to_host(attention(q, k, v, **arguments, **options))
+        if lse is not None:
+            lse[...] = device.to_host(placed)
         return o
+
+    def part(self, sequence: int, start: int = 0, stop: int | None = None) -> tuple[slice, Problem]:
+        """The queries start : stop of one sequence: their rows, and the problem of them alone. Without a bias."""
+        first, last = (int(n) for n in self.masks["cu_seqlens"][sequence : sequence + 2])
+        rows, cache = slice(first + start, last if stop is None else first + stop), slice(sequence, sequence + 1)
+        masks = {name: self.masks[name][rows] for name in ("key_begin", "key_end")}
+        masks["cu_seqlens"] = np.array([0, rows.stop - rows.start], np.int32)
+        alone = replace(self, q=self.q[rows], k=self.k[cache], v=self.v[cache], bias=None, masks=masks)
+        return rows, alone
 
     def reference(self, precision: Precision) -> Array:
         """What the reference makes of it."""
@@ -230,12 +242,3 @@ def hidden_as_nan(cache: Array, masks: dict[str, Any]) -> Array:
         out[b, : min(first, len(out[b]))] = np.nan
         out[b, max(first, last) :] = np.nan
     return out
-
-
-def amid_nan(array: Array) -> Array:
-    """The same values, aligned to 256 bytes, inside memory that is NaN on both sides."""
-    room = np.full(array.size + 512, np.nan, array.dtype)
-    start = 128 + (-(room.ctypes.data // array.itemsize) % 128)
-    inside = room[start : start + array.size].reshape(array.shape)
-    inside[...] = array
-    return inside

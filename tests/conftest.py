@@ -19,18 +19,10 @@ hypothesis.settings.load_profile("project")
 
 import pytest  # noqa: E402
 
-from gemma_cuda.device.protocol import Device  # noqa: E402
+from tests.emulated import DeviceOf, on_cuda  # noqa: E402
 
 
-@pytest.fixture(params=["emulator", "cuda"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Each device in turn: the emulator with every check, and the CUDA host path on a fake GPU."""
-    from gemma_cuda.device.emulator import Emulator
-
-    if request.param == "emulator":
-        return Emulator(checked=True, workers=2)
-    from gemma_cuda.device.cuda import Cuda
-    from tests.fake_cuda import Machine
-
-    Machine(Emulator(workers=2)).install(monkeypatch)
-    return Cuda()
+@pytest.fixture
+def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
+    """What launches on an emulator: the emulator itself or, if its schedule is random, CUDA's host path."""
+    return lambda emulator: on_cuda(emulator, monkeypatch) if emulator.schedule == "random" else emulator

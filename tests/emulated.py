@@ -1,7 +1,8 @@
-"""What the tests of every kernel share: emulators, seeded inputs amid NaN, what a launch had to move at least."""
+"""What the tests of every kernel share: devices, seeded inputs amid NaN, what a launch had to move at least."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,20 @@ import pytest
 from benchmarks.compulsory import Compulsory
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.cuda import Cuda
-from gemma_cuda.device.emulator import Emulator, Schedule
+from gemma_cuda.device.emulator import Approximation, Emulator, Schedule
+from gemma_cuda.device.protocol import Device
 from gemma_cuda.reference.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
 from tests.compare import DTYPES
 from tests.fake_cuda import Machine
 
 Array = np.ndarray[Any, Any]
 SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
+APPROXIMATIONS: tuple[Approximation, ...] = ("exact", "up", "down")
 HALF_DTYPES = ("bfloat16", "float16")
 ROUNDING: dict[str, Precision] = {"bfloat16": BFLOAT16, "float16": FLOAT16}
-_MARGIN = 64
+DeviceOf = Callable[[Emulator], Device]
+"""See the fixture device_of."""
+_MARGIN = 128
 
 
 def checked(schedule: Schedule = "forward", **options: Any) -> Emulator:
@@ -39,12 +44,20 @@ def values(seed: int, *shape: int, dtype: str, scale: float = 1.0) -> Array:
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(DTYPES[dtype])
 
 
-def amid_nan(array: Array) -> Array:
-    """The same rows [M, N] inside memory that is NaN before, after and, by 64 elements, between them."""
-    room = np.full((len(array) + 2, array.shape[1] + _MARGIN), np.nan, array.dtype)
-    inside = Emulator().from_host(room)[1:-1, : array.shape[1]]
-    inside[...] = array
-    return inside
+def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> Array:
+    """The same values on a device, inside memory that is NaN before, after and, by `gap` elements, between the rows.
+
+    They start `offset` elements after a multiple of 256 bytes.
+    """
+    *outer, width = array.shape
+    start, stop = _MARGIN + offset, _MARGIN + offset + math.prod(outer) * (width + gap)
+
+    def inside(room: Array) -> Array:
+        return room[start:stop].reshape(*outer, width + gap)[..., :width]
+
+    room = np.full(stop + _MARGIN, np.nan, array.dtype)
+    inside(room)[...] = array
+    return inside(device.from_host(room))
 
 
 def poisoned(*shape: int, dtype: str) -> Array:

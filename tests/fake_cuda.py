@@ -32,7 +32,6 @@ HostArray = np.ndarray[Any, Any]
 
 DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
-ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 232448}
 COPY_TO_DEVICE, COPY_ON_DEVICE = 1, 3  # cudaMemcpyKind
 PROPERTIES = {"name": b"NVIDIA Fake 9000 (80 GB)", "l2CacheSize": 64 * 1024}
 OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -323,7 +322,7 @@ class Machine:
     def __init__(self, emulator: Emulator, *, gpus: int = 1, capability: str = "90", memory: int = 2**30) -> None:
         self.emulator, self.gpus, self.capability = emulator, gpus, capability
         self.memory_left = self.memory = memory
-        self.attributes = dict(ATTRIBUTES)
+        self.attributes = {"MaxSharedMemoryPerBlockOptin": emulator.shared_bytes}
         self.failure: str | None = None
         self.clock = 0.0  # milliseconds, moved on by work that says how long it takes
         self.device = 0

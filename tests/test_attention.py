@@ -11,34 +11,18 @@ import numpy as np
 import pytest
 
 from benchmarks import compulsory
-from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
 from gemma_cuda.ops.attention_plan import plan_attention
 from gemma_cuda.reference.precision import FLOAT64
-from tests.attention_cases import (
-    SCHEDULES,
-    TILE,
-    Array,
-    Case,
-    Problem,
-    all_pairs,
-    amid_nan,
-    causal_problem,
-    pairs_of,
-    pairwise_cases,
-    problem,
-)
+from tests.attention_cases import TILE, Case, Problem, all_pairs, causal_problem, pairs_of, pairwise_cases, problem
+from tests.emulated import SCHEDULES, Array, DeviceOf, amid_nan, checked, counted
 
 CASES = pairwise_cases()
 BF16 = ml_dtypes.bfloat16
 INT32 = np.int32
 WINDOWS = (512, 1024, 4096)  # of Gemma 3 and 4, and of Gemma 2
-
-
-def device(**options: Any) -> Emulator:
-    return Emulator(**{"checked": True, "workers": 2, "seed": 5, **options})
 
 
 def bits(array: Array) -> Array:
@@ -56,13 +40,12 @@ def test_the_cases_hold_every_pair_of_factors() -> None:
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_attention_equals_the_reference(index: int) -> None:
+def test_attention_equals_the_reference(index: int, device_of: DeviceOf) -> None:
     case = CASES[index]
-    emulated = device(schedule=case.schedule, seed=index, approx=case.approx, shared_bytes=case.shared_kib * 1024)
+    emulated = checked(case.schedule, seed=index, approx=case.approx, shared_bytes=case.shared_kib * 1024)
     given = problem(case, seed=index)
-    given.assert_right(given.run(emulated, split_keys=case.split_keys), str(case))
-    assert emulated.counters is not None
-    assert emulated.counters.shared_bank_conflicts == 0
+    given.assert_right(given.run(device_of(emulated), split_keys=case.split_keys), str(case))
+    assert counted(emulated).shared_bank_conflicts == 0
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
@@ -70,7 +53,7 @@ def test_a_layer_of_gemma_2_equals_the_reference(head_dim: int) -> None:
     given = causal_problem([300], 300, group=2, kv_heads=2, head_dim=head_dim, window=256, seed=head_dim)
     given.softcap = 50.0
     given.q = (given.q.astype(np.float32) * 6).astype(BF16)  # logits beyond the cap
-    given.assert_right(given.run(device(checked=False)), f"D {head_dim}")
+    given.assert_right(given.run(checked(checked=False)), f"D {head_dim}")
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
@@ -79,7 +62,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     given.k *= np.float16(0.1)
     for tile, size in enumerate((1, 12, 2, 30, 5)):
         given.k[0, tile * TILE + 7] = given.q[20, 0] * np.float16(size / 4)
-    given.assert_right(given.run(device()), "rising scores")
+    given.assert_right(given.run(checked()), "rising scores")
 
 
 def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
@@ -88,7 +71,7 @@ def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
     given.masks["key_end"] = np.array([0, 9, 12, 70, 70], INT32)
     for split_keys in (None, 64):
         lse = np.zeros((5, 2), np.float32)
-        o = given.run(device(), lse=lse, split_keys=split_keys)
+        o = given.run(checked(), lse=lse, split_keys=split_keys)
         given.assert_right(o, "rows without keys")
         assert not o[[0, 1, 3, 4]].any() and o[2].any()
         assert np.isneginf(lse[[0, 1, 3, 4]]).all() and np.isfinite(lse[2]).all()
@@ -96,18 +79,18 @@ def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
 
 def test_no_queries_and_empty_sequences() -> None:
     given = causal_problem([0, 3, 0], 66)
-    given.assert_right(given.run(device()), "empty sequences")
+    given.assert_right(given.run(checked()), "empty sequences")
     nothing = causal_problem([0], 66)
-    assert nothing.run(device()).shape == (0, 2, 64)
+    assert nothing.run(checked()).shape == (0, 2, 64)
 
 
 @pytest.mark.parametrize("split_keys", [None, 128])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_log_sum_exp(softcap: float | None, split_keys: int | None) -> None:
+def test_log_sum_exp(softcap: float | None, split_keys: int | None, device_of: DeviceOf) -> None:
     given = causal_problem([90, 31], 300, group=3, kv_heads=2, window=200)
     given.softcap = softcap
     lse = np.full((121, 6), np.nan, np.float32)
-    given.run(device(approx="up"), lse=lse, split_keys=split_keys)
+    given.run(device_of(checked("random", approx="up")), lse=lse, split_keys=split_keys)
     q, k = given.q.astype(np.float64), given.k.astype(np.float64)
     for n in range(121):
         b, keys = int(n >= 90), slice(given.masks["key_begin"][n], given.masks["key_end"][n])
@@ -124,7 +107,7 @@ def test_bias_is_added_after_the_cap_and_may_hide_everything() -> None:
     given.bias = np.full((1, 1, 9, 130), -np.inf, np.float32)
     given.bias[0, 0, 3, 100] = 3.0
     given.bias[0, 0, 3, 2] = 3.0
-    o = given.run(device())
+    o = given.run(checked())
     given.assert_right(o, "two visible keys")
     assert not o[[0, 1, 2, 4, 5, 6, 7, 8]].any() and o[3].any()
 
@@ -141,7 +124,7 @@ def test_nothing_leaks_into_a_window(window: int) -> None:
         begin, end = (int(given.masks[name][query]) for name in ("key_begin", "key_end"))
         given.v[:] = 1e4
         given.v[0, begin:end] = 0
-        o = given.run(device(checked=False, shared_bytes=99 * 1024))
+        o = given.run(checked(checked=False, shared_bytes=99 * 1024))
         assert not o[query].any(), f"query {query}"
         others = [n for n in range(41) if n != query]
         assert o[others].any(axis=(1, 2)).all(), "every other query sees at least one of the hidden keys"
@@ -159,7 +142,7 @@ def test_both_ends_of_a_window_are_seen(window: int) -> None:
             given.k[0, needle] = 4  # a score of 128 against 0
             given.v[:] = 0
             given.v[0, needle] = np.arange(64)
-            o = given.run(device(checked=False))
+            o = given.run(checked(checked=False))
             seen = (given.masks["key_begin"] <= needle) & (needle < given.masks["key_end"])
             assert seen[query] and not seen.all()
             expected = np.where(seen[:, None, None], np.arange(64.0), 0.0)
@@ -171,10 +154,12 @@ def test_both_ends_of_a_window_are_seen(window: int) -> None:
 
 @pytest.mark.parametrize("split_keys", [None, 128])
 @pytest.mark.parametrize(("head_dim", "shared_kib"), [(64, 227), (128, 227), (128, 163), (256, 227)])
-def test_the_bits_do_not_depend_on_the_schedule(head_dim: int, shared_kib: int, split_keys: int | None) -> None:
+def test_the_bits_do_not_depend_on_the_schedule(
+    head_dim: int, shared_kib: int, split_keys: int | None, device_of: DeviceOf
+) -> None:
     given = causal_problem([100, 37], 200, group=2, kv_heads=2, head_dim=head_dim)
     results = [
-        given.run(device(schedule=schedule, shared_bytes=shared_kib * 1024), split_keys=split_keys)
+        given.run(device_of(checked(schedule, shared_bytes=shared_kib * 1024)), split_keys=split_keys)
         for schedule in SCHEDULES
     ]
     for o in results[1:]:
@@ -186,7 +171,7 @@ def test_the_bits_do_not_depend_on_the_schedule(head_dim: int, shared_kib: int, 
 def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(head_dim: int, softcap: float | None) -> None:
     given = causal_problem([150], 210, group=1, head_dim=head_dim, window=100)
     given.softcap = softcap
-    results = [given.run(device(checked=False, shared_bytes=kib * 1024)) for kib in (99, 163, 227)]
+    results = [given.run(checked(checked=False, shared_bytes=kib * 1024)) for kib in (99, 163, 227)]
     for o in results[1:]:
         np.testing.assert_array_equal(bits(o), bits(results[0]))
 
@@ -195,54 +180,73 @@ def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(head_dim: int, softcap: 
 def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(split_keys: int | None) -> None:
     queries = [70, 1, 200, 33]
     given = causal_problem(queries, 260, group=3, kv_heads=2, window=150)
-    together = given.run(device(), split_keys=split_keys)
-    cu_seqlens = given.masks["cu_seqlens"]
-    for b, count in enumerate(queries):
-        rows = slice(cu_seqlens[b], cu_seqlens[b + 1])
-        masks = {name: given.masks[name][rows] for name in ("key_begin", "key_end")}
-        masks["cu_seqlens"] = np.array([0, count], INT32)
-        alone = Problem(
-            given.q[rows], given.k[b : b + 1], given.v[b : b + 1], None, masks, given.scale, None, "bfloat16"
-        )
-        np.testing.assert_array_equal(bits(alone.run(device(), split_keys=split_keys)), bits(together[rows]))
+    together = given.run(checked(), split_keys=split_keys)
+    for b in range(len(queries)):
+        rows, alone = given.part(b)
+        np.testing.assert_array_equal(bits(alone.run(checked(), split_keys=split_keys)), bits(together[rows]))
 
 
-def test_a_prompt_gives_the_same_bits_whole_and_in_chunks() -> None:
+@pytest.mark.parametrize("split_keys", [None, 64])
+def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(split_keys: int | None) -> None:
     given = causal_problem([230], 230, group=2, window=90)
-    whole = given.run(device())
+    whole = given.run(checked(), split_keys=split_keys)
     for start, stop in ((0, 1), (1, 70), (70, 133), (133, 230)):
-        masks = {name: given.masks[name][start:stop] for name in ("key_begin", "key_end")}
-        masks["cu_seqlens"] = np.array([0, stop - start], INT32)
-        chunk = Problem(given.q[start:stop], given.k, given.v, None, masks, given.scale, None, "bfloat16")
-        np.testing.assert_array_equal(bits(chunk.run(device())), bits(whole[start:stop]))
+        rows, chunk = given.part(0, start, stop)
+        np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=split_keys)), bits(whole[rows]))
+
+
+def test_auto_splits_short_sequences_over_many_keys_alike_alone_and_in_a_batch(device_of: DeviceOf) -> None:
+    """Rows of one tile of 64 and one more than that, of group 3; more keys than 1024 and not."""
+    queries, keys = [1, 21, 22, 150, 2], 1100
+    given = causal_problem(queries, keys, group=3)
+    given.masks["key_begin"][-2:] += keys - 1024  # the last sequence sees 1024 keys
+    together, never = (given.run(device_of(checked("random")), split_keys=split) for split in ("auto", None))
+    given.assert_right(together, "auto")
+    plan = plan_attention(**given.masks, group=3, head_dim=64, is_plain=True, device=checked())
+    assert plan.merges is not None and plan.merges[:, 2].tolist() == [3, 63] and plan.partials == 2 * 3
+    for b, is_split in enumerate([True, True, False, False, False]):
+        rows, alone = given.part(b)
+        np.testing.assert_array_equal(bits(alone.run(checked())), bits(together[rows]))
+        assert np.array_equal(bits(together[rows]), bits(never[rows])) != is_split
+
+
+def test_under_auto_chunks_give_the_same_bits_unless_they_are_split() -> None:
+    given = causal_problem([1200], 1200, group=1)
+    whole = given.run(checked(checked=False))
+    for start, stop in ((1000, 1065), (1000, 1024), (1130, 1195), (1199, 1200)):
+        rows, chunk = given.part(0, start, stop)
+        o = chunk.run(checked())
+        is_split = stop - start <= 64 and stop > 1024
+        assert np.array_equal(bits(o), bits(whole[rows])) != is_split
+        np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=None)), bits(whole[rows]))
 
 
 def test_strides_are_free() -> None:
     """BHSD tensors and a cache with its heads outside, with NaN between what is read."""
     given = causal_problem([75], 130, group=2, kv_heads=2)
-    expected = given.run(device())
+    expected = given.run(checked())
     q = np.full((4, 80, 128), np.nan, BF16)  # head, token, D
     q[:, :75, :64] = given.q.transpose(1, 0, 2)
     k, v = (np.full((1, 2, 140, 128), np.nan, BF16) for _ in range(2))  # row, head, slot, D
     k[:, :, :130, :64], v[:, :, :130, 64:] = given.k.transpose(0, 2, 1, 3), given.v.transpose(0, 2, 1, 3)
     arguments = dict(scale=given.scale, softcap=None, bias=None, **given.masks)
     views = [q[:, :75, :64].transpose(1, 0, 2)] + [x.transpose(0, 2, 1, 3) for x in (k[..., :64], v[..., 64:])]
-    o = attention(*views, device=device(), **arguments)
+    o = attention(*views, device=checked(), **arguments)
     np.testing.assert_array_equal(bits(o), bits(expected))
 
 
-def test_a_bias_is_broadcast_over_rows_heads_and_strides() -> None:
+def test_a_bias_is_broadcast_over_sequences_and_heads() -> None:
     given = causal_problem([20, 20], 90, group=2, kv_heads=2)
-    full = np.random.default_rng(1).standard_normal((2, 4, 20, 99)).astype(np.float32)
-    for b, h in ((1, 1), (1, 4), (2, 1), (2, 4)):
-        given.bias = np.broadcast_to(full[:b, :h], (2, 4, 20, 99))[..., :90].copy()
-        expected = given.run(device())
-        given.bias = full[:b, :h, :, :90]  # rows 99 apart
-        np.testing.assert_array_equal(bits(given.run(device())), bits(expected))
+    full = np.random.default_rng(1).standard_normal((2, 4, 20, 90)).astype(np.float32)
+    for b, h in ((1, 1), (1, 4), (2, 1)):
+        given.bias = np.broadcast_to(full[:b, :h], full.shape).copy()
+        expected = given.run(checked())
+        given.bias = full[:b, :h]
+        np.testing.assert_array_equal(bits(given.run(checked())), bits(expected))
 
 
 def test_one_plan_serves_many_layers() -> None:
-    given, emulated = causal_problem([70, 9], 100), device()
+    given, emulated = causal_problem([70, 9], 100), checked()
     plan = plan_attention(**given.masks, group=2, head_dim=64, is_plain=True, device=emulated, split_keys=64)
     for seed in range(2):
         layer = causal_problem([70, 9], 100, seed=seed)
@@ -254,19 +258,12 @@ def test_one_plan_serves_many_layers() -> None:
 # --- cost ---
 
 
-def counted(given: Problem, **options: Any) -> Counters:
-    emulated = device(**options)
-    given.run(emulated)
-    assert emulated.counters is not None
-    return emulated.counters
-
-
 @pytest.mark.parametrize("shared_kib", [99, 163, 227])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize(("window", "limit"), [(None, 1.10), (512, 1.25)])
 def test_products_of_hidden_keys_are_few(window: int | None, limit: float, head_dim: int, shared_kib: int) -> None:
     given = causal_problem([2048], 2048, group=1, head_dim=head_dim, window=window)
-    emulated = device(checked=False, shared_bytes=shared_kib * 1024)
+    emulated = checked(checked=False, shared_bytes=shared_kib * 1024)
     plan = plan_attention(**given.masks, group=1, head_dim=head_dim, is_plain=True, device=emulated)
     tiles = -(-plan.table[:, 5] // TILE) - plan.table[:, 4] // TILE
     issued = int(tiles.sum()) * plan.tiling.block_q * TILE
@@ -276,22 +273,25 @@ def test_products_of_hidden_keys_are_few(window: int | None, limit: float, head_
 
 def test_the_products_issued_are_those_of_the_plan() -> None:
     given = causal_problem([300], 300, group=2, head_dim=128, window=128)
-    emulated = device()
+    emulated = checked()
     plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=emulated)
     tiles = int((-(-plan.table[:, 5] // TILE) - plan.table[:, 4] // TILE).sum())
     products = 2 * 128 * TILE * plan.tiling.block_q * tiles
-    assert counted(given).mma == products // compulsory.MMA_PRODUCTS
+    given.run(emulated)
+    assert counted(emulated).mma == products // compulsory.MMA_PRODUCTS
 
 
 def test_memory_is_read_as_the_contract_says() -> None:
     """q and o move once, k and v once per tile of rows that sees them; nothing else but tables is touched."""
     given = causal_problem([256], 256, group=2, head_dim=128)
-    counters, row_bytes = counted(given), 128 * 2
-    plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=device())
+    emulated, row_bytes = checked(), 128 * 2
+    given.run(emulated)
+    counters = counted(emulated)
+    plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=emulated)
     keys = int((plan.table[:, 5] - plan.table[:, 4]).sum())
     assert keys % TILE == 0, "so that no copy is a zero fill"
     assert 16 * counters.async_copies == given.q.nbytes + 2 * keys * row_bytes
-    q, k, v = (device().from_host(array) for array in (given.q, given.k, given.v))
+    q, k, v = (emulated.from_host(array) for array in (given.q, given.k, given.v))
     least = compulsory.attention(q, q, k, v, **given.masks)
     assert 0 <= counters.global_read_sectors - least.read_sectors <= compulsory.sectors(plan.table)
     assert counters.global_write_bytes == 32 * counters.global_write_sectors == 32 * least.write_sectors
@@ -303,7 +303,7 @@ def test_every_row_is_in_one_tile() -> None:
     for group, split_keys in ((1, None), (3, 64), (8, 128)):
         given = causal_problem([int(n) for n in rng.integers(0, 200, 6)], 220, window=100)
         plan = plan_attention(
-            **given.masks, group=group, head_dim=64, is_plain=True, device=device(), split_keys=split_keys
+            **given.masks, group=group, head_dim=64, is_plain=True, device=checked(), split_keys=split_keys
         )
         table = plan.table.astype(np.int64)
         last_row = np.repeat(np.diff(given.masks["cu_seqlens"]) * group, 1)[table[:, 0]]
@@ -371,6 +371,7 @@ REFUSED: list[tuple[Change, str]] = [
     (entry("key_end", 11, 71), "key_end reaches 71, k has T = 70 keys"),
     (change(split_keys=100), "split_keys is 100, expected a multiple of 64"),
     (change(split_keys=0), "split_keys is 0"),
+    (change(split_keys="never"), "split_keys is 'never', expected a multiple of 64, 'auto' or None"),
     (change(bias=np.zeros((1, 1, 6, 70), np.float32)), "a bias needs sequences of equal length"),
     (change(lse=np.zeros((4, 12), np.float32)), r"lse is float32 \[4, 12\], expected contiguous.*\[12, 4\]"),
     (change(lse=np.zeros((12, 4), np.float64)), "lse is float64"),
@@ -404,7 +405,7 @@ def refusal(given: Problem, apply: Change) -> str:
 @pytest.mark.parametrize(("apply", "words"), REFUSED)
 def test_bad_arguments_are_refused_before_a_launch(apply: Change, words: str) -> None:
     given = causal_problem([7, 5], 70, group=2, kv_heads=2)
-    given.q, given.k, given.v = (amid_nan(array) for array in (given.q, given.k, given.v))
+    given.q, given.k, given.v = (amid_nan(array, Unused()) for array in (given.q, given.k, given.v))
     message = refusal(given, apply)
     assert message.startswith("attention: ")
     assert re.search(words, message), message
@@ -418,11 +419,11 @@ def test_a_bias_that_does_not_broadcast_is_refused(bias: Array, words: str) -> N
 
 def test_a_device_with_too_little_shared_memory_is_refused() -> None:
     with pytest.raises(InputError, match="gives a block 49152 bytes of shared memory, 101376 are needed"):
-        causal_problem([3], 9).run(device(shared_bytes=48 * 1024))
+        causal_problem([3], 9).run(checked(shared_bytes=48 * 1024))
 
 
 def test_a_plan_of_other_queries_is_refused() -> None:
-    given, emulated = causal_problem([7], 70), device()
+    given, emulated = causal_problem([7], 70), checked()
     plan = plan_attention(**given.masks, group=1, head_dim=64, is_plain=True, device=emulated)
     with pytest.raises(InputError, match="the plan of 1 heads per KV head"):
         attend(plan, given.q, given.k, given.v, scale=1.0, softcap=None, bias=None, device=emulated)

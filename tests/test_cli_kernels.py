@@ -34,6 +34,13 @@ def test_kernels_lists_each_instance_with_what_it_needs(capsys: pytest.CaptureFi
     assert rows[0].split()[:5] == ["sm_90a", str(needs.registers), str(expected()[0].shared_bytes), "0", "0"]
 
 
+def test_kernels_of_an_attention_bias_come_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["kernels", *ONE, "--attn-bias", "float32", "--attn-bias", "bfloat16"]) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    more = {row.split(maxsplit=5)[5] for row in rows} - {launch.instance for launch in expected()}
+    assert more == {f"attention<bf16, 256, 64, 64, 1, Bias<{dtype}>>" for dtype in ("float", "bf16")}
+
+
 def test_kernels_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["kernels", *ONE, "--arch", "sm_120a", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["kernels"]

@@ -16,11 +16,12 @@ from tests.emulated import (
     HALF_DTYPES,
     SCHEDULES,
     Array,
+    DeviceOf,
+    amid_nan,
     assert_moves_little_more,
     bounds,
     checked,
     counted,
-    on_cuda,
     values,
 )
 
@@ -35,11 +36,13 @@ def draw_ids(tokens: int, seed: int = 0) -> Array:
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_equals_the_reference(width: int, dtype: str) -> None:
+def test_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> None:
     for i, schedule in enumerate(SCHEDULES):
         ids, table = draw_ids(5 * i + 1, i), values(i, VOCABULARY, width, dtype=dtype)
         ids[0] = (0, VOCABULARY - 1, 5)[i]
-        x = embed(ids, table, scale=width**0.5, device=checked(schedule))
+        device = device_of(checked(schedule))
+        placed = embed(device.from_host(ids), amid_nan(table, device), scale=width**0.5, device=device)
+        x = device.to_host(placed)
         exact, rounded = bounds(dtype, lambda p, t=table, n=ids: reference_embed(n, t, scale=width**0.5, precision=p))
         assert_within_rule(x, exact, rounded, dtype=dtype)
         assert np.array_equal(x.astype(np.float32), rounded)  # one product, rounded: nothing is left to chance
@@ -56,14 +59,17 @@ def test_the_scale_is_rounded_first(hidden_size: int, factor: float) -> None:
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("width", [7, 640])
-def test_features_take_the_places_of_their_tokens(width: int, dtype: str) -> None:
+def test_features_take_the_places_of_their_tokens(width: int, dtype: str, device_of: DeviceOf) -> None:
     placeholder = 262_144  # outside the table, as in Gemma 3
     ids = draw_ids(12)
     ids[[2, 3, 4, 9, 11]] = placeholder
     table, features = values(0, VOCABULARY, width, dtype=dtype), values(1, 5, width, dtype=dtype)
     index = feature_index_of(ids, placeholder, 5)
     assert index.tolist() == [-1, -1, 0, 1, 2, -1, -1, -1, -1, 3, -1, 4]
-    x = embed(ids, table, scale=3.3, device=checked("random"), features=features, feature_index=index)
+    device = device_of(checked("random"))
+    rows, added = amid_nan(table, device), {"features": amid_nan(features, device)}
+    added["feature_index"] = device.from_host(index)
+    x = device.to_host(embed(device.from_host(ids), rows, scale=3.3, device=device, **added))
     is_feature = index >= 0
     assert np.array_equal(x[is_feature].view(np.uint16), features.view(np.uint16))
     alone = embed(ids[~is_feature], table, scale=3.3, device=checked())
@@ -79,16 +85,6 @@ def test_every_schedule_build_and_batch_gives_the_same_bits() -> None:
             assert embed(ids, table, scale=5.0, device=device).tobytes() == expected
     alone = [embed(ids[i : i + 1], table, scale=5.0, device=checked()).tobytes() for i in range(6)]
     assert b"".join(alone) == expected
-
-
-def test_the_host_path_of_cuda_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, table, features = draw_ids(4), values(0, VOCABULARY, 640, dtype="float16"), values(1, 2, 640, dtype="float16")
-    index, emulator, results = np.array([-1, 1, -1, 0], np.int32), checked(), []
-    for device in (emulator, on_cuda(emulator, monkeypatch)):
-        placed = [device.from_host(array) for array in (ids, table, features, index)]
-        x = embed(placed[0], placed[1], scale=7.0, device=device, features=placed[2], feature_index=placed[3])
-        results.append(device.to_host(x).tobytes())
-    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("width", [256, 640, 2560, 5376])

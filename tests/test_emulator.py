@@ -351,6 +351,14 @@ def test_an_integer_division_by_zero_is_an_exception(checked: bool) -> None:
     caught("divides_by_zero", [np.zeros(64, np.int32), 0], kind="arithmetic trap", checked=checked)
 
 
+def test_an_index_beyond_a_local_array_is_an_exception() -> None:
+    assert "thread 0 indexes an array beyond its end" in str(
+        caught("local_overrun", [floats(64), 5], kind="array index", block=1)
+    )
+    emulator().launch("local_overrun", (1,), (1,), 0, [floats(64), 4])
+    caught("unrolled_overrun", [floats(256), floats(256)], kind="array index")
+
+
 def test_a_trap_is_an_exception() -> None:
     assert caught("traps", [floats(64)], kind="trap").threads == (7,)
 

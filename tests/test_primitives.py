@@ -107,20 +107,61 @@ def test_exp2_is_two_units_in_the_last_place_off_at_worst(approx: Approximation)
 
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
-@pytest.mark.parametrize("name", ["Tanh", "Rsqrt"])
+@pytest.mark.parametrize("name", ["Tanh", "Rsqrt", "Reciprocal"])
 def test_approximations_carry_their_documented_worst_error(name: str, approx: Approximation) -> None:
     if name == "Tanh":
         x, worst = np.linspace(-9, 9, 4000).astype(np.float32), 2.0**-11
         exact = np.tanh(x.astype(np.float64))
-    else:
+    elif name == "Rsqrt":
         x, worst = np.geomspace(1e-37, 3e38, 4000).astype(np.float32), 2.0**-22.9
         exact = 1 / np.sqrt(x.astype(np.float64))
+    else:
+        x, worst = np.geomspace(1e-37, 8e37, 4000).astype(np.float32), 2.0**-23
+        x[::2] *= -1
+        exact = 1 / x.astype(np.float64)
     y = approximated(name, x, approx)
     error = (y.astype(np.float64) - exact) / exact
     inside = np.abs(exact) < 0.999 if name == "Tanh" else np.full(x.shape, True)
     half_ulp = 2.0**-24
     assert np.abs(error[inside] - SIGNS[approx] * worst).max() <= 2.1 * half_ulp
     assert name != "Tanh" or np.abs(y).max() <= 1
+
+
+# Maximum errors in units in the last place, beyond the correctly rounded result: CUDA C++ Programming Guide.
+LIBRARY: dict[str, tuple[int, Any, Array]] = {
+    "LibraryRsqrt": (2, lambda x: 1 / np.sqrt(x), np.geomspace(1e-44, 3e38, 4000)),
+    "LibraryLog2": (1, np.log2, np.geomspace(1e-44, 3e38, 4000)),
+    "LibraryTanh": (2, np.tanh, np.concatenate([np.linspace(-9, 9, 4000), np.geomspace(1e-3, 1, 4000)])),
+}
+
+
+@pytest.mark.parametrize("approx", ["exact", "up", "down"])
+@pytest.mark.parametrize("name", LIBRARY)
+def test_functions_of_cudas_math_library_carry_their_documented_worst_error(name: str, approx: Approximation) -> None:
+    ulps, function, arguments = LIBRARY[name]
+    x = arguments.astype(np.float32)
+    exact = function(x.astype(np.float64))
+    rounded = exact.astype(np.float32)
+    size = np.abs(rounded).view(np.int32) + SIGNS[approx] * np.where(exact == rounded, 0, ulps)
+    if name == "LibraryTanh":
+        size = np.minimum(size, np.float32(1).view(np.int32))
+    y = approximated(name, x, approx)
+    # NumPy and the host's C library may round a double differently where it lies between two floats.
+    assert (np.abs(np.abs(y).view(np.int32) - size) <= 1).all() and (np.abs(y).view(np.int32) == size).mean() > 0.999
+    assert np.array_equal(np.signbit(y), np.signbit(rounded))
+
+
+@pytest.mark.parametrize("approx", ["exact", "up", "down"])
+def test_functions_of_cudas_math_library_keep_special_values(approx: Approximation) -> None:
+    inf, nan = np.inf, np.nan
+    cases = {
+        "LibraryRsqrt": [(0, inf), (-0.0, -inf), (inf, 0), (-1, nan), (nan, nan), (0.25, 2), (1, 1)],
+        "LibraryLog2": [(0, -inf), (-0.0, -inf), (inf, inf), (-1, nan), (nan, nan), (1, 0), (8, 3), (2.0**-149, -149)],
+        "LibraryTanh": [(0, 0), (-0.0, -0.0), (inf, 1), (-inf, -1), (nan, nan), (20, 1), (-20, -1)],
+    }
+    for name, pairs in cases.items():
+        x, expected = np.array(pairs, np.float32).T
+        np.testing.assert_array_equal(approximated(name, x, approx), expected, err_msg=name)
 
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
@@ -131,6 +172,10 @@ def test_approximations_flush_subnormals_and_keep_special_values(approx: Approxi
         "Exp2": [(tiny, 1), (-tiny, 1), (0, 1), (-0.0, 1), (-130, 0), (-inf, 0), (inf, inf), (200, inf), (nan, nan)],
         "Tanh": [(tiny, tiny), (-tiny, -tiny), (0, 0), (-0.0, -0.0), (inf, 1), (-inf, -1), (nan, nan)],
         "Rsqrt": [(tiny, inf), (-tiny, -inf), (0, inf), (-0.0, -inf), (inf, 0), (-1, nan), (nan, nan)],
+        "Reciprocal": [
+            *[(tiny, inf), (-tiny, -inf), (0, inf), (-0.0, -inf), (inf, 0), (-inf, -0.0), (nan, nan)],
+            *[(3e38, 0), (-3e38, -0.0)],  # the result would be subnormal
+        ],
     }
     for name, pairs in cases.items():
         x, expected = np.array(pairs, np.float32).T

@@ -70,6 +70,8 @@ EMULATOR_API float emulator_exp2_approx(float x);
 EMULATOR_API float emulator_tanh_approx(float x);
 EMULATOR_API float emulator_rsqrt_approx(float x);
 EMULATOR_API float emulator_reciprocal_approx(float x);
+// What a function of CUDA's math library gives that is off by `ulps` units in the last place at worst.
+EMULATOR_API float emulator_library_result(double exact, int ulps);
 
 EMULATOR_API void emulator_print(const char* format, ...) __attribute__((format(printf, 1, 2)));
 EMULATOR_API void emulator_trap() __attribute__((noreturn));

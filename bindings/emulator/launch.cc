@@ -20,7 +20,7 @@ thread_local Launch* this_launch = nullptr;
 
 // --- faults in kernels: turned into reports while a launch runs ---
 
-constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGURG};
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGURG};
 struct sigaction previous_actions[sizeof(kSignals) / sizeof(kSignals[0])];
 std::mutex handler_mutex;
 int handler_users = 0;

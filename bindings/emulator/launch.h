@@ -64,6 +64,7 @@ struct Launch {
   int exp2_ulps = 0;  // added to every inexact result
   float tanh_factor = 1;
   double rsqrt_factor = 1, reciprocal_factor = 1;
+  int library_sign = 0;                         // -1, 0, 1: which way results of CUDA's math library are off
   std::uintptr_t code_begin = 0, code_end = 0;  // where the kernel library is mapped
 
   std::uint64_t block_count() const { return std::uint64_t{grid.x} * grid.y * grid.z; }

@@ -21,6 +21,8 @@
 #define blockDim (emulator_block_dim())
 #define gridDim (emulator_grid_dim())
 #define printf emulator_print
+#define log2f emulator_log2f
+#define tanhf emulator_tanhf
 
 using std::int16_t;
 using std::int32_t;
@@ -47,7 +49,14 @@ __forceinline__ To bit_cast(From from) {
   return __builtin_bit_cast(To, from);
 }
 
-__forceinline__ float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
+// The functions of CUDA's math library that kernels use, with the maximum errors that the CUDA C++ Programming Guide
+// gives. Another that is not exact belongs here before a kernel calls it.
+__forceinline__ float rsqrtf(float x) { return emulator_library_result(1.0 / std::sqrt(static_cast<double>(x)), 2); }
+__forceinline__ float emulator_log2f(float x) { return emulator_library_result(std::log2(static_cast<double>(x)), 1); }
+__forceinline__ float emulator_tanhf(float x) {
+  const float y = emulator_library_result(std::tanh(static_cast<double>(x)), 2);
+  return y > 1.0f ? 1.0f : y < -1.0f ? -1.0f : y;
+}
 __forceinline__ float __fdividef(float x, float y) { return x / y; }
 __forceinline__ int min(int a, int b) { return a < b ? a : b; }
 __forceinline__ int max(int a, int b) { return a > b ? a : b; }

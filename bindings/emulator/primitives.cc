@@ -83,6 +83,16 @@ struct MatrixOperands {
   unsigned char* row;
 };
 
+// A finite x other than 0, moved by `ulps` units in its last place away from 0.
+float off_by(float x, int ulps) {
+  std::int32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  constexpr std::int32_t kInfinity = 0x7f800000;  // what lies beyond the largest float
+  const std::int32_t magnitude = std::clamp((bits & 0x7fffffff) + ulps, 0, kInfinity);
+  std::memcpy(&x, &magnitude, sizeof(magnitude));
+  return std::copysign(x, bits < 0 ? -1.0f : 1.0f);
+}
+
 float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
 
 }  // namespace
@@ -326,13 +336,7 @@ float emulator_exp2_approx(float x) {
   const float argument = flush(x);
   const float exact = flush(static_cast<float>(std::exp2(static_cast<double>(argument))));
   if (argument == 0.0f || exact == 0.0f || !std::isfinite(exact)) return exact;
-  std::int32_t bits;
-  std::memcpy(&bits, &exact, sizeof(bits));
-  constexpr std::int32_t kInfinity = 0x7f800000;  // what lies beyond the largest float
-  bits = std::min(bits + current_fiber()->worker->launch->exp2_ulps, kInfinity);
-  float approximate;
-  std::memcpy(&approximate, &bits, sizeof(bits));
-  return flush(approximate);
+  return flush(off_by(exact, current_fiber()->worker->launch->exp2_ulps));
 }
 
 float emulator_tanh_approx(float x) {
@@ -351,6 +355,12 @@ float emulator_rsqrt_approx(float x) {
 float emulator_reciprocal_approx(float x) {
   const double exact = 1.0 / flush(x);
   return flush(static_cast<float>(exact * current_fiber()->worker->launch->reciprocal_factor));
+}
+
+float emulator_library_result(double exact, int ulps) {
+  const float rounded = static_cast<float>(exact);
+  if (rounded == exact || !std::isfinite(rounded)) return rounded;
+  return off_by(rounded, current_fiber()->worker->launch->library_sign * ulps);
 }
 
 void emulator_print(const char* pattern, ...) {

@@ -120,6 +120,7 @@ void Worker::report_fault() {
   Report report = describe(self,
                            is_overflow               ? "stack overflow"
                            : fault_.signal == SIGFPE ? "arithmetic trap"
+                           : fault_.signal == SIGILL ? "array index"
                                                      : "wild pointer",
                            fault_.pc);
   report.address = fault_.address;
@@ -128,6 +129,9 @@ void Worker::report_fault() {
         format("thread %u needs more than %zu bytes of stack at {0}", self.thread, kRegionBytes - 3 * kGuardBytes);
   else if (fault_.signal == SIGFPE)
     report.message = format("thread %u divides an integer by zero (or overflows) at {0}", self.thread);
+  else if (fault_.signal == SIGILL)
+    report.message =
+        format("thread %u indexes an array beyond its end (or does what C++ leaves undefined) at {0}", self.thread);
   else
     report.message = format("thread %u touches address 0x%zx, which is %s, at {0}", self.thread, fault_.address,
                             place_of(fault_.address).c_str());

@@ -15,7 +15,7 @@ DTYPES = ("bfloat16", "float16", "float32")  # those of ops.checks, without impo
 
 
 def add_options(parser: argparse.ArgumentParser, *, default_architectures: str) -> None:
-    """Add --model, --arch and --dtype; each may be given several times."""
+    """Add --model, --arch, --dtype and --attn-bias; each may be given several times."""
     parser.add_argument(
         "--model",
         action="append",
@@ -26,16 +26,19 @@ def add_options(parser: argparse.ArgumentParser, *, default_architectures: str) 
         "--arch", action="append", metavar="ARCH", help=f"such as sm_90a (default: {default_architectures})"
     )
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="of weights and activations (default: all)")
+    parser.add_argument(
+        "--attn-bias", action="append", choices=DTYPES, help="also for an attn_bias of this dtype (default: for none)"
+    )
 
 
 def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str]) -> "dict[str, list[Launch]]":
-    """The launches of --model and --dtype on each architecture; on one that is not known, those of the smallest."""
+    """The launches of what is asked for on each architecture; on one that is not known, those of the smallest."""
     from ..device.compile import SHARED_BYTES
     from ..ops.instances import launches
 
-    configs, dtypes = list(_configs(arguments.model)), arguments.dtype or DTYPES
-    smallest = min(SHARED_BYTES.values())
-    return {name: launches(configs, dtypes, shared_bytes=SHARED_BYTES.get(name, smallest)) for name in architectures}
+    configs, dtypes, biases = list(_configs(arguments.model)), arguments.dtype or DTYPES, arguments.attn_bias or ()
+    shared_bytes = {name: SHARED_BYTES.get(name, min(SHARED_BYTES.values())) for name in architectures}
+    return {name: launches(configs, dtypes, shared_bytes=size, attn_bias=biases) for name, size in shared_bytes.items()}
 
 
 def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) -> list[str]:

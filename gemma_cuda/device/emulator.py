@@ -41,10 +41,10 @@ class Emulator:
     """A device that runs kernels on this machine's CPU.
 
     checked: look at every memory access, and count memory traffic. schedule, seed: in which order threads and blocks
-    take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions
-    are exact or off by their documented worst error, upwards or downwards. kernels: directory of .cu files (None: the
-    package's own). observe: called with (instance, Counters) after each launch. shared_bytes: a block may have, as the
-    GPU that is emulated has it.
+    take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions and
+    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. kernels:
+    directory of .cu files (None: the package's own). observe: called with (instance, Counters) after each launch.
+    shared_bytes: a block may have, as the GPU that is emulated has it.
     Raises DeviceError where the emulator cannot run.
     """
 
@@ -175,6 +175,7 @@ class Emulator:
             tanh_factor=1.0 + sign * _TANH_ERROR,
             rsqrt_factor=1.0 + sign * _RSQRT_ERROR,
             reciprocal_factor=1.0 + sign * _RECIPROCAL_ERROR,
+            library_sign=sign,
         )
 
 

@@ -35,6 +35,8 @@ _FLAGS = (
 _CHECKED_FLAGS = (
     *("-DEMULATOR_CHECKED", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
     "-fstack-clash-protection",
+    # An index beyond a local array stops at an illegal instruction, which the runtime reports.
+    *("-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"),
 )
 _FAST_FLAGS = ("-fstack-clash-protection",)
 # The default libraries of -fsanitize=thread include libtsan; the runtime takes its place.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device.protocol import Array, Device
 from ..errors import InputError
-from .attention_plan import BLOCK_K, HEAD_DIMS, AttentionPlan, Int32, plan_attention
+from .attention_plan import BLOCK_K, HEAD_DIMS, AttentionPlan, Int32, SplitKeys, plan_attention
 from .checks import cpp_type
 
 _LOG2_E = math.log2(math.e)
@@ -30,7 +30,7 @@ def attention(
     softcap: float | None,
     bias: Array | None,
     device: Device,
-    split_keys: int | None = None,
+    split_keys: SplitKeys = "auto",
     lse: Array | None = None,
 ) -> Array:
     """o [N, H, D] = softmax(cap(scale · q kᵀ) + bias) v; query head h reads KV head h // (H // KH).
@@ -38,9 +38,11 @@ def attention(
     q [N, H, D] packed, bfloat16 or float16, D 64, 128 or 256; sequence b holds rows cu_seqlens[b] : cu_seqlens[b + 1];
     k, v [B, T, KH, D]. Strides are free, the last axis is contiguous. key_begin, key_end, cu_seqlens are on the host.
     Query n sees the keys key_begin[n] <= t < key_end[n] of its sequence (int32 [N], neither falls within a sequence); a
-    query that sees none gives 0. The keys from the first to the last that a sequence sees must be finite.
+    query that sees none gives 0. The keys from the first to the last that a sequence sees must be finite and, with a
+    bias, must not give infinite q · k either.
     bias [B or 1, H or 1, S, T], S the (equal) query count of every sequence, is added after the cap.
-    split_keys: see plan_attention. lse, float32 [N, H], gets the log of each row's sum of exponentials.
+    split_keys: how few queries over many keys are spread over a GPU; see plan_attention. lse, float32 [N, H], gets the
+    log of each row's sum of exponentials.
     Raises InputError before anything is launched.
     """
     _check_queries(q, k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from ..device.protocol import Array, Device
 from ..errors import InputError
 
 Int32 = NDArray[np.int32]
+SplitKeys = int | Literal["auto"] | None
+"""See plan_attention."""
 
 BLOCK_K = 64
 """Keys of a tile, the same in every instance: a row's bits depend on it, and on no other tile size."""
@@ -41,6 +44,10 @@ _TILINGS = (
 )
 HEAD_DIMS = tuple(_TILINGS[0][1])
 _SMALL = 64  # rows of a tile where a prompt has no more
+# "auto": what fills one small tile of rows, as a decoding step does, has too few blocks for a GPU. From so many keys on
+# they are spread over several; each still takes 8 tiles of keys, so that a partial result costs little beside them.
+_LONG, _PART = 1024, 512
+_NEVER = 1 << 31  # keys, more than there are
 
 
 def choose_tiling(head_dim: int, max_rows: int, shared_bytes: int, *, is_plain: bool) -> Tiling:
@@ -89,21 +96,23 @@ def plan_attention(
     head_dim: int,
     is_plain: bool,
     device: Device,
-    split_keys: int | None = None,
+    split_keys: SplitKeys = "auto",
 ) -> AttentionPlan:
     """The plan for key ranges [N] and cu_seqlens [B + 1] (int32, on the host), group query heads per KV head.
 
     is_plain: neither a softcap nor a bias will come.
-    split_keys: keys that one block takes of a tile of rows, a multiple of 64; fixed, so that results do not depend on
-    the batch. None: all. Raises InputError where ranges fall or are negative, or cu_seqlens does not rise from 0 to N.
+    split_keys: keys that one block takes of a tile of rows, a multiple of 64; None: all. "auto": 512 of a sequence of
+    up to 64 rows (queries · group) over more than 1024 keys, all of any other. A sequence has the same bits alone and
+    in any batch with each of them. A query also has the same bits in any chunk of its prompt, but for "auto" where
+    one chunk is split and another is not.
+    Raises InputError where ranges fall or are negative, or cu_seqlens does not rise from 0 to N.
     """
     _check_ranges(key_begin, key_end, cu_seqlens)
-    if split_keys is not None and (split_keys < BLOCK_K or split_keys % BLOCK_K):
-        raise InputError(f"attention: split_keys is {split_keys}, expected a multiple of {BLOCK_K}")
+    _check_split(split_keys)
     queries = np.diff(cu_seqlens)
     tiling = choose_tiling(head_dim, int(queries.max(initial=0)) * group, device.shared_bytes, is_plain=is_plain)
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
-    table, merges, partials = _split(tiles, split_keys)
+    table, merges, partials = _split(tiles, _part_sizes(tiles, queries * group, split_keys))
     table = _longest_first(table)
     return AttentionPlan(
         key_begin=device.from_host(key_begin),
@@ -121,38 +130,67 @@ def plan_attention(
     )
 
 
-def plan_of(
-    tables: tuple[Array, Array, Array], tiling: Tiling, *, group: int, head_dim: int, sequences: int
-) -> AttentionPlan:
-    """A plan over (key_begin, key_end [N], table [tiles, 7]) on the device, to be filled before it is used.
+@dataclass(frozen=True)
+class PlanRoom:
+    """How long the tables of any plan of some size can be: blocks, merges, and blocks that leave a part of a result."""
 
-    sequences: of the cache. Blocks of the table that have no rows do nothing; see `work_table`.
+    blocks: int
+    merges: int
+    partials: int
+
+
+def plan_room(tokens: int, sequences: int, keys: int, *, group: int, tiling: Tiling, short: bool) -> PlanRoom:
+    """The room that so many tokens of so many sequences need, each of which sees up to `keys` keys.
+
+    short: some of the sequences may be as short as "auto" splits.
     """
-    key_begin, key_end, table = tables
+    tiles = -(-tokens * group // tiling.block_q) + sequences - 1
+    if not short or keys <= _LONG:
+        return PlanRoom(tiles, 0, 0)
+    parts = -(-keys // _PART)
+    return PlanRoom(tiles + sequences * (parts - 1), sequences, sequences * parts)
+
+
+def is_short(rows: int) -> bool:
+    """Whether "auto" splits a sequence of so many rows (queries · group), if it sees many keys."""
+    return rows <= _SMALL
+
+
+def plan_of(
+    key_begin: Array, key_end: Array, table: Array, merges: Array | None, room: PlanRoom, tiling: Tiling, *,
+    group: int, head_dim: int, sequences: int,
+) -> AttentionPlan:  # fmt: skip
+    """A plan over arrays on the device that are filled, by what `work_tables` gives, before it is used.
+
+    table [blocks, 7], merges [merges, 5]: entries of no rows do nothing. sequences: of the cache.
+    """
     return AttentionPlan(
-        key_begin, key_end, table, None, 0, tiling, group, head_dim, len(key_begin), sequences, keys=0,
-        equal_queries=None,
+        key_begin, key_end, table, merges, room.partials, tiling, group, head_dim, len(key_begin), sequences,
+        keys=0, equal_queries=None,
     )  # fmt: skip
 
 
-def most_tiles(tokens: int, sequences: int, group: int, tiling: Tiling) -> int:
-    """How many tiles `work_table` has at most for so many tokens of so many sequences."""
-    return -(-tokens * group // tiling.block_q) + sequences - 1
-
-
-def work_table(
-    key_begin: Int32, key_end: Int32, cu_seqlens: Int32, rows: NDArray[np.int64], group: int, tiling: Tiling
-) -> NDArray[np.int64]:
-    """[tiles, 7]: the blocks of a plan without split keys; rows [B]: of the cache that each sequence has."""
-    table, _, _ = _split(_tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q), None)
-    table[:, 0] = rows[table[:, 0]]
-    return _longest_first(table)
+def work_tables(
+    key_begin: Int32, key_end: Int32, cu_seqlens: Int32, cache_rows: NDArray[np.int64], group: int, tiling: Tiling
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(table, merges) of a plan of split_keys "auto"; cache_rows [B]: where each sequence has its keys."""
+    tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
+    table, merges, _ = _split(tiles, _part_sizes(tiles, np.diff(cu_seqlens) * group, "auto"))
+    table[:, 0] = cache_rows[table[:, 0]]
+    return _longest_first(table), merges
 
 
 def _longest_first(table: NDArray[np.int64]) -> NDArray[np.int64]:
     """Blocks with the most keys first: short ones fill the gaps at the end."""
     spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
     return table[np.argsort(-spans, kind="stable")]
+
+
+def _check_split(split_keys: SplitKeys) -> None:
+    if split_keys is None or split_keys == "auto":
+        return
+    if not isinstance(split_keys, (int, np.integer)) or split_keys < BLOCK_K or split_keys % BLOCK_K:
+        raise InputError(f"attention: split_keys is {split_keys!r}, expected a multiple of {BLOCK_K}, 'auto' or None")
 
 
 def _check_ranges(key_begin: Int32, key_end: Int32, cu_seqlens: Int32) -> None:
@@ -199,17 +237,23 @@ def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, bloc
     return np.stack([sequence, first_token, first_row, own, begin, end], axis=1).astype(np.int64)
 
 
-def _split(tiles: NDArray[np.int64], split_keys: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of split_keys."""
+def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64]:
+    """int64 [tiles of rows]: keys that one block takes of each. rows: of each sequence, which alone decides."""
+    if split_keys != "auto":
+        return np.full(len(tiles), split_keys or _NEVER)
+    is_split = (rows[tiles[:, 0]] <= _SMALL) & (tiles[:, 5] - tiles[:, 4] > _LONG)
+    return np.where(is_split, _PART, _NEVER)
+
+
+def _split(tiles: NDArray[np.int64], part_sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of its part size."""
     begin, end = tiles[:, 4], tiles[:, 5]
-    if split_keys is None:
-        return np.hstack([tiles, np.full((len(tiles), 1), -1)]), np.zeros((0, 5), np.int64), 0
-    first, last = begin // split_keys, np.maximum(end - 1, begin) // split_keys
+    first, last = begin // part_sizes, np.maximum(end - 1, begin) // part_sizes
     counts = last - first + 1
     table = np.repeat(np.hstack([tiles, np.full((len(tiles), 1), -1)]), counts, axis=0)
-    part = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts)
-    cut = (np.repeat(first, counts) + part) * split_keys
-    table[:, 4], table[:, 5] = np.maximum(table[:, 4], cut), np.minimum(table[:, 5], cut + split_keys)
+    part, size = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts), np.repeat(part_sizes, counts)
+    cut = (np.repeat(first, counts) + part) * size
+    table[:, 4], table[:, 5] = np.maximum(table[:, 4], cut), np.minimum(table[:, 5], cut + size)
     is_part = np.repeat(counts > 1, counts)
     table[is_part, 6] = np.arange(is_part.sum())
     cut_tiles = counts > 1

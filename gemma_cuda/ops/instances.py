@@ -13,16 +13,24 @@ from . import attention, attention_plan, checks, embed, geglu, linear, logits, q
 
 DTYPES = tuple(checks.CPP_TYPES)
 _ROWS = (1, 32, 64, 256, 4096)  # tokens of a launch, one number for each choice that an op makes by them
+_QUERIES_AND_KEYS = (*((rows, rows) for rows in _ROWS), (1, 4096))  # the last: a decoding step, split along its keys
 
 
-def launches(configs: Iterable[GemmaConfig], dtypes: Iterable[str] = DTYPES, *, shared_bytes: int) -> list[Launch]:
+def launches(
+    configs: Iterable[GemmaConfig],
+    dtypes: Iterable[str] = DTYPES,
+    *,
+    shared_bytes: int,
+    attn_bias: Iterable[str] = (),
+) -> list[Launch]:
     """Every distinct launch of a prefill of these models on a GPU whose blocks have that much shared memory, sorted.
 
+    attn_bias: dtypes of an attention bias that will be given; attention without one is always among the launches.
     Of launches that differ in shared memory only, the largest. Arrays lie as the package allocates them. In float32
-    there are kernels for the norms only. Not among them: experts, an attention bias.
+    there are kernels for the norms only. Not among them: experts.
     """
     recorder = Recorder(shared_bytes)
-    wanted = [_dtype(name) for name in dtypes]
+    wanted, biases = [_dtype(name) for name in dtypes], [None, *map(_dtype, attn_bias)]
     for config in configs:
         for dtype in wanted:
             _norms(config, dtype, recorder)
@@ -30,6 +38,8 @@ def launches(configs: Iterable[GemmaConfig], dtypes: Iterable[str] = DTYPES, *, 
                 _ends(config, dtype, recorder)
                 for layer in set(config.layers):
                     _layer(config, layer, dtype, recorder)
+                    for bias in biases:
+                        _attention(config, layer, dtype, bias, recorder)
     largest: dict[str, Launch] = {}
     for launch in recorder.launches:
         known = largest.get(launch.instance)
@@ -106,15 +116,22 @@ def _layer(config: GemmaConfig, layer: LayerConfig, dtype: np.dtype[Any], device
         if per_layer:
             inputs = device.empty((rows, len(config.layers), per_layer), dtype)
             geglu.geglu(device.empty((rows, per_layer), dtype), inputs[:, 0], device=device)
-        if head_dim in attention_plan.HEAD_DIMS:
-            cache = device.empty((1, rows, kv_heads, head_dim), dtype)
-            attention.attention(
-                device.empty((rows, heads, head_dim), dtype), cache, cache,
-                key_begin=np.zeros(rows, np.int32), key_end=np.arange(1, rows + 1, dtype=np.int32),
-                cu_seqlens=np.array([0, rows], np.int32), scale=config.scale, bias=None,
-                softcap=config.attn_logit_softcapping, device=device,
-            )  # fmt: skip
     _heads(config, layer, kv_parts, dtype, device)
+
+
+def _attention(
+    config: GemmaConfig, layer: LayerConfig, dtype: np.dtype[Any], bias: np.dtype[Any] | None, device: Recorder
+) -> None:
+    if layer.head_dim not in attention_plan.HEAD_DIMS:
+        return
+    for queries, keys in _QUERIES_AND_KEYS:
+        cache = device.empty((1, keys, layer.num_key_value_heads, layer.head_dim), dtype)
+        attention.attention(
+            device.empty((queries, config.num_attention_heads, layer.head_dim), dtype), cache, cache,
+            key_begin=np.zeros(queries, np.int32), key_end=np.arange(keys - queries + 1, keys + 1, dtype=np.int32),
+            cu_seqlens=np.array([0, queries], np.int32), scale=config.scale, softcap=config.attn_logit_softcapping,
+            bias=None if bias is None else device.empty((1, 1, queries, keys), bias), device=device,
+        )  # fmt: skip
 
 
 def _heads(config: GemmaConfig, layer: LayerConfig, kv_parts: int, dtype: np.dtype[Any], device: Recorder) -> None:

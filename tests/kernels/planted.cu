@@ -331,6 +331,21 @@ __global__ void divides_by_zero(int* out, int zero) {
   out[threadIdx.x] = static_cast<int>(threadIdx.x) / zero;  // bug: divides_by_zero
 }
 
+// An array of registers: neither shared nor global memory, so that no access is seen.
+__global__ void local_overrun(float* out, int n) {
+  float row[4] = {};
+  for (int i = 0; i < n; ++i) row[i] = out[i];  // bug: local_overrun
+  out[threadIdx.x] = row[0] + row[3];
+}
+
+// The last array of a struct, with a bound that the compiler knows.
+__global__ void unrolled_overrun(float* out, const float* in) {
+  auto v = Vec<float, 4>::load(in + 4 * threadIdx.x);
+#pragma unroll
+  for (int i = 0; i <= 4; ++i) v.element[i] *= 2.0f;  // bug: unrolled_overrun
+  v.store(out + 4 * threadIdx.x);
+}
+
 __global__ void spins(volatile int* flag) {
   while (*flag == 0) {
   }
