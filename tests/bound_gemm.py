@@ -1,4 +1,4 @@
-"""`python -m tests.bound_gemm LIBCUDA LIBCUBLASLT CACHE`: a product through the real nvmath-python to libraries of ours.
+"""`python -m tests.bound_gemm LIBCUDA LIBCUBLASLT CACHE`: a product through the real nvmath-python, libraries of ours.
 
 Both are loaded first, so that nvmath-python finds them instead of NVIDIA's.
 """
