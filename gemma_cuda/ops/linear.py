@@ -92,7 +92,8 @@ def linear(
     multiple of 8. residual: [M, N] of x's dtype, contiguous: y is residual + the product, rounded again. softcap: y,
     of out_dtype float32, is softcap · tanh(product / softcap). A row of y has the same bits alone and among others, and
     as without these options followed by an addition or by softcap.
-    tiling: instead of the one that suits the shape. counters: of split_counters, made for this call if None.
+    tiling: instead of the one that suits the shape. counters: of split_counters (None: made for this call, which then
+    cannot be captured).
     Raises InputError before anything is launched.
     """
     dtype = x.dtype if out_dtype is None else np.dtype(out_dtype)
