@@ -185,7 +185,8 @@ def test_the_tiling_follows_the_shape() -> None:
     rows = [1, 16, 17, 32, 33, 64, 8192]
     assert [choose_tiling(m, 2048, CAPABLE).block_m for m in rows] == [16, 16, 32, 32, 64, 64, 128]
     assert choose_tiling(512, 640, CAPABLE).block_m == 64  # 20 tiles of 128 × 128 would leave most of a GPU idle
-    assert choose_tiling(1, 2048, CAPABLE).split and not choose_tiling(1, 262144, CAPABLE).split
+    assert [choose_tiling(m, 4096, CAPABLE).split for m in (1, 16, 17, 64, 256)] == [True, True, True, False, False]
+    assert [choose_tiling(1, n, CAPABLE).split for n in (255 * 64, 255 * 64 + 1)] == [True, False]
     for shared_bytes in SHARED_BYTES.values():
         assert max(choose_tiling(m, 2048, shared_bytes).shared_bytes(4) for m in rows) <= shared_bytes
     assert choose_tiling(8192, 2048, CAPABLE).stages > choose_tiling(8192, 2048, 99 * 1024).stages
