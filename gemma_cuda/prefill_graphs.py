@@ -8,6 +8,7 @@ of ours reads them: attention has no block for them, and their K and V are not k
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from .kv import KVCache, LayerKV
 from .kv_pool import KVPool, Lease
 from .masks import Int32, key_range
 from .model import Decoder, Mask
-from .ops.attention_plan import PlanRoom, Tiling, choose_tiling, is_short, plan_of, plan_room, work_tables
+from .ops.attention_plan import SHORT_ROWS, PlanRoom, Tiling, choose_tiling, plan_of, plan_room, work_tables
 from .ops.kernel_ops import KernelOps
 from .reference.precision import Array
 from .rope import Rope
@@ -159,8 +160,8 @@ class Bucket:
             return
         self.kinds[name] = kind, layer, kept
         queries = self.batch_size if kept else self.tokens
-        keys = self.capacity if layer.sliding_window is None else min(self.capacity, layer.sliding_window + queries)
-        short = kept or self.batch_size > 1 or is_short(self.shortest * kind.group)
+        keys = min(self.capacity, _most_keys(layer))
+        short = kept or self.batch_size > 1 or self.shortest * kind.group <= SHORT_ROWS
         tiling = self.tiling_of(kind, kept)
         room = plan_room(queries, self.batch_size, keys, group=kind.group, tiling=tiling, short=short)
         self.rooms[name] = room
@@ -202,6 +203,11 @@ class Bucket:
             if len(merges):
                 arrays[f"{name}.merges"][: len(merges)] = merges
         return block
+
+
+def _most_keys(layer: LayerConfig) -> int:
+    """How many keys the queries of a short sequence see at most."""
+    return sys.maxsize if layer.sliding_window is None else layer.sliding_window + SHORT_ROWS
 
 
 class PrefillGraphs:
@@ -284,7 +290,7 @@ class PrefillGraphs:
         reports = []
         for bucket in self.buckets:
             layers = [i for i, name in enumerate(bucket.plan.names) if name.startswith("attention<")]
-            per_layer = min(np.diff(layers), default=len(bucket.plan))
+            per_layer = max(np.diff(layers)[:-1], default=len(bucket.plan))
             reports.append(BucketReport(bucket.tokens, bucket.shortest, len(bucket.plan), int(per_layer)))
         return reports
 

@@ -125,7 +125,6 @@ __device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, in
       pair[0] += part.element[0], pair[1] += part.element[1];
     }
   });
-  __syncthreads();  // all have read is_last, whose memory is used again
   return true;
 }
 
@@ -202,7 +201,7 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
     partial += (first_m + warp_m) * row_stride + tile.n * kBlockN + warp_n;
     if (!gather(sums, partial, arrived + blockIdx.x, M - first_m - warp_m, row_stride, M * row_stride)) return;
   }
-  __syncthreads();  // all are done with the stages, which now take the tile
+  __syncthreads();  // all are done with the stages and with is_last, whose memory now takes the tile
   // Columns are permuted by whole 16 bytes so that the rows of an accumulator fragment, which are stored together, meet
   // in no bank.
   Out* out_tile = shared_memory<Out>();

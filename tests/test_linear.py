@@ -138,6 +138,20 @@ def test_what_lies_beyond_the_rows_and_k_is_not_used() -> None:
     assert np.isnan(y[3]).all() and np.isfinite(np.delete(y, 3, axis=0)).all()
 
 
+@pytest.mark.parametrize("tiling", [TILINGS[0], TILINGS[-1], SPLIT[2]], ids=str)
+def test_the_host_path_of_cuda_gives_the_same_bits(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, w = values(0, 9, 64 + 264, dtype="float16"), values(1, 32, 264, dtype="float16")
+    emulator, results = checked(checked=False), []
+    for device in (emulator, on_cuda(emulator, monkeypatch)):
+        x, weight = device.from_host(wide)[:, 64:], device.from_host(w)[8:]
+        residual = linear(x, weight, device=device, tiling=tiling, out_dtype=x.dtype)
+        y = linear(x, weight, device=device, tiling=tiling, residual=residual)
+        z = linear(x, weight, device=device, tiling=tiling, out_dtype=np.float32, softcap=3.0)
+        outputs = (y, z, linear_geglu(x, weight, device=device, tiling=tiling))
+        results.append([device.to_host(output).tobytes() for output in outputs])
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 @pytest.mark.parametrize("out", ["bfloat16", "float32"])
 def test_cost_is_what_the_shapes_demand(tiling: Tiling, out: str) -> None:
@@ -177,7 +191,8 @@ def test_the_tiling_follows_the_shape() -> None:
     rows = [1, 16, 17, 32, 33, 64, 8192]
     assert [choose_tiling(m, 2048, CAPABLE).block_m for m in rows] == [16, 16, 32, 32, 64, 64, 128]
     assert choose_tiling(512, 640, CAPABLE).block_m == 64  # 20 tiles of 128 × 128 would leave most of a GPU idle
-    assert choose_tiling(1, 2048, CAPABLE).split and not choose_tiling(1, 262144, CAPABLE).split
+    assert [choose_tiling(m, 4096, CAPABLE).split for m in (1, 16, 17, 64, 256)] == [True, True, True, False, False]
+    assert [choose_tiling(1, n, CAPABLE).split for n in (255 * 64, 255 * 64 + 1)] == [True, False]
     for shared_bytes in SHARED_BYTES.values():
         assert max(choose_tiling(m, 2048, shared_bytes).shared_bytes(4) for m in rows) <= shared_bytes
     assert choose_tiling(8192, 2048, CAPABLE).stages > choose_tiling(8192, 2048, 99 * 1024).stages

@@ -83,6 +83,20 @@ def test_chunks_rows_and_decoding_share_the_graphs(machine: Machine) -> None:
     assert machine.graphs_launched == 4
 
 
+def test_a_graph_splits_few_queries_over_many_keys(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    report = gpu.warmup(lengths=(1, 1200), kv_capacity=1300)
+    assert [bucket.launches_per_layer for bucket in report] == [9, 9]  # a merge of the parts among them
+    ids = np.random.default_rng(0).integers(3, 150, 1202).tolist()
+    ours, theirs = gpu.prefill(ids[:1200]), emulator.prefill(ids[:1200])
+    for token in ids[1200:]:
+        assert_same_bits(gpu, ours, theirs)
+        ours = gpu.prefill([token], past_key_values=ours.past_key_values)
+        theirs = emulator.prefill([token], past_key_values=theirs.past_key_values)
+    assert_same_bits(gpu, ours, theirs)
+    assert machine.graphs_launched == 3
+
+
 def test_what_fits_no_graph_runs_launch_by_launch(machine: Machine) -> None:
     gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
     gpu.warmup(lengths=(32,), kv_capacity=40, kv_rows=2)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gemma_cuda.reference import ReferenceOps
+from gemma_cuda.reference.linear import linear, linear_geglu
 from gemma_cuda.reference.precision import BFLOAT16, FLOAT32, FLOAT64, Precision
 from tests.compare import assert_within_rule
 
@@ -102,6 +103,20 @@ def test_logits_are_capped_with_an_accurate_tanh() -> None:
     y = ReferenceOps(FLOAT32).logits(*at(FLOAT32, h, w), softcap=30.0)
     assert np.abs(y).max() > 29
     check(FLOAT32, y, lambda h, w: 30 * np.tanh(h @ w.T / 30), h, w, softcap=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.name)
+def test_what_follows_a_product(precision: Precision) -> None:
+    rng = np.random.default_rng(4)
+    x, w, residual = draw(rng, 5, 32), draw(rng, 24, 32), draw(rng, 5, 24, scale=4)
+    p, q, r = at(precision, x, w, residual)
+    added = linear(p, q, residual=r, precision=precision)
+    check(precision, added, lambda x, w, residual: residual + x @ w.T, x, w, residual)
+    gated = linear_geglu(p, q, precision=precision)
+    check(precision, gated, lambda x, w: gelu(x @ w[:12].T) * (x @ w[12:].T), x, w)
+    capped = linear(p, q, softcap=5.0, precision=precision)
+    check(precision, capped, lambda x, w: 5 * np.tanh(x @ w.T / 5), x, w, softcap=True)
+    assert np.array_equal(precision.round(capped), capped) == (precision.working is None)
 
 
 @pytest.mark.parametrize("slots", ["neighbours", "scattered"])

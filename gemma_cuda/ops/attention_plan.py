@@ -43,7 +43,8 @@ _TILINGS = (
     (99 * 1024, {64: Tiling(128, 1), 128: Tiling(64, 1), 256: Tiling(64, 1)}),
 )
 HEAD_DIMS = tuple(_TILINGS[0][1])
-_SMALL = 64  # rows of a tile where a prompt has no more
+SHORT_ROWS = 64
+"""Rows (queries · group) of a tile where a sequence has no more: those sequences "auto" splits, over many keys."""
 # "auto": what fills one small tile of rows, as a decoding step does, has too few blocks for a GPU. From so many keys on
 # they are spread over several; each still takes 8 tiles of keys, so that a partial result costs little beside them.
 _LONG, _PART = 1024, 512
@@ -58,8 +59,8 @@ def choose_tiling(head_dim: int, max_rows: int, shared_bytes: int, *, is_plain: 
     for limit, tilings in _TILINGS:
         if shared_bytes >= limit:
             chosen = tilings[head_dim]
-            is_small = max_rows <= _SMALL or (head_dim <= 128 and not is_plain)
-            return Tiling(_SMALL, chosen.pairs) if is_small else chosen
+            is_small = max_rows <= SHORT_ROWS or (head_dim <= 128 and not is_plain)
+            return Tiling(SHORT_ROWS, chosen.pairs) if is_small else chosen
     raise InputError(
         f"attention: the device gives a block {shared_bytes} bytes of shared memory, {_TILINGS[-1][0]} are needed"
     )
@@ -151,11 +152,6 @@ def plan_room(tokens: int, sequences: int, keys: int, *, group: int, tiling: Til
     return PlanRoom(tiles + sequences * (parts - 1), sequences, sequences * parts)
 
 
-def is_short(rows: int) -> bool:
-    """Whether "auto" splits a sequence of so many rows (queries · group), if it sees many keys."""
-    return rows <= _SMALL
-
-
 def plan_of(
     key_begin: Array, key_end: Array, table: Array, merges: Array | None, room: PlanRoom, tiling: Tiling, *,
     group: int, head_dim: int, sequences: int,
@@ -241,7 +237,7 @@ def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: S
     """int64 [tiles of rows]: keys that one block takes of each. rows: of each sequence, which alone decides."""
     if split_keys != "auto":
         return np.full(len(tiles), split_keys or _NEVER)
-    is_split = (rows[tiles[:, 0]] <= _SMALL) & (tiles[:, 5] - tiles[:, 4] > _LONG)
+    is_split = (rows[tiles[:, 0]] <= SHORT_ROWS) & (tiles[:, 5] - tiles[:, 4] > _LONG)
     return np.where(is_split, _PART, _NEVER)
 
 

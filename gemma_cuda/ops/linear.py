@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, isfinite
 from typing import Any
 
@@ -17,6 +17,7 @@ _K_MULTIPLE = 8  # elements of the 16 bytes that are copied at once
 _MOST_BLOCKS = 2**31 - 1
 _MULTIPROCESSORS = 128  # about those of a large GPU
 _SPLIT_STEPS, _MOST_SPLITS = 4, 16  # a sum starts anew every 4 steps of _BLOCK_K, or more if that were too often
+_SPLIT_BELOW = 2 * _MULTIPROCESSORS * 16  # blocks · their rows: two blocks of 16 rows on each multiprocessor
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,13 @@ TILINGS = (*SMALL, MEDIUM, LARGE, DEEP)
 def choose_tiling(rows: int, columns: int, shared_bytes: int) -> Tiling:
     """The tile of x · weightᵀ [rows, columns] where a block may have shared_bytes. Up to 64 rows it holds all of them.
 
-    What would keep less than two blocks on each multiprocessor is split along K.
+    What would leave multiprocessors idle is split along K: the more rows, the less, since their sums are moved twice.
     """
     tiling = next((small for small in SMALL if rows <= small.block_m), None)
     if tiling is None:
         large = DEEP if shared_bytes >= DEEP.shared_bytes(4) else LARGE
         tiling = large if large.blocks(rows, columns) >= _MULTIPROCESSORS else MEDIUM
-    split = tiling.blocks(rows, columns) < 2 * _MULTIPROCESSORS
-    return Tiling(tiling.block_m, tiling.block_n, tiling.stages, split)
+    return replace(tiling, split=tiling.blocks(rows, columns) * tiling.block_m < _SPLIT_BELOW)
 
 
 def split_steps(depth: int) -> int:
@@ -92,7 +92,8 @@ def linear(
     multiple of 8. residual: [M, N] of x's dtype, contiguous: y is residual + the product, rounded again. softcap: y,
     of out_dtype float32, is softcap · tanh(product / softcap). A row of y has the same bits alone and among others, and
     as without these options followed by an addition or by softcap.
-    tiling: instead of the one that suits the shape. counters: of split_counters, made for this call if None.
+    tiling: instead of the one that suits the shape. counters: of split_counters (None: made for this call, which then
+    cannot be captured).
     Raises InputError before anything is launched.
     """
     dtype = x.dtype if out_dtype is None else np.dtype(out_dtype)
