@@ -11,17 +11,18 @@ from itertools import product
 from gemma_cuda.device.compile import SHARED_BYTES
 from gemma_cuda.device.recorder import Launch
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
-from gemma_cuda.ops.linear import LARGE, MEDIUM, SMALL
+from gemma_cuda.ops.linear import TILINGS
 
 HALF = ("bf16", "half")
 BIAS = ("float", *HALF)
 POLICIES = ("Plain", "SoftCap", *(f"{policy}<{bias}>" for policy in ("Bias", "SoftCapBias") for bias in BIAS))
+EPILOGUES = ("Store", "GeGlu", "Residual", "Store to float", "SoftCap to float")
 _FEW_ROWS, _MANY_ROWS = 1, 1 << 20
 
 
 def every_launch(architecture: str) -> list[Launch]:
     """Each once, with what a block needs on that architecture, sorted by instance."""
-    launches = {*attention(SHARED_BYTES[architecture]), *linear(), *elementwise()}
+    launches = {*attention(SHARED_BYTES[architecture]), *linear(SHARED_BYTES[architecture]), *elementwise()}
     return sorted(launches, key=lambda launch: launch.instance)
 
 
@@ -36,16 +37,16 @@ def attention(shared_bytes: int) -> list[Launch]:
     return launches
 
 
-def linear() -> list[Launch]:
-    """dtype · dtype of the result · tilings · stores of one element and of the most."""
+def linear(shared_bytes: int) -> list[Launch]:
+    """dtype · epilogue with the dtype of its result · tilings that fit, with the widest stores; narrow ones of some."""
     launches = []
-    for dtype, tiling in product(HALF, (*SMALL, MEDIUM, LARGE)):
-        for out, out_bytes in ((dtype, 2), ("float", 4)):
-            for vector in (1, 16 // out_bytes):
-                sizes = f"{tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}"
-                launches.append(
-                    Launch(f"linear<{dtype}, {out}, {sizes}>", tiling.threads, tiling.shared_bytes(out_bytes))
-                )
+    for dtype, epilogue, tiling in product(HALF, EPILOGUES, TILINGS):
+        out, out_bytes = ("float", 4) if epilogue.endswith("float") else (dtype, 2)
+        for vector in (1, 16 // out_bytes) if tiling in TILINGS[::4] else (16 // out_bytes,):
+            sizes = f"{tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}, {epilogue.split()[0]}"
+            launch = Launch(f"linear<{dtype}, {out}, {sizes}>", tiling.threads, tiling.shared_bytes(out_bytes))
+            if launch.shared_bytes <= shared_bytes:
+                launches.append(launch)
     return launches
 
 

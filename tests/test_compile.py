@@ -20,9 +20,8 @@ from tests import cases
 
 KERNELS = Path(__file__).parent / "kernels"
 REGISTERS = 65536  # of a multiprocessor
-RESERVED_BYTES = (
-    1024  # of a multiprocessor's shared memory, for each block; it has as much more than one block may have
-)
+# Of a multiprocessor's shared memory, for each block; it has as much more than one block may have.
+RESERVED_BYTES = 1024
 # Per thread: so that as many threads as the kernel's design counts on fit a multiprocessor.
 REGISTER_BUDGET = {
     **{"rms_norm": 48, "qk_norm_rope": 64, "geglu": 32, "embed": 32, "softcap": 32, "top_k": 128},

@@ -29,6 +29,7 @@ from tests.emulated import (
     bounds,
     checked,
     counted,
+    on_cuda,
     values,
 )
 
@@ -79,7 +80,8 @@ def test_blocks_that_share_k(tiling: Tiling) -> None:
         dtype = HALF_DTYPES[i % 2]
         x, w = values(i, rows, depth, dtype=dtype), values(i + 9, columns, depth, dtype=dtype)
         emulator = checked(SCHEDULES[i % 3])
-        y = linear(amid_nan(x), amid_nan(w), device=emulator, tiling=tiling)
+        x_in, w_in = amid_nan(x, emulator, gap=64), amid_nan(w, emulator, gap=8)
+        y = linear(x_in, w_in, device=emulator, tiling=tiling)
         assert counted(emulator).blocks == tiling.blocks(rows, columns) * -(-depth // 256)
         check(x, w, y, dtype, dtype)
 
@@ -216,7 +218,7 @@ def test_geglu_of_the_product(tiling: Tiling) -> None:
         dtype = HALF_DTYPES[i % 2]
         x, w = values(i, rows, depth, dtype=dtype), values(i + 9, 2 * features, depth, dtype=dtype, scale=0.1)
         device = checked(SCHEDULES[i % 3], approx=("exact", "up", "down")[i % 3])
-        y = linear_geglu(amid_nan(x), amid_nan(w), device=device, tiling=tiling)
+        y = linear_geglu(amid_nan(x, device, gap=64), amid_nan(w, device, gap=8), device=device, tiling=tiling)
 
         def reference(p: Precision, x: Array = x, w: Array = w) -> Array:
             return reference_linear_geglu(x.astype(p.compute), w.astype(p.compute), precision=p)
@@ -234,7 +236,9 @@ def test_the_residual_is_added_to_the_rounded_product(tiling: Tiling, dtype: str
         residual = values(i + 20, rows, columns, dtype=dtype, scale=8.0)
         device = checked(SCHEDULES[i % 3])
         kept = residual.copy()
-        y = linear(amid_nan(x), amid_nan(w), device=device, residual=residual, tiling=tiling)
+        y = linear(
+            amid_nan(x, device, gap=64), amid_nan(w, device, gap=8), device=device, residual=residual, tiling=tiling
+        )
         assert residual.tobytes() == kept.tobytes()
 
         def reference(p: Precision, x: Array = x, w: Array = w, residual: Array = residual) -> Array:
@@ -252,7 +256,14 @@ def test_capped_logits_have_the_bits_of_softcap(tiling: Tiling) -> None:
     for i, (rows, columns, depth) in enumerate([(1, 8, 16), (17, 72, 264), (3, 131, 520)]):
         x, w = values(i, rows, depth, dtype="bfloat16"), values(i + 9, columns, depth, dtype="bfloat16")
         device = checked(SCHEDULES[i % 3])
-        z = linear(amid_nan(x), amid_nan(w), device=device, out_dtype=np.float32, softcap=2.0, tiling=tiling)
+        z = linear(
+            amid_nan(x, device, gap=64),
+            amid_nan(w, device, gap=8),
+            device=device,
+            out_dtype=np.float32,
+            softcap=2.0,
+            tiling=tiling,
+        )
         exact = reference_linear(x.astype(np.float64), w.astype(np.float64), softcap=2.0, precision=FLOAT64)
         sums = summed_one_by_one(x.astype(np.float32), w.astype(np.float32))
         assert np.abs(exact).max() > 1.9

@@ -84,7 +84,7 @@ def test_chunks_rows_and_decoding_share_the_graphs(machine: Machine) -> None:
 
 
 def test_a_graph_splits_few_queries_over_many_keys(machine: Machine) -> None:
-    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
     report = gpu.warmup(lengths=(1, 1200), kv_capacity=1300)
     assert [bucket.launches_per_layer for bucket in report] == [9, 9]  # a merge of the parts among them
     ids = np.random.default_rng(0).integers(3, 150, 1202).tolist()

@@ -230,6 +230,18 @@ def test_positions_and_slots_are_implied() -> None:
     assert [a.tobytes() for a in (q, k, v)] == [a.tobytes() for a in expected]
 
 
+def test_what_has_no_slot_is_not_kept(device_of: DeviceOf) -> None:
+    inputs, device = Inputs.draw(CASES[10], "bfloat16"), device_of(checked())
+    q, k, v = inputs.run(device, "bfloat16")
+    inputs.slots = inputs.slots.copy()
+    slot, inputs.slots[0] = inputs.slots[0], -1
+    again = inputs.run(device, "bfloat16")
+    assert again[0].tobytes() == q.tobytes()
+    for before, after in ((k, again[1]), (v, again[2])):
+        changed = np.flatnonzero((before.view(np.uint16) != after.view(np.uint16)).any(axis=(1, 2)))
+        assert changed.tolist() == [slot]
+
+
 def test_no_tokens() -> None:
     empty = np.zeros((0, 256), np.float16)
     table = np.ones((1, 32), np.float32)
@@ -286,7 +298,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"positions": np.zeros(4, np.int32)}, "positions is [4], expected [N] = [5]"),
     ({"positions": np.zeros(5, np.int64)}, "positions is int64, expected int32"),
     ({"positions": np.array([0, 4, 5, 1, 2], np.int32)}, "positions holds 5, outside the 5 rows of cos"),
-    ({"slots": np.array([0, 4, -1, 1, 2], np.int32)}, "slots holds -1, outside the 6 rows of k_cache"),
+    ({"slots": np.array([0, 4, -2, 1, 2], np.int32)}, "slots holds -2, outside the 6 rows of k_cache"),
     ({"slots": np.zeros(5, np.float32)}, "slots is float32, expected int32"),
     ({"slots": None, "k_cache": np.zeros((4, 2, 64), np.float16), "v_cache": np.zeros((4, 2, 64), np.float16)},
      "x has 5 tokens and no slots, but k_cache only 4 rows"),
