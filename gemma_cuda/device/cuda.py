@@ -107,6 +107,13 @@ class Cuda:
         """Where the array's first element lies in the GPU's memory."""
         return int(array.data.ptr)
 
+    def is_capturing(self) -> bool:
+        """Whether what is launched on the current stream is captured into a CUDA graph."""
+        import cupy
+
+        with self._gpu:
+            return bool(cupy.cuda.runtime.streamIsCapturing(cupy.cuda.get_current_stream().ptr))
+
     def synchronize(self) -> None:
         """Waits for the kernels launched on the current stream; raises KernelError if one of them failed."""
         import cupy

@@ -19,6 +19,14 @@ class Stream:
     ptr: int
     def synchronize(self) -> None: ...
 
+    def __enter__(self) -> Stream: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+class ExternalStream(Stream):
+    def __init__(self, ptr: int) -> None: ...
+
 class MemoryPointer:
     ptr: int
 

@@ -1,0 +1,353 @@
+"""One attention for the arrays of NumPy, torch, CuPy and JAX: what is asked for, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..device.protocol import Array, Device
+from ..errors import InputError
+from ..ops.attention_plan import HEAD_DIMS
+from .arrays import Caller, broadcast_to, caller_of, device_for, is_jax, to_host
+from .attention_run import run
+from .key_ranges import Mask
+
+_OP = "attention"
+AXES = {
+    "BSHD": ("B, S, H, D", "B, T, KH, D"),
+    "BHSD": ("B, H, S, D", "B, KH, T, D"),
+    "SHD": ("S, H, D", "T, KH, D"),
+}
+"""Axes of q, and of k and v, in each layout."""
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    attn_bias: Any = None,
+    block_ids: Any = None,
+    q_offset: int | Sequence[int] | None = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    return_lse: bool = False,
+    layout: str = "BSHD",
+    out: Any = None,
+    device: str | Device | None = None,
+) -> Any:
+    """o as q = softmax(cap(scale · q kᵀ) + attn_bias) v; query head h reads KV head h // (H // KH).
+
+    q, k, v: arrays of NumPy, torch, CuPy, JAX or any library with DLPack or `__cuda_array_interface__`, all of one
+    library, device and dtype (float32, float64, bfloat16, float16); the result is of the same library (NumPy's or
+    CuPy's for others), written on its current stream. They are read where they lie; what a kernel cannot read (a last
+    axis that is not contiguous, rows off 16 bytes, q of layout BHSD with B > 1) is copied first.
+
+    layout: "BSHD" is q [B, S, H, D], k and v [B, T, KH, D]; "BHSD" has the heads before the tokens; "SHD" is packed
+    sequences, q [S, H, D], k and v [T, KH, D]: sequence b has queries cu_seqlens_q[b] : cu_seqlens_q[b + 1], and keys
+    by cu_seqlens_k (None: as cu_seqlens_q; both None: one sequence). max_seqlen_q, max_seqlen_k: only checked.
+    scale: None is D ** -0.5. softcap: logits become softcap · tanh(logit / softcap).
+    q_offset: query i stands at key p = q_offset + i of its sequence; an int, or one for each; None is T - S.
+    causal: it sees keys up to p. sliding_window w: it sees w keys, itself included; without causal all |t - p| < w.
+    block_ids: integers [T] or [B, T] ([T] of all keys in SHD). A query whose key has an id >= 0 also sees the later
+    keys of that id, beyond causal and window; the window still cuts the past. An id is one run of tokens.
+    attn_bias: added after the cap, of any float dtype, broadcast to [B, H, S, T]; -inf hides. Not for SHD.
+    A query that sees no key gives 0, and lse -inf. Keys that a sequence sees must be finite.
+    return_lse: returns (o, lse), lse float32 [B, H, S] ([H, S] in SHD), the log of the sum of exp of the logits.
+    out: takes the result, and is what is returned; it may overlap q, k and v. Not for JAX.
+    device: None is the NumPy reference for arrays on the CPU, and the kernels for those on a GPU; "emulator" runs the
+    kernels on the CPU; or a Device. Kernels take D 64, 128, 256 and bfloat16 or float16.
+    Raises InputError before anything is launched or written.
+    """
+    left, right = window_bounds(causal, sliding_window)
+    options: dict[str, Any] = {
+        "scale": scale, "left": left, "right": right, "softcap": softcap, "attn_bias": attn_bias,
+        "block_ids": block_ids, "q_offset": q_offset, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
+        "layout": layout, "device": device,
+    }  # fmt: skip
+    check_max_seqlens(layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if is_jax(q):
+        from .jax import attend_jax
+
+        if out is not None:
+            raise InputError(f"{_OP}: out: JAX's arrays cannot be written; use what attention returns")
+        o, lse = attend_jax(q, k, v, **options)
+    else:
+        o, lse = attend(q, k, v, out=out, **options)
+    return (o, lse) if return_lse else o
+
+
+def attend(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None,
+    left: int | None,
+    right: int | None,
+    softcap: float | None,
+    attn_bias: Any,
+    block_ids: Any,
+    q_offset: int | Sequence[int] | None,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    layout: str,
+    device: str | Device | None,
+    out: Any = None,
+    key_range: Any = None,
+) -> tuple[Any, Any]:
+    """(o, lse) of `attention`, with its window as bounds: query p sees the keys from p - left to p + right.
+
+    key_range: int32 [B, 1, S, 2] in the place of every other mask: the (key_begin, key_end) of each query.
+    """
+    caller = caller_of(_OP, {"q": q, "k": k, "v": v, "attn_bias": attn_bias, "out": out})
+    target = device_for(_OP, device, caller)
+    with caller.stream():
+        sizes = check_shapes(layout, *(tuple(x.shape) for x in (q, k, v)))
+        views = [caller.view(x) for x in (q, k, v)]
+        _check_dtypes(views, target)
+        scale = _check_factors(scale, softcap, sizes)
+        bias = None if attn_bias is None else _bias(caller, attn_bias, sizes)
+        if key_range is not None:
+            mask = _given_ranges(to_host(_OP, "key_range", key_range), sizes)
+        else:
+            mask = make_mask(sizes, left, right, block_ids, q_offset, cu_seqlens_q, cu_seqlens_k)
+        result = _result(caller, out, q.shape, views[0], layout)
+        lse = caller.empty((*sizes.queries, sizes.heads), np.dtype(np.float32))
+        run(
+            caller, target, *(tokens_first(x, layout) for x in views), bias=bias, mask=mask, scale=scale,
+            softcap=softcap, out=tokens_first(caller.view(result), layout), lse=caller.view(lse),
+        )  # fmt: skip
+    return result, lse.swapaxes(-1, -2)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The lengths of a call's axes; batch is None in layout SHD, where tokens of all sequences are counted."""
+
+    layout: str
+    batch: int | None
+    query_count: int
+    key_count: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def queries(self) -> tuple[int, ...]:
+        """(B, S), or (S,) in layout SHD."""
+        return (self.query_count,) if self.batch is None else (self.batch, self.query_count)
+
+
+def window_bounds(causal: bool, sliding_window: int | None) -> tuple[int | None, int | None]:
+    """(left, right) of the window of keys around a query, as `attend` has them."""
+    if sliding_window is None:
+        return None, 0 if causal else None
+    if isinstance(sliding_window, bool) or sliding_window < 1:
+        raise InputError(f"{_OP}: sliding_window is {sliding_window}, expected 1 (the query itself) or more, or None")
+    return sliding_window - 1, 0 if causal else sliding_window - 1
+
+
+def check_shapes(layout: str, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> Sizes:
+    """The Sizes of a call; raises InputError where shapes do not fit the layout or each other."""
+    if layout not in AXES:
+        raise InputError(f"{_OP}: layout is {layout!r}, expected one of {', '.join(AXES)}")
+    for name, shape, axes in zip("qkv", (q, k, v), (AXES[layout][0], *AXES[layout][1:] * 2), strict=True):
+        if len(shape) != len(layout):
+            raise InputError(f"{_OP}: {name} is {list(shape)}, expected [{axes}] (layout {layout})")
+    tokens, heads = (1, 2) if layout == "BSHD" else (2, 1) if layout == "BHSD" else (0, 1)
+    expected = list(k)
+    expected[-1] = q[-1]
+    if layout != "SHD":
+        expected[0] = q[0]
+    for name, shape in (("k", k), ("v", v)):
+        if list(shape) != expected:
+            raise InputError(
+                f"{_OP}: {name} is {list(shape)}, expected [{AXES[layout][1]}] = {expected} "
+                f"(layout {layout}, q {list(q)}{', k ' + str(list(k)) if name == 'v' else ''})"
+            )
+    if k[heads] == 0 or q[heads] % k[heads]:
+        raise InputError(f"{_OP}: {q[heads]} query heads do not divide among {k[heads]} KV heads (layout {layout})")
+    if q[-1] == 0:
+        raise InputError(f"{_OP}: q is {list(q)}: D is 0 (layout {layout})")
+    batch = None if layout == "SHD" else q[0]
+    return Sizes(layout, batch, q[tokens], k[tokens], q[heads], k[heads], q[-1])
+
+
+def tokens_first(x: Array, layout: str) -> Array:
+    """x with its axes in the order of BSHD (or SHD)."""
+    return x.transpose(0, 2, 1, 3) if layout == "BHSD" else x
+
+
+def _check_dtypes(views: list[Array], target: Device | None) -> None:
+    q = views[0]
+    if q.dtype.name not in _FLOATS:
+        raise InputError(f"{_OP}: q is {q.dtype.name}, expected one of {', '.join(_FLOATS)}")
+    for name, array in zip("kv", views[1:], strict=True):
+        if array.dtype != q.dtype:
+            raise InputError(f"{_OP}: {name} is {array.dtype.name}, expected {q.dtype.name} as q")
+    if target is None:
+        return
+    way_out = "use device=None, the NumPy reference" if target.name == "emulator" else "move the arrays to the CPU"
+    if q.dtype.name not in ("bfloat16", "float16"):
+        raise InputError(f"{_OP}: q is {q.dtype.name}, kernels take bfloat16 or float16; {way_out}")
+    if q.shape[-1] not in HEAD_DIMS:
+        dims = ", ".join(map(str, HEAD_DIMS))
+        raise InputError(f"{_OP}: D is {q.shape[-1]}, kernels take {dims}; {way_out}")
+
+
+def _check_factors(scale: float | None, softcap: float | None, sizes: Sizes) -> float:
+    if scale is None:
+        scale = sizes.head_dim**-0.5
+    if not (math.isfinite(scale) and scale > 0):
+        raise InputError(f"{_OP}: scale is {scale}, expected a positive number, or None for D ** -0.5")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise InputError(f"{_OP}: softcap is {softcap}, expected a positive number, or None for no cap")
+    return float(scale)
+
+
+def _bias(caller: Caller, attn_bias: Any, sizes: Sizes) -> Array:
+    """[B or 1, H or 1, S, T] of a bias that broadcasts to [B, H, S, T]; where it repeats its strides are 0."""
+    shape = tuple(attn_bias.shape)
+    if sizes.batch is None:
+        raise InputError(f"{_OP}: attn_bias is given in layout SHD; a bias needs sequences of one length: BSHD or BHSD")
+    full = (sizes.batch, sizes.heads, *sizes.queries[1:], sizes.key_count)
+    padded = (1,) * (4 - len(shape)) + shape
+    if len(shape) > 4 or any(own not in (1, n) for own, n in zip(padded, full, strict=True)):
+        raise InputError(
+            f"{_OP}: attn_bias is {list(shape)}, which does not broadcast to [B, H, S, T] = {list(full)} "
+            f"(layout {sizes.layout})"
+        )
+    view = caller.view(attn_bias)
+    if view.dtype.name not in _FLOATS:
+        raise InputError(
+            f"{_OP}: attn_bias is {view.dtype.name}, expected a float that is added to the logits: 0 shows, -inf hides"
+        )
+    view = view.reshape(padded)
+    if padded[2:] == full[2:]:
+        return view
+    return broadcast_to(view, (*padded[:2], *full[2:]))
+
+
+def make_mask(
+    sizes: Sizes,
+    left: int | None,
+    right: int | None,
+    block_ids: Any,
+    q_offset: int | Sequence[int] | None,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+) -> Mask:
+    """The Mask of a call; raises InputError for offsets, lengths and ids that do not fit."""
+    queries, keys = _cu_seqlens(sizes, cu_seqlens_q, cu_seqlens_k)
+    lengths, own = np.diff(keys).astype(np.int64), np.diff(queries).astype(np.int64)
+    offsets = lengths - own
+    if q_offset is not None:
+        given = to_host(_OP, "q_offset", q_offset)
+        if given.shape not in ((), (1,), offsets.shape):
+            raise InputError(f"{_OP}: q_offset is {list(given.shape)}, expected an int or [B] = {list(offsets.shape)}")
+        given = np.broadcast_to(given, offsets.shape)
+        outside = (given < 0) | (given > np.maximum(offsets, 0))
+        if outside.any():
+            b = int(np.argmax(outside))
+            raise InputError(
+                f"{_OP}: q_offset is {given[b]}, expected 0 to T - S = {offsets[b]} (layout {sizes.layout}, "
+                f"{own[b]} queries, {lengths[b]} keys)"
+            )
+        offsets = given
+    ids = None if block_ids is None else _block_ids(to_host(_OP, "block_ids", block_ids), sizes)
+    return Mask(queries.tobytes(), keys.tobytes(), np.ascontiguousarray(offsets).tobytes(), left, right, ids)
+
+
+def _cu_seqlens(sizes: Sizes, cu_seqlens_q: Any, cu_seqlens_k: Any) -> tuple[Any, Any]:
+    """int32 [B + 1] of queries and of keys."""
+    if sizes.batch is not None:
+        if cu_seqlens_q is not None or cu_seqlens_k is not None:
+            raise InputError(f"{_OP}: cu_seqlens are of packed sequences: layout SHD, not {sizes.layout}")
+        rows = np.arange(sizes.batch + 1)
+        return (rows * sizes.query_count).astype(np.int32), (rows * sizes.key_count).astype(np.int32)
+    if cu_seqlens_q is None:
+        if cu_seqlens_k is not None:
+            raise InputError(f"{_OP}: cu_seqlens_k is given without cu_seqlens_q")
+        return np.array([0, sizes.query_count], np.int32), np.array([0, sizes.key_count], np.int32)
+    queries = _rising("cu_seqlens_q", cu_seqlens_q, "S", sizes.query_count)
+    if cu_seqlens_k is None:
+        keys = _rising("cu_seqlens_k (as cu_seqlens_q)", cu_seqlens_q, "T", sizes.key_count)
+    else:
+        keys = _rising("cu_seqlens_k", cu_seqlens_k, "T", sizes.key_count)
+    if len(queries) != len(keys):
+        raise InputError(f"{_OP}: cu_seqlens_q has {len(queries)} entries, cu_seqlens_k {len(keys)}")
+    return queries, keys
+
+
+def _rising(name: str, given: Any, letter: str, total: int) -> Any:
+    array = to_host(_OP, name, given)
+    if array.ndim != 1 or len(array) == 0 or array[0] != 0 or array[-1] != total or np.any(np.diff(array) < 0):
+        shown = np.array2string(array, threshold=8, separator=", ")
+        raise InputError(f"{_OP}: {name} is {shown}, expected [B + 1] rising from 0 to {letter} = {total} (layout SHD)")
+    return array.astype(np.int32)
+
+
+def check_max_seqlens(
+    layout: str, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int | None, max_seqlen_k: int | None
+) -> None:
+    """Raises InputError where a sequence is longer than its caller says."""
+    for letter, cu_seqlens, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
+        if most is None:
+            continue
+        if cu_seqlens is None:
+            raise InputError(f"{_OP}: max_seqlen_{letter} is given without cu_seqlens_{letter} (layout {layout})")
+        longest = int(np.diff(to_host(_OP, f"cu_seqlens_{letter}", cu_seqlens)).max(initial=0))
+        if longest > most:
+            raise InputError(f"{_OP}: max_seqlen_{letter} is {most}, but a sequence has {longest} tokens")
+
+
+def _block_ids(ids: Any, sizes: Sizes) -> bytes:
+    total = (sizes.key_count,)
+    allowed = [total] if sizes.batch is None else [total, (sizes.batch, *total)]
+    if ids.shape not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        axes = "[T]" if sizes.batch is None else "[T] or [B, T]"
+        raise InputError(f"{_OP}: block_ids is {list(ids.shape)}, expected {axes} = {shapes} (layout {sizes.layout})")
+    if sizes.batch is not None:
+        ids = np.broadcast_to(ids, (sizes.batch, *total))
+    return np.ascontiguousarray(ids).tobytes()
+
+
+def _given_ranges(ranges: Any, sizes: Sizes) -> Mask:
+    if sizes.batch is None or ranges.shape not in [(b, 1, sizes.query_count, 2) for b in (1, sizes.batch)]:
+        expected = [sizes.batch, 1, sizes.query_count, 2]
+        raise InputError(f"{_OP}: key_range is {list(ranges.shape)}, expected [B, 1, S, 2] = {expected}")
+    queries, keys = _cu_seqlens(sizes, None, None)
+    if ranges.size and (ranges.min() < 0 or ranges.max() > sizes.key_count):
+        raise InputError(f"{_OP}: key_range reaches {ranges.max()}, there are T = {sizes.key_count} keys")
+    packed = np.broadcast_to(ranges[:, 0], (sizes.batch, sizes.query_count, 2)).astype(np.int32)
+    return Mask(queries.tobytes(), keys.tobytes(), ranges=np.ascontiguousarray(packed).tobytes())
+
+
+def _result(caller: Caller, out: Any, shape: Any, q: Array, layout: str) -> Any:
+    """Memory for o: `out` as it is, or a new array; of BHSD that has the tokens before the heads."""
+    if out is None:
+        b, *middle, d = tuple(shape)
+        fresh = caller.empty((b, *reversed(middle), d) if layout == "BHSD" else tuple(shape), q.dtype)
+        return fresh.swapaxes(1, 2) if layout == "BHSD" else fresh
+    view = caller.view(out)
+    if tuple(out.shape) != tuple(shape) or view.dtype != q.dtype:
+        raise InputError(
+            f"{_OP}: out is {view.dtype.name} {list(out.shape)}, expected {q.dtype.name} [{AXES[layout][0]}] = "
+            f"{list(shape)} (layout {layout})"
+        )
+    if isinstance(view, np.ndarray) and not view.flags.writeable:
+        raise InputError(f"{_OP}: out cannot be written")
+    return out
