@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -36,6 +37,15 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "out": (None, "fresh", "q", "k"),
     "device": (None, "emulator"),
 }
+
+
+def to_torch(x: Any) -> Any:
+    """The tensor that shares the memory of a NumPy array; anything else as it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
 
 
 def visible(queries: int, keys: int, offset: int, causal: bool, window: int | None, ids: Array | None) -> Array:
@@ -111,8 +121,11 @@ def runnable(values: Values) -> Values:
 
 
 def impossible(a: str, x: Any, b: str, y: Any) -> bool:
-    """Whether no call can hold both values: packed sequences take no bias, an offset needs keys for all queries, k takes
-    a result of its own shape only, kernels take neither float32 nor head_dim 80."""
+    """Whether no call can hold both values.
+
+    Packed sequences take no bias, an offset needs keys for all queries, k takes a result of its own shape only, kernels
+    take neither float32 nor head_dim 80.
+    """
     pair = {a: x, b: y}
     return (
         (pair.get("layout") == "SHD" and "bias" in pair.get("logit", ""))

@@ -5,28 +5,16 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 import gemma_cuda
-from gemma_cuda.errors import InputError
 from tests.compare import as_float64, assert_within_rule
-from tests.interop_cases import FACTORS, Call, impossible, runnable
+from tests.interop_cases import FACTORS, Call, impossible, runnable, to_torch
 from tests.pairwise import all_pairs, pairs_of, pairwise
 
 Array = np.ndarray[Any, Any]
 CASES = pairwise(FACTORS, runnable)
-
-
-def to_torch(x: Any) -> Any:
-    """The tensor that shares the memory of a NumPy array; anything else as it is."""
-    if not isinstance(x, np.ndarray):
-        return x
-    if x.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
 
 
 def test_every_pair_of_factors_meets_in_some_case() -> None:
