@@ -107,7 +107,8 @@ def test_qk_norm_rope_equals_its_definition(variant: str, library: str, device: 
     x = rng.standard_normal((n, width)).astype(DTYPES["bfloat16"])
     angles = rng.uniform(0, 6, (9, d // 2))
     positions, slots = np.array([3, 0, 8, 1, 1, 5], np.int32), np.array([7, 2, 0, 9, 4, 5], np.int32)
-    options: dict[str, Any] = {"heads": heads, "eps": 1e-5, "k_eq_v": variant == "k_eq_v", "v_norm": variant == "norm"}
+    options: dict[str, Any] = {"heads": heads, "eps": 1e-5, "k_eq_v": variant == "k_eq_v"}
+    options["v_norm"] = variant == "norm"
     given: dict[str, Any] = {
         "x": x, "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32), "positions": positions,
     }  # fmt: skip
