@@ -12,7 +12,7 @@ import gemma_cuda
 from gemma_cuda.reference.geglu import geglu as reference_geglu
 from gemma_cuda.reference.rms_norm import rms_norm as reference_rms_norm
 from tests.compare import DTYPES, as_float64, assert_within_rule
-from tests.interop_cases import placed, to_torch
+from tests.interop_cases import ROUNDING, placed, to_torch
 from tests.pairwise import all_pairs, pairs_of, pairwise
 
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -110,7 +110,8 @@ def test_qk_norm_rope_equals_its_definition(variant: str, library: str, device: 
     options: dict[str, Any] = {"heads": heads, "eps": 1e-5, "k_eq_v": variant == "k_eq_v"}
     options["v_norm"] = variant == "norm"
     given: dict[str, Any] = {
-        "x": x, "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32), "positions": positions,
+        "x": x, "cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32),
+        "positions": positions,
     }  # fmt: skip
     if variant == "norm":
         given |= {name: rng.standard_normal(d).astype(DTYPES["bfloat16"]) for name in ("q_weight", "k_weight")}
