@@ -1,4 +1,4 @@
-"""The torch signatures against what they replace, over every pair of factors; the custom ops under torch's own tools."""
+"""The torch signatures against what they replace, over every pair of factors; the custom ops under torch's tools."""
 
 from __future__ import annotations
 
