@@ -133,6 +133,15 @@ class DeviceArray:
     def view(self, dtype: Any) -> DeviceArray:
         return self._view(self._host.view(dtype))
 
+    def transpose(self, *axes: int) -> DeviceArray:
+        return self._view(self._host.transpose(*axes))
+
+    def swapaxes(self, first: int, second: int) -> DeviceArray:
+        return self._view(self._host.swapaxes(first, second))
+
+    def broadcast_to(self, shape: Sequence[int]) -> DeviceArray:
+        return self._view(np.broadcast_to(self._host, shape))
+
     def set(self, arr: HostArray) -> None:
         if arr.dtype != self.dtype or arr.shape != self.shape or not self.flags.c_contiguous:
             raise ValueError("set wants a contiguous array of the same shape and dtype")
@@ -198,6 +207,10 @@ class Device:
     def mem_info(self) -> tuple[int, int]:
         return self._machine.memory_left, self._machine.memory
 
+    def synchronize(self) -> None:
+        for stream in self._machine.streams:
+            stream.synchronize()
+
     def __enter__(self) -> Device:
         self._outer.append(self._machine.device)
         self._machine.device = self.id
@@ -238,6 +251,7 @@ class Machine:
         self.live: list[Allocation] = []
         self.launched: list[str] = []
         self.overlaps: list[bool] = []  # the attributes of the last launch
+        self.is_capturing = False
         self._kernels: weakref.WeakValueDictionary[int, RawKernel] = weakref.WeakValueDictionary()
         self._handles = itertools.count(0x1000)
 
@@ -273,6 +287,14 @@ class Machine:
         owner = type("Owner", (), {})()
         weakref.finalize(owner, self._free, allocation).atexit = False
         return DeviceArray(self, host, allocation, owner)
+
+    def adopt(self, host: HostArray) -> DeviceArray:
+        """An array over memory of this GPU that another library allocated and keeps: cupy.from_dlpack."""
+        data = host.reshape(-1).view(np.uint8)
+        assert np.shares_memory(data, host) or not host.size, "only contiguous memory stands for that of a GPU"
+        allocation = Allocation(data, self.device, self.stream)
+        self.live.append(allocation)
+        return DeviceArray(self, host, allocation, host)
 
     def _free(self, allocation: Allocation) -> None:
         """The next array of the same stream may get this memory: what waits there runs first, elsewhere it may not."""
@@ -344,15 +366,22 @@ class Machine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *, bindings: bool = True) -> None:
         """Makes this machine what `import cupy` and, with `bindings`, `from cuda.bindings import driver` find."""
-        runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=self.device_count)
+        runtime = types.SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=self.device_count,
+            streamIsCapturing=lambda ptr: self.is_capturing,
+        )
         cupy = types.ModuleType("cupy")
         cupy.__dict__.update(
             ndarray=DeviceArray,
             empty=self.empty,
+            asarray=lambda holder: holder.array,
+            broadcast_to=DeviceArray.broadcast_to,
             RawModule=lambda *, path: RawModule(self, path),
             cuda=types.SimpleNamespace(
                 Device=lambda index: Device(self, index),
                 get_current_stream=lambda: self.stream,
+                ExternalStream=lambda ptr: next(stream for stream in self.streams if stream.ptr == ptr),
                 runtime=runtime,
                 driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
                 memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

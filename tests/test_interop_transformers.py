@@ -1,4 +1,4 @@
-"""`attn_implementation="gemma_cuda"` against eager Transformers: every random Gemma, caches, padding, spans, generate()."""
+"""`attn_implementation="gemma_cuda"` against eager Transformers: every random Gemma, caches, padding, spans."""
 
 from __future__ import annotations
 

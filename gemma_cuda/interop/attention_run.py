@@ -127,8 +127,13 @@ def _plan(mask: Mask, is_packed: bool, group: int, head_dim: int, is_plain: bool
         key_begin, key_end, mask.queries,
         group=group, head_dim=head_dim, is_plain=is_plain, device=device, cu_seqlens_k=mask.keys if is_packed else None,
     )  # fmt: skip
+    if isinstance(device, Cuda):
+        device.synchronize()  # other streams will use it, too
     if len(_plans) > _MOST_PLANS:
-        _plans.popitem(last=False)
+        if isinstance(device, Cuda):
+            device.synchronize(all_streams=True)  # any of them may still read the plans that go
+        while len(_plans) > _MOST_PLANS // 2:
+            _plans.popitem(last=False)
     return _plans[key]
 
 

@@ -80,5 +80,10 @@ def _refuse_gpus(op: str, arrays: list[Any]) -> None:
                     f"{op}: it is traced for {jax.default_backend()}, and only JAX on the CPU is served; "
                     "set JAX_PLATFORMS=cpu, or call it outside of jit on arrays of the CPU"
                 )
-        elif any(device.platform != "cpu" for device in x.devices()):
-            raise DeviceError(f"{op}: JAX's arrays on {next(iter(x.devices()))} are not served; {_WAY_OUT}")
+        elif others := platforms_of(x) - {"cpu"}:
+            raise DeviceError(f"{op}: JAX's arrays on a {others.pop()} are not served; {_WAY_OUT}")
+
+
+def platforms_of(x: jax.Array) -> set[str]:
+    """Where the array lies: "cpu", "gpu", "tpu"."""
+    return {device.platform for device in x.devices()}

@@ -46,10 +46,12 @@ def key_range_mask(
     """
 
     def rows(start: int, count: int) -> Tensor:
-        seen: Tensor = sdpa_mask(
-            batch_size, count, kv_length, q_offset + start, kv_offset, mask_function, attention_mask,
+        first: Any = q_offset + start  # a tensor where the cache is static
+        seen = sdpa_mask(
+            batch_size, count, kv_length, first, kv_offset, mask_function, attention_mask,
             allow_is_causal_skip=False, allow_is_bidirectional_skip=False, use_vmap=use_vmap, device=device,
         )  # fmt: skip
+        assert seen is not None
         return seen
 
     if torch.compiler.is_compiling():  # whether the mask is made of intervals cannot be asked while tracing
