@@ -17,6 +17,39 @@ Array = np.ndarray[Any, Any]
 CASES = pairwise(FACTORS, runnable)
 
 
+class Foreign:
+    """An array of a library that nobody knows, which speaks DLPack."""
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.shape = array, array.shape
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def test_arrays_that_speak_dlpack() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3, 2, 64)).astype(np.float32)
+    o = gemma_cuda.attention(Foreign(x), Foreign(x), Foreign(x), causal=True)
+    assert isinstance(o, np.ndarray) and np.array_equal(o, gemma_cuda.attention(x, x, x, causal=True))
+
+
+def test_inputs_are_not_changed_and_sequences_do_not_see_each_other() -> None:
+    """Not even a NaN of one packed sequence reaches another, on the reference and in a kernel."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((12, 1, 64)).astype(np.float16) for _ in range(3))
+    k[5:] = v[5:] = np.nan
+    before = [x.copy() for x in (q, k, v)]
+    for device in (None, "emulator"):
+        o = gemma_cuda.attention(q, k, v, layout="SHD", cu_seqlens_q=[0, 5, 12], device=device)
+        assert np.isfinite(o[:5]).all() and np.isnan(o[5:]).all()
+        alone = gemma_cuda.attention(q[:5], k[:5], v[:5], layout="SHD", device=device)
+        assert np.array_equal(o[:5], alone)
+    assert all(np.array_equal(x, y, equal_nan=True) for x, y in zip((q, k, v), before, strict=True))
+
+
 def test_every_pair_of_factors_meets_in_some_case() -> None:
     missing = all_pairs(FACTORS) - set(itertools.chain.from_iterable(map(pairs_of, CASES)))
     value = {name: {repr(x): x for x in choices} for name, choices in FACTORS.items()}

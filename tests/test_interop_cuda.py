@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ import gemma_cuda
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import DeviceError, InputError
 from gemma_cuda.interop import arrays, attention_run
-from tests.fake_cuda import DeviceArray, Machine
+from tests.fake_cuda import Device, DeviceArray, Machine
 from tests.interop_cases import to_torch
 
 Array = np.ndarray[Any, Any]
@@ -36,16 +37,10 @@ def half(*shape: int, seed: int = 0) -> Array:
 
 
 def on_gpu(machine: Machine, host: Array, index: int = 0) -> DeviceArray:
-    with machine_device(machine, index):
+    with Device(machine, index):
         array = machine.empty(host.shape, host.dtype)
         array.set(host)
         return array
-
-
-def machine_device(machine: Machine, index: int) -> Any:
-    import cupy
-
-    return cupy.cuda.Device(index)
 
 
 CALLS: dict[str, tuple[list[tuple[int, ...]], dict[str, Any]]] = {
@@ -66,7 +61,7 @@ def test_cupy_arrays_run_where_they_are(machine: Machine, name: str, index: int)
     assert isinstance(o, DeviceArray) and o.device.id == lse.device.id == index
     assert all(instance.startswith("attention<bf16, 64") for instance in machine.launched)
     expected, expected_lse = gemma_cuda.attention(*host, **options, return_lse=True, device="emulator")
-    with machine_device(machine, index):
+    with Device(machine, index):
         assert np.array_equal(o.get(), expected) and np.array_equal(lse.get(), expected_lse)
 
 
@@ -118,11 +113,9 @@ class OnGpu(torch.Tensor):
 
 @pytest.fixture
 def torch_on_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    import cupy
-
     empty, stream = torch.empty, machine.new_stream()
     monkeypatch.setattr(
-        cupy, "from_dlpack", lambda x: machine.adopt(x.as_subclass(torch.Tensor).numpy()), raising=False
+        sys.modules["cupy"], "from_dlpack", lambda x: machine.adopt(x.as_subclass(torch.Tensor).numpy()), raising=False
     )
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: empty(shape, dtype=dtype).as_subclass(OnGpu))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=stream.ptr))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gemma_cuda
 from gemma_cuda.errors import InputError
 from gemma_cuda.interop import torch as ours
 from tests.compare import assert_within_rule
@@ -252,13 +253,14 @@ def test_custom_ops_pass_torchs_own_check(name: str) -> None:
 
 def test_a_layer_compiles_as_one_graph() -> None:
     def layer(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        h = ours.rms_norm(x, weight, plus_one=True)
+        h = gemma_cuda.rms_norm(x, weight, plus_one=True, out=torch.empty_like(x))
         qkv = torch.cat([h, h[:, :128]], -1)
-        q = ours.qk_norm_rope(qkv, heads=2, cos=cos, sin=sin, k_cache=k_cache, v_cache=v_cache)
+        q = gemma_cuda.qk_norm_rope(qkv, heads=2, cos=cos, sin=sin, k_cache=k_cache, v_cache=v_cache)
         n = len(x)
-        o = ours.attention(q[None], k_cache[None, :n], v_cache[None, :n], causal=True, sliding_window=3, softcap=5.0)
+        keys, values = k_cache[None, :n], v_cache[None, :n]
+        o = gemma_cuda.attention(q[None], keys, values, causal=True, sliding_window=3, softcap=5.0)
         p = ours.scaled_dot_product_attention(q[None], q[None], q[None], is_causal=True)
-        return ours.geglu(o.reshape(n, -1), p.reshape(n, -1))
+        return gemma_cuda.geglu(o.reshape(n, -1), p.reshape(n, -1))
 
     def arguments(n: int) -> list[Tensor]:
         return [half(n, 128, seed=n), half(128), torch.ones(n, 32), torch.zeros(n, 32), half(9, 1, 64), half(9, 1, 64)]

@@ -184,6 +184,11 @@ def is_torch(x: Any) -> bool:
     return is_of(x, "torch", "Tensor")
 
 
+def is_compiled(x: Any) -> bool:
+    """Whether x is a tensor that torch.compile traces: then only a custom op may touch it."""
+    return is_torch(x) and bool(sys.modules["torch"].compiler.is_compiling())
+
+
 def is_jax(x: Any) -> bool:
     """Whether x is a jax.Array; those that a transformation traces are."""
     return is_of(x, "jax", "Array")

@@ -12,7 +12,7 @@ import numpy as np
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
-from .arrays import Caller, broadcast_to, caller_of, device_for, is_jax, to_host
+from .arrays import Caller, broadcast_to, caller_of, device_for, is_compiled, is_jax, to_host
 from .attention_run import run
 from .key_ranges import Mask
 
@@ -76,6 +76,14 @@ def attention(
         "block_ids": block_ids, "q_offset": q_offset, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
         "layout": layout, "device": device,
     }  # fmt: skip
+    if is_compiled(q):
+        from .torch import attention as custom_op
+
+        return custom_op(
+            q, k, v, scale=scale, causal=causal, sliding_window=sliding_window, softcap=softcap, attn_bias=attn_bias,
+            block_ids=block_ids, q_offset=q_offset, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+            return_lse=return_lse, layout=layout, out=out, device=device,
+        )  # fmt: skip
     check_max_seqlens(layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if is_jax(q):
         from .jax import attend_jax

@@ -16,7 +16,7 @@ from ..ops.rms_norm import rms_norm as rms_norm_kernel
 from ..reference.geglu import geglu as reference_geglu
 from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
 from ..reference.rms_norm import rms_norm as reference_rms_norm
-from .arrays import Caller, address, caller_of, device_for, is_jax, overlap, to_host
+from .arrays import Caller, address, caller_of, device_for, is_compiled, is_jax, overlap, to_host
 from .attention_run import PRECISIONS, copy
 
 
@@ -41,6 +41,10 @@ def rms_norm(
 
         function = partial(rms_norm, eps=eps, plus_one=plus_one, device=device)
         return call(op, function, {"x": x, "weight": weight}, out)
+    if is_compiled(x):
+        from .torch import rms_norm as custom_op
+
+        return custom_op(x, weight, eps=eps, plus_one=plus_one, out=out, device=device)
     caller = caller_of(op, {"x": x, "weight": weight, "out": out})
     target = device_for(op, device, caller)
     with caller.stream():
@@ -78,6 +82,10 @@ def geglu(gate: Any, up: Any, *, out: Any = None, device: str | Device | None = 
         from .jax import call
 
         return call(op, partial(geglu, device=device), {"gate": gate, "up": up}, out)
+    if is_compiled(gate):
+        from .torch import geglu as custom_op
+
+        return custom_op(gate, up, out=out, device=device)
     caller = caller_of(op, {"gate": gate, "up": up, "out": out})
     target = device_for(op, device, caller)
     with caller.stream():
@@ -141,6 +149,14 @@ def qk_norm_rope(
             return qk_norm_rope(**named, heads=heads, eps=eps, plus_one=plus_one, pairs=pairs, device=device)
 
         return call(op, of_arrays, arrays, None, shape=(x.shape[0], heads, 2 * cos.shape[1]))
+    if is_compiled(x):
+        from .torch import qk_norm_rope as custom_op
+
+        return custom_op(
+            x, heads=heads, cos=cos, sin=sin, eps=eps, q_weight=q_weight, k_weight=k_weight, plus_one=plus_one,
+            v_norm=v_norm, k_cache=k_cache, v_cache=v_cache, slots=slots, positions=positions, pairs=pairs,
+            k_eq_v=k_eq_v, device=device,
+        )  # fmt: skip
     given = {
         "x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight, "k_cache": k_cache,
         "v_cache": v_cache, "slots": slots, "positions": positions,

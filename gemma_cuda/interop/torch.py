@@ -135,32 +135,40 @@ def attention(
     cu_seqlens_k: Tensor | None = None,
     return_lse: bool = False,
     layout: str = "BSHD",
-    device: str | None = None,
+    out: Tensor | None = None,
+    device: Any = None,
 ) -> Any:
-    """`gemma_cuda.attention` of tensors as a custom op, for torch.compile; the same but for `out`."""
+    """`gemma_cuda.attention` of tensors as a custom op, which torch.compile traces; `out` gets a copy."""
     left, right = window_bounds(causal, sliding_window)
     offsets = [q_offset] if isinstance(q_offset, int) else q_offset
     o, lse = attend_op(
         q, k, v, scale=scale, left=left, right=right, softcap=softcap, attn_bias=attn_bias, block_ids=block_ids,
         q_offset=offsets, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, layout=layout, device=device,
     )  # fmt: skip
+    o = o if out is None else out.copy_(o)
     return (o, lse) if return_lse else o
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6, plus_one: bool = False, device: str | None = None
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    plus_one: bool = False,
+    out: Tensor | None = None,
+    device: Any = None,
 ) -> Tensor:
-    """`gemma_cuda.rms_norm` of tensors as a custom op."""
+    """`gemma_cuda.rms_norm` of tensors as a custom op; `out` gets a copy."""
     _refuse_gradients("rms_norm", x, weight)
     y: Tensor = torch.ops.gemma_cuda.rms_norm(x, weight, eps, plus_one, device)
-    return y
+    return y if out is None else out.copy_(y)
 
 
-def geglu(gate: Tensor, up: Tensor, *, device: str | None = None) -> Tensor:
-    """`gemma_cuda.geglu` of tensors as a custom op."""
+def geglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None, device: Any = None) -> Tensor:
+    """`gemma_cuda.geglu` of tensors as a custom op; `out` gets a copy."""
     _refuse_gradients("geglu", gate, up)
     y: Tensor = torch.ops.gemma_cuda.geglu(gate, up, device)
-    return y
+    return y if out is None else out.copy_(y)
 
 
 def qk_norm_rope(
@@ -180,7 +188,7 @@ def qk_norm_rope(
     positions: Tensor | None = None,
     pairs: int | None = None,
     k_eq_v: bool = False,
-    device: str | None = None,
+    device: Any = None,
 ) -> Tensor:
     """`gemma_cuda.qk_norm_rope` of tensors as a custom op; it writes k_cache and v_cache."""
     _refuse_gradients("qk_norm_rope", x, q_weight, k_weight, k_cache, v_cache)
