@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .config import GemmaConfig
     from .gemma import Gemma, PrefillOutput
     from .interop.attention import attention
-    from .interop.layers import geglu, qk_norm_rope, rms_norm
+    from .interop.layers import geglu, rms_norm
+    from .interop.qk_norm_rope import qk_norm_rope
     from .kv import KVCache
     from .tokenizer import Tokenizer
 
@@ -22,7 +23,7 @@ __all__ = [
 _HOME = {
     "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "config", "KVCache": "kv", "Tokenizer": "tokenizer",
     "open_checkpoint": "checkpoint", "attention": "interop.attention", "geglu": "interop.layers",
-    "qk_norm_rope": "interop.layers", "rms_norm": "interop.layers",
+    "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
 }  # fmt: skip
 
 

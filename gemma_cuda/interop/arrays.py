@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from typing import Any, Protocol
@@ -236,14 +235,14 @@ def _cuda(index: int) -> Device:
     return Cuda(index)
 
 
-def overlap(device_address: Callable[[Array], int], a: Array, b: Array) -> bool:
+def overlap(a: Array, b: Array) -> bool:
     """Whether the bytes from the first to the last of a and of b meet."""
     spans: list[tuple[int, int]] = []
     for x in (a, b):
         if x.size == 0:
             return False
         reach = [(n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)]
-        start = device_address(x)
+        start = address(x)
         spans.append((start + sum(min(r, 0) for r in reach), start + sum(max(r, 0) for r in reach) + x.dtype.itemsize))
     return spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]
 

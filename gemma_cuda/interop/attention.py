@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,11 @@ from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
 from .arrays import Caller, broadcast_to, caller_of, device_for, is_compiled, is_jax, to_host
+from .attention_mask import check_max_seqlens, given_ranges, make_mask, window_bounds
 from .attention_run import run
-from .key_ranges import Mask
+from .attention_shapes import AXES, Sizes, check_shapes
 
 _OP = "attention"
-AXES = {
-    "BSHD": ("B, S, H, D", "B, T, KH, D"),
-    "BHSD": ("B, H, S, D", "B, KH, T, D"),
-    "SHD": ("S, H, D", "T, KH, D"),
-}
-"""Axes of q, and of k and v, in each layout."""
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -128,7 +122,7 @@ def attend(
         scale = _check_factors(scale, softcap, sizes)
         bias = None if attn_bias is None else _bias(caller, attn_bias, sizes)
         if key_range is not None:
-            mask = _given_ranges(to_host(_OP, "key_range", key_range), sizes)
+            mask = given_ranges(to_host(_OP, "key_range", key_range), sizes)
         else:
             mask = make_mask(sizes, left, right, block_ids, q_offset, cu_seqlens_q, cu_seqlens_k)
         result = _result(caller, out, q.shape, views[0], layout)
@@ -138,59 +132,6 @@ def attend(
             softcap=softcap, out=tokens_first(caller.view(result), layout), lse=caller.view(lse),
         )  # fmt: skip
     return result, lse.swapaxes(-1, -2)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The lengths of a call's axes; batch is None in layout SHD, where tokens of all sequences are counted."""
-
-    layout: str
-    batch: int | None
-    query_count: int
-    key_count: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-    @property
-    def queries(self) -> tuple[int, ...]:
-        """(B, S), or (S,) in layout SHD."""
-        return (self.query_count,) if self.batch is None else (self.batch, self.query_count)
-
-
-def window_bounds(causal: bool, sliding_window: int | None) -> tuple[int | None, int | None]:
-    """(left, right) of the window of keys around a query, as `attend` has them."""
-    if sliding_window is None:
-        return None, 0 if causal else None
-    if isinstance(sliding_window, bool) or sliding_window < 1:
-        raise InputError(f"{_OP}: sliding_window is {sliding_window}, expected 1 (the query itself) or more, or None")
-    return sliding_window - 1, 0 if causal else sliding_window - 1
-
-
-def check_shapes(layout: str, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> Sizes:
-    """The Sizes of a call; raises InputError where shapes do not fit the layout or each other."""
-    if layout not in AXES:
-        raise InputError(f"{_OP}: layout is {layout!r}, expected one of {', '.join(AXES)}")
-    for name, shape, axes in zip("qkv", (q, k, v), (AXES[layout][0], *AXES[layout][1:] * 2), strict=True):
-        if len(shape) != len(layout):
-            raise InputError(f"{_OP}: {name} is {list(shape)}, expected [{axes}] (layout {layout})")
-    tokens, heads = (1, 2) if layout == "BSHD" else (2, 1) if layout == "BHSD" else (0, 1)
-    expected = list(k)
-    expected[-1] = q[-1]
-    if layout != "SHD":
-        expected[0] = q[0]
-    for name, shape in (("k", k), ("v", v)):
-        if list(shape) != expected:
-            raise InputError(
-                f"{_OP}: {name} is {list(shape)}, expected [{AXES[layout][1]}] = {expected} "
-                f"(layout {layout}, q {list(q)}{', k ' + str(list(k)) if name == 'v' else ''})"
-            )
-    if k[heads] == 0 or q[heads] % k[heads]:
-        raise InputError(f"{_OP}: {q[heads]} query heads do not divide among {k[heads]} KV heads (layout {layout})")
-    if q[-1] == 0:
-        raise InputError(f"{_OP}: q is {list(q)}: D is 0 (layout {layout})")
-    batch = None if layout == "SHD" else q[0]
-    return Sizes(layout, batch, q[tokens], k[tokens], q[heads], k[heads], q[-1])
 
 
 def tokens_first(x: Array, layout: str) -> Array:
@@ -246,102 +187,6 @@ def _bias(caller: Caller, attn_bias: Any, sizes: Sizes) -> Array:
     if padded[2:] == full[2:]:
         return view
     return broadcast_to(view, (*padded[:2], *full[2:]))
-
-
-def make_mask(
-    sizes: Sizes,
-    left: int | None,
-    right: int | None,
-    block_ids: Any,
-    q_offset: int | Sequence[int] | None,
-    cu_seqlens_q: Any,
-    cu_seqlens_k: Any,
-) -> Mask:
-    """The Mask of a call; raises InputError for offsets, lengths and ids that do not fit."""
-    queries, keys = _cu_seqlens(sizes, cu_seqlens_q, cu_seqlens_k)
-    lengths, own = np.diff(keys).astype(np.int64), np.diff(queries).astype(np.int64)
-    offsets = lengths - own
-    if q_offset is not None:
-        given = to_host(_OP, "q_offset", q_offset)
-        if given.shape not in ((), (1,), offsets.shape):
-            raise InputError(f"{_OP}: q_offset is {list(given.shape)}, expected an int or [B] = {list(offsets.shape)}")
-        given = np.broadcast_to(given, offsets.shape)
-        outside = (given < 0) | (given > np.maximum(offsets, 0))
-        if outside.any():
-            b = int(np.argmax(outside))
-            raise InputError(
-                f"{_OP}: q_offset is {given[b]}, expected 0 to T - S = {offsets[b]} (layout {sizes.layout}, "
-                f"{own[b]} queries, {lengths[b]} keys)"
-            )
-        offsets = given
-    ids = None if block_ids is None else _block_ids(to_host(_OP, "block_ids", block_ids), sizes)
-    return Mask(queries.tobytes(), keys.tobytes(), np.ascontiguousarray(offsets).tobytes(), left, right, ids)
-
-
-def _cu_seqlens(sizes: Sizes, cu_seqlens_q: Any, cu_seqlens_k: Any) -> tuple[Any, Any]:
-    """int32 [B + 1] of queries and of keys."""
-    if sizes.batch is not None:
-        if cu_seqlens_q is not None or cu_seqlens_k is not None:
-            raise InputError(f"{_OP}: cu_seqlens are of packed sequences: layout SHD, not {sizes.layout}")
-        rows = np.arange(sizes.batch + 1)
-        return (rows * sizes.query_count).astype(np.int32), (rows * sizes.key_count).astype(np.int32)
-    if cu_seqlens_q is None:
-        if cu_seqlens_k is not None:
-            raise InputError(f"{_OP}: cu_seqlens_k is given without cu_seqlens_q")
-        return np.array([0, sizes.query_count], np.int32), np.array([0, sizes.key_count], np.int32)
-    queries = _rising("cu_seqlens_q", cu_seqlens_q, "S", sizes.query_count)
-    if cu_seqlens_k is None:
-        keys = _rising("cu_seqlens_k (as cu_seqlens_q)", cu_seqlens_q, "T", sizes.key_count)
-    else:
-        keys = _rising("cu_seqlens_k", cu_seqlens_k, "T", sizes.key_count)
-    if len(queries) != len(keys):
-        raise InputError(f"{_OP}: cu_seqlens_q has {len(queries)} entries, cu_seqlens_k {len(keys)}")
-    return queries, keys
-
-
-def _rising(name: str, given: Any, letter: str, total: int) -> Any:
-    array = to_host(_OP, name, given)
-    if array.ndim != 1 or len(array) == 0 or array[0] != 0 or array[-1] != total or np.any(np.diff(array) < 0):
-        shown = np.array2string(array, threshold=8, separator=", ")
-        raise InputError(f"{_OP}: {name} is {shown}, expected [B + 1] rising from 0 to {letter} = {total} (layout SHD)")
-    return array.astype(np.int32)
-
-
-def check_max_seqlens(
-    layout: str, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int | None, max_seqlen_k: int | None
-) -> None:
-    """Raises InputError where a sequence is longer than its caller says."""
-    for letter, cu_seqlens, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
-        if most is None:
-            continue
-        if cu_seqlens is None:
-            raise InputError(f"{_OP}: max_seqlen_{letter} is given without cu_seqlens_{letter} (layout {layout})")
-        longest = int(np.diff(to_host(_OP, f"cu_seqlens_{letter}", cu_seqlens)).max(initial=0))
-        if longest > most:
-            raise InputError(f"{_OP}: max_seqlen_{letter} is {most}, but a sequence has {longest} tokens")
-
-
-def _block_ids(ids: Any, sizes: Sizes) -> bytes:
-    total = (sizes.key_count,)
-    allowed = [total] if sizes.batch is None else [total, (sizes.batch, *total)]
-    if ids.shape not in allowed:
-        shapes = " or ".join(str(list(shape)) for shape in allowed)
-        axes = "[T]" if sizes.batch is None else "[T] or [B, T]"
-        raise InputError(f"{_OP}: block_ids is {list(ids.shape)}, expected {axes} = {shapes} (layout {sizes.layout})")
-    if sizes.batch is not None:
-        ids = np.broadcast_to(ids, (sizes.batch, *total))
-    return np.ascontiguousarray(ids).tobytes()
-
-
-def _given_ranges(ranges: Any, sizes: Sizes) -> Mask:
-    if sizes.batch is None or ranges.shape not in [(b, 1, sizes.query_count, 2) for b in (1, sizes.batch)]:
-        expected = [sizes.batch, 1, sizes.query_count, 2]
-        raise InputError(f"{_OP}: key_range is {list(ranges.shape)}, expected [B, 1, S, 2] = {expected}")
-    queries, keys = _cu_seqlens(sizes, None, None)
-    if ranges.size and (ranges.min() < 0 or ranges.max() > sizes.key_count):
-        raise InputError(f"{_OP}: key_range reaches {ranges.max()}, there are T = {sizes.key_count} keys")
-    packed = np.broadcast_to(ranges[:, 0], (sizes.batch, sizes.query_count, 2)).astype(np.int32)
-    return Mask(queries.tobytes(), keys.tobytes(), ranges=np.ascontiguousarray(packed).tobytes())
 
 
 def _result(caller: Caller, out: Any, shape: Any, q: Array, layout: str) -> Any:

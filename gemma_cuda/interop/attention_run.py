@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Fills out, as q, and lse [B, S, H] or [S, H]; out may overlap the inputs."""
     written = out
-    is_shared = any(x is not None and overlap(address, out, x) for x in (q, k, v, bias))
+    is_shared = any(x is not None and overlap(out, x) for x in (q, k, v, bias))
     if is_shared or (device is not None and not _readable(out, is_flat=True)):
         written = caller.view(caller.empty(tuple(out.shape), out.dtype))
     if device is None:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import DeviceError, InputError
-from .attention import attend, check_shapes
+from .attention import attend
+from .attention_shapes import check_shapes
 
 _WAY_OUT = "move the arrays with jax.device_put(x, jax.devices('cpu')[0]), or hand them to CuPy by DLPack"
 

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import layers
-from .attention import attend, check_shapes, window_bounds
+from .attention import attend
+from .attention_mask import window_bounds
+from .attention_shapes import check_shapes
+from .qk_norm_rope import qk_norm_rope as gemma_qk_norm_rope
 
 
 @torch.library.custom_op("gemma_cuda::attention", mutates_args=())
@@ -93,7 +96,7 @@ def _qk_norm_rope(
     k_eq_v: bool,
     device: str | None,
 ) -> Tensor:
-    q: Tensor = layers.qk_norm_rope(
+    q: Tensor = gemma_qk_norm_rope(
         x, heads=heads, cos=cos, sin=sin, eps=eps, q_weight=q_weight, k_weight=k_weight, plus_one=plus_one,
         v_norm=v_norm, k_cache=k_cache, v_cache=v_cache, slots=slots, positions=positions, pairs=pairs, k_eq_v=k_eq_v,
         device=device,

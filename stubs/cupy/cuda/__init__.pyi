@@ -19,7 +19,6 @@ class Device:
 class Stream:
     ptr: int
     def synchronize(self) -> None: ...
-
     def __enter__(self) -> Stream: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
