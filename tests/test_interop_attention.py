@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import gemma_cuda
+from gemma_cuda.device.emulator import Emulator
 from tests.compare import as_float64, assert_within_rule
 from tests.interop_cases import FACTORS, Call, impossible, runnable, to_torch
 from tests.pairwise import all_pairs, pairs_of, pairwise
 
 Array = np.ndarray[Any, Any]
 CASES = pairwise(FACTORS, runnable)
+CHECKED = Emulator(checked=True)
 
 
 class Foreign:
@@ -64,6 +66,8 @@ def test_equals_a_dense_computation(number: int) -> None:
     values = CASES[number]
     call = Call(values, number)
     arguments = call.arguments()
+    if values["device"] == "emulator":
+        arguments["device"] = CHECKED
     o, b, lse = call.expected()
     if values["library"] == "torch":
         arguments = {name: to_torch(x) for name, x in arguments.items()}

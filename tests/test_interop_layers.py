@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,11 @@ import pytest
 import torch
 
 import gemma_cuda
+from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.errors import InputError
+from gemma_cuda.ops.geglu import geglu as geglu_op
+from gemma_cuda.ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_op
+from gemma_cuda.ops.rms_norm import rms_norm as rms_norm_op
 from gemma_cuda.reference.geglu import geglu as reference_geglu
 from gemma_cuda.reference.rms_norm import rms_norm as reference_rms_norm
 from tests.compare import DTYPES, as_float64, assert_within_rule
@@ -95,6 +101,23 @@ def test_geglu_equals_torch(number: int) -> None:
     precision = ROUNDING[values["dtype"]]
     rows = [x.reshape(-1, x.shape[-1]).astype(precision.compute) for x in exact]
     check(y, out, r, reference_geglu(*rows, precision=precision).reshape(r.shape), values)
+
+
+def test_the_ops_refuse_another_shape_of_out() -> None:
+    x, out = np.zeros((2, 64), np.float16), np.zeros((2, 32), np.float16)
+    table = np.zeros((2, 32), np.float32)
+    device = Emulator()
+    for name, shape, call in (
+        ("rms_norm", "[S, E] = [2, 64]", lambda: rms_norm_op(x, None, eps=1e-6, device=device, out=out)),
+        ("geglu", "[N, F] = [2, 64]", lambda: geglu_op(x, x, device=device, out=out)),
+        (
+            "qk_norm_rope",
+            "[N, H, D] = [2, 1, 64]",
+            lambda: qk_norm_rope_op(x, heads=1, cos=table, sin=table, eps=1e-6, device=device, out=out),
+        ),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"{name}: out is [2, 32], expected {shape}")):
+            call()
 
 
 @pytest.mark.parametrize("device", [None, "emulator"])

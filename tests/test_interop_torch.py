@@ -272,6 +272,14 @@ def test_a_layer_compiles_as_one_graph() -> None:
         assert torch.equal(eager[4], traced[4]) and not torch.equal(traced[4], half(9, 1, 64))
 
 
+def test_no_grad_and_inference_mode_take_parameters() -> None:
+    q = torch.nn.Parameter(half(1, 3, 1, 64))
+    expected = gemma_cuda.attention(*[q.detach()] * 3)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert all(torch.equal(f(q * 1, q, q), expected) for f in (gemma_cuda.attention, ours.attention))
+
+
 def test_offset_window_and_lse_of_the_op() -> None:
     q, k = half(1, 3, 2, 64).float(), half(1, 9, 1, 64).float()
     o, lse = ours.attention(q, k, k, causal=True, sliding_window=4, q_offset=2, return_lse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -20,6 +21,7 @@ from .key_ranges import Mask
 PRECISIONS = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
 _ROW_BYTES = 16  # what kernels read at once
 _MOST_PLANS = 256
+_lock = threading.Lock()
 _plans: OrderedDict[Any, AttentionPlan] = OrderedDict()
 _captured: list[AttentionPlan] = []  # a CUDA graph reads its plans for as long as it lives
 
@@ -110,7 +112,12 @@ def _on_kernels(
 
 def _plan(mask: Mask, is_packed: bool, group: int, head_dim: int, is_plain: bool, device: Device) -> AttentionPlan:
     """The plan on the device, made at the first call with this mask; one that a CUDA graph captures stays for good."""
-    key = (mask, is_packed, group, head_dim, is_plain, device)
+    with _lock:
+        return _find_or_make((mask, is_packed, group, head_dim, is_plain, device))
+
+
+def _find_or_make(key: tuple[Mask, bool, int, int, bool, Device]) -> AttentionPlan:
+    mask, is_packed, group, head_dim, is_plain, device = key
     is_capturing = isinstance(device, Cuda) and device.is_capturing()
     if key in _plans:
         _plans.move_to_end(key)
