@@ -15,7 +15,7 @@ from tests.interop_cases import FACTORS, Call, impossible, runnable, to_torch
 from tests.pairwise import all_pairs, pairs_of, pairwise
 
 Array = np.ndarray[Any, Any]
-CASES = pairwise(FACTORS, runnable)
+CASES = [case for seed in range(3) for case in pairwise(FACTORS, runnable, seed)]
 CHECKED = Emulator(checked=True)
 
 
@@ -50,6 +50,13 @@ def test_inputs_are_not_changed_and_sequences_do_not_see_each_other() -> None:
         alone = gemma_cuda.attention(q[:5], k[:5], v[:5], layout="SHD", device=device)
         assert np.array_equal(o[:5], alone)
     assert all(np.array_equal(x, y, equal_nan=True) for x, y in zip((q, k, v), before, strict=True))
+
+
+def test_queries_before_the_first_key_see_no_block() -> None:
+    q, k = np.ones((1, 5, 1, 64), np.float32), np.ones((1, 3, 1, 64), np.float32)
+    o, lse = gemma_cuda.attention(q, k, k, causal=True, block_ids=[0, 0, 0], return_lse=True)
+    assert np.isneginf(lse[0, 0]).tolist() == [True, True, False, False, False]
+    assert o[0, :, 0, 0].tolist() == [0, 0, 1, 1, 1]
 
 
 def test_every_pair_of_factors_meets_in_some_case() -> None:

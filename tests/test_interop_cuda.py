@@ -134,7 +134,7 @@ def test_torch_tensors_run_on_torchs_stream(torch_on_gpu: Machine) -> None:
     assert torch.equal(o.as_subclass(torch.Tensor), expected)
 
 
-def test_captured_graphs_need_a_plan_and_keep_it(torch_on_gpu: Machine) -> None:
+def test_captured_graphs_need_a_plan_and_keep_it(torch_on_gpu: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [to_torch(half(1, n, 1, 64)).as_subclass(OnGpu) for n in (3, 11, 11)]
     torch_on_gpu.is_capturing = True
     with pytest.raises(
@@ -146,7 +146,10 @@ def test_captured_graphs_need_a_plan_and_keep_it(torch_on_gpu: Machine) -> None:
     own = torch_on_gpu.streams[-1]
     own.synchronize()
     torch_on_gpu.is_capturing = True
+    kept: list[Any] = []
+    monkeypatch.setattr(attention_run, "_captured", kept)
     gemma_cuda.attention(*tensors, causal=True)
+    assert len(kept) == 1
     assert [work.name.partition("<")[0] for work in own.queue] == ["attention"]  # no copy to the GPU, only the kernel
 
 

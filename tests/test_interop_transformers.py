@@ -198,6 +198,13 @@ def test_ranges_are_the_mask(rows_at_once: int, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal((t >= ranges[..., :1]) & (t < ranges[..., 1:]), dense)
 
 
+def test_rows_that_see_nothing_keep_the_ranges_rising() -> None:
+    window = and_masks(sliding_window_overlay(4), causal_mask_function)
+    ranges = key_range_mask(1, 20, 20, mask_function=window, attention_mask=torch.arange(20)[None] < 8)
+    assert ranges.dtype == torch.int32
+    assert (ranges[0, 0, :, 1] - ranges[0, 0, :, 0]).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 3, 2, 1, *[0] * 9]
+
+
 def test_ranges_that_fall_become_a_mask() -> None:
     later_sees_less = lambda b, h, q, k: k < 8 - q  # noqa: E731
     mask = key_range_mask(1, 4, 8, mask_function=later_sees_less)
