@@ -45,14 +45,27 @@ def _attention(
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *options: Any, **more: Any) -> tuple[Tensor, Tensor]:
-    layout = more.get("layout", options[10] if len(options) > 10 else "BSHD")
-    if layout == "BHSD":
-        b, h, s, d = q.shape
-        return q.new_empty((b, s, h, d)).swapaxes(1, 2), q.new_empty((b, s, h), dtype=torch.float32).swapaxes(1, 2)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
-        q.shape[:-1], dtype=torch.float32
-    ).swapaxes(-1, -2)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_bias: Any,
+    block_ids: Any,
+    key_range: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    q_offset: Any,
+    scale: Any,
+    left: Any,
+    right: Any,
+    softcap: Any,
+    layout: str,
+    device: Any,
+) -> tuple[Tensor, Tensor]:
+    tokens_first = q.swapaxes(1, 2) if layout == "BHSD" else q
+    o = q.new_empty(tokens_first.shape)
+    lse = q.new_empty(tokens_first.shape[:-1], dtype=torch.float32).swapaxes(-1, -2)
+    return (o.swapaxes(1, 2) if layout == "BHSD" else o), lse
 
 
 @torch.library.custom_op("gemma_cuda::rms_norm", mutates_args=())
