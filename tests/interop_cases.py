@@ -108,8 +108,6 @@ def placed(array: Array, memory: str) -> Array:
 
 def runnable(values: Values) -> Values:
     """The case with what no call can be replaced: see IMPOSSIBLE."""
-    if values["layout"] == "SHD" and "bias" in values["logit"]:
-        values["logit"] = "cap 2" if "cap" in values["logit"] else "plain"
     if values["q_offset"] is not None and values["keys"] < values["queries"]:
         values["q_offset"] = 0
     if values["out"] == "k" and (values["queries"] != values["keys"] or values["heads"][0] != 1):
@@ -123,13 +121,12 @@ def runnable(values: Values) -> Values:
 def impossible(a: str, x: Any, b: str, y: Any) -> bool:
     """Whether no call can hold both values.
 
-    Packed sequences take no bias, an offset needs keys for all queries, k takes a result of its own shape only, kernels
+    An offset needs keys for all queries, k takes a result of its own shape only, kernels
     take neither float32 nor head_dim 80.
     """
     pair = {a: x, b: y}
     return (
-        (pair.get("layout") == "SHD" and "bias" in pair.get("logit", ""))
-        or (pair.get("q_offset") == "each" and (pair.get("queries") == 67 and pair.get("keys") in (0, 1, 5)))
+        (pair.get("q_offset") == "each" and (pair.get("queries") == 67 and pair.get("keys") in (0, 1, 5)))
         or (pair.get("out") == "k" and pair.get("heads", (1, 1))[0] != 1)
         or (pair.get("out") == "k" and pair.get("keys") == 130)
         or (pair.get("device") == "emulator" and (pair.get("dtype") == "float32" or pair.get("head_dim") == 80))
@@ -168,9 +165,10 @@ class Call:
         self.scale = float(rng.uniform(0.5, 1.5)) * d**-0.5
         self.bias: Array | None = None
         if "bias" in values["logit"]:
-            full = (batch, group * kv_heads, values["queries"], values["keys"])
-            shapes = {"bias": full, "bias of rows": (full[0], 1, 1, full[3]), "bias of heads": full[1:]}
-            shape = shapes.get(values["logit"], full[2:])
+            full = (group * kv_heads, *(sum(x) if self.is_packed else x[0] for x in zip(*lengths, strict=True)))
+            each_row = () if self.is_packed else (batch,)
+            shapes = {"bias": (*each_row, *full), "bias of rows": (*each_row, 1, 1, full[2]), "bias of heads": full}
+            shape = shapes.get(values["logit"], full[1:])
             self.bias = rng.standard_normal(shape).astype(np.float32 if rng.random() < 0.5 else self.dtype)
             self.bias[rng.random(shape) < 0.2] = -np.inf
 
@@ -208,8 +206,7 @@ class Call:
             seen = visible(s, t, self.offsets[b], self.values["causal"], window, self.ids[b])
             bias = None
             if self.bias is not None:
-                full = np.broadcast_to(self.bias, (len(self.lengths), q.shape[1], s, t))
-                bias = full[b].astype(np.float64)
+                bias = self._bias_of(b, q.shape[1]).astype(np.float64)
             exact = [x.astype(np.float64) for x in (q, k, v)]
             o, lse = dense(*exact, seen, bias, self.scale, self.softcap)
             parts.append((o, self._rounded(q, k, v, seen, bias), lse))
@@ -218,6 +215,15 @@ class Call:
         if self.values["layout"] == "BHSD":
             o, b = (x.transpose(0, 2, 1, 3) for x in (o, b))
         return o, b, np.swapaxes(lse, -1, -2)
+
+    def _bias_of(self, b: int, heads: int) -> Array:
+        """[H, S, T] of sequence b."""
+        assert self.bias is not None
+        if not self.is_packed:
+            return np.broadcast_to(self.bias, (len(self.lengths), heads, *self.lengths[b]))[b]
+        cuts = np.cumsum([(0, 0), *self.lengths], axis=0)
+        queries, keys = (slice(*cuts[b : b + 2, i]) for i in (0, 1))
+        return np.broadcast_to(self.bias, (heads, *cuts[-1]))[:, queries, keys]
 
     def _rounded(self, q: Array, k: Array, v: Array, seen: Array, bias: Array | None) -> Array:
         precision = ROUNDING[self.values["dtype"]]

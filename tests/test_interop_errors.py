@@ -100,8 +100,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "bias bool": (lambda: attend(attn_bias=np.ones((5, 7), bool)), "attention: attn_bias is bool, expected a float"),
     "bias packed": (
-        lambda: attend_packed(attn_bias=np.zeros((5, 7), np.float32)),
-        "attention: attn_bias is given in layout SHD; a bias needs sequences of one length: BSHD or BHSD",
+        lambda: attend_packed(attn_bias=np.zeros((1, 4, 5, 7), np.float32)),
+        "attention: attn_bias is [1, 4, 5, 7], which does not broadcast to [H, S, T] = [4, 5, 7] (layout SHD)",
     ),
     "block ids": (
         lambda: attend(block_ids=[0, 0, 0]),

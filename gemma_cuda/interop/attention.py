@@ -56,8 +56,9 @@ def attention(
     causal: it sees keys up to p. sliding_window w: it sees w keys, itself included; without causal all |t - p| < w.
     block_ids: integers [T] or [B, T] ([T] of all keys in SHD). A query whose key has an id >= 0 also sees the later
     keys of that id, beyond causal and window; the window still cuts the past. An id is one run of tokens.
-    attn_bias: added after the cap, of any float dtype, broadcast to [B, H, S, T]; -inf hides. Not for SHD.
-    A query that sees no key gives 0, and lse -inf. Keys that a sequence sees must be finite.
+    attn_bias: added after the cap, of any float dtype, broadcast to [B, H, S, T] ([H, S, T] of all queries and keys in
+    SHD, where what lies between two sequences is not used); -inf hides.
+    A query that sees no key gives 0, and lse -inf. Keys that a sequence sees must be finite (in SHD with a bias: all).
     return_lse: returns (o, lse), lse float32 [B, H, S] ([H, S] in SHD), the log of the sum of exp of the logits.
     out: takes the result, and is what is returned; it may overlap q, k and v. Not for JAX.
     device: None is the NumPy reference for arrays on the CPU, and the kernels for those on a GPU; "emulator" runs the
@@ -127,9 +128,13 @@ def attend(
             mask = make_mask(sizes, left, right, block_ids, q_offset, cu_seqlens_q, cu_seqlens_k)
         result = _result(caller, out, q.shape, views[0], layout)
         lse = caller.empty((*sizes.queries, sizes.heads), np.dtype(np.float32))
+        arrays = [tokens_first(x, layout) for x in (*views, caller.view(result))] + [caller.view(lse)]
+        if bias is not None and sizes.batch is None:  # a bias of all queries and all keys: they are one sequence
+            arrays, mask = [x[None] for x in arrays], mask.joined()
+        q_view, k_view, v_view, out_view, lse_view = arrays
         run(
-            caller, target, *(tokens_first(x, layout) for x in views), bias=bias, mask=mask, scale=scale,
-            softcap=softcap, out=tokens_first(caller.view(result), layout), lse=caller.view(lse),
+            caller, target, q_view, k_view, v_view, bias=bias, mask=mask, scale=scale, softcap=softcap, out=out_view,
+            lse=lse_view,
         )  # fmt: skip
     return result, lse.swapaxes(-1, -2)
 
@@ -169,13 +174,13 @@ def _check_factors(scale: float | None, softcap: float | None, sizes: Sizes) -> 
 def _bias(caller: Caller, attn_bias: Any, sizes: Sizes) -> Array:
     """[B or 1, H or 1, S, T] of a bias that broadcasts to [B, H, S, T]; where it repeats its strides are 0."""
     shape = tuple(attn_bias.shape)
-    if sizes.batch is None:
-        raise InputError(f"{_OP}: attn_bias is given in layout SHD; a bias needs sequences of one length: BSHD or BHSD")
-    full = (sizes.batch, sizes.heads, *sizes.queries[1:], sizes.key_count)
-    padded = (1,) * (4 - len(shape)) + shape
-    if len(shape) > 4 or any(own not in (1, n) for own, n in zip(padded, full, strict=True)):
+    full = (sizes.heads, *sizes.queries[-1:], sizes.key_count)
+    full = full if sizes.batch is None else (sizes.batch, *full)
+    padded = (1,) * (len(full) - len(shape)) + shape
+    if len(padded) > len(full) or any(own not in (1, n) for own, n in zip(padded, full, strict=True)):
+        axes = "H, S, T" if sizes.batch is None else "B, H, S, T"
         raise InputError(
-            f"{_OP}: attn_bias is {list(shape)}, which does not broadcast to [B, H, S, T] = {list(full)} "
+            f"{_OP}: attn_bias is {list(shape)}, which does not broadcast to [{axes}] = {list(full)} "
             f"(layout {sizes.layout})"
         )
     view = caller.view(attn_bias)
@@ -183,10 +188,10 @@ def _bias(caller: Caller, attn_bias: Any, sizes: Sizes) -> Array:
         raise InputError(
             f"{_OP}: attn_bias is {view.dtype.name}, expected a float that is added to the logits: 0 shows, -inf hides"
         )
-    view = view.reshape(padded)
-    if padded[2:] == full[2:]:
+    view = view.reshape((1,) * (4 - len(full)) + padded)
+    if padded[-2:] == full[-2:]:
         return view
-    return broadcast_to(view, (*padded[:2], *full[2:]))
+    return broadcast_to(view, (*view.shape[:2], *full[-2:]))
 
 
 def _result(caller: Caller, out: Any, shape: Any, q: Array, layout: str) -> Any:

@@ -32,7 +32,7 @@ def attend_jax(q: Any, k: Any, v: Any, *, attn_bias: Any, layout: str, **options
 
     tokens, heads = {"BSHD": (1, 2), "BHSD": (2, 1), "SHD": (0, 1)}[layout]
     lse = (*q.shape[: len(layout) - 3], q.shape[heads], q.shape[tokens])
-    results = (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(lse, jnp.float32))
+    results = (_like(q.shape, q.dtype), _like(lse, jnp.float32))
     arrays = {"q": q, "k": k, "v": v, "attn_bias": attn_bias, **traced}
     o, lse = _call("attention", function, arrays, results)
     return o, lse
@@ -45,7 +45,12 @@ def call(
     if out is not None:
         raise InputError(f"{op}: out: JAX's arrays cannot be written; use what {op} returns")
     first = next(iter(arrays.values()))
-    return _call(op, function, arrays, jax.ShapeDtypeStruct(first.shape if shape is None else shape, first.dtype))
+    return _call(op, function, arrays, _like(first.shape if shape is None else shape, first.dtype))
+
+
+def _like(shape: tuple[int, ...], dtype: Any) -> Any:
+    make: Any = jax.ShapeDtypeStruct  # which has no annotations
+    return make(shape, dtype)
 
 
 def _call(op: str, function: Callable[..., Any], arrays: dict[str, Any], results: Any) -> Any:

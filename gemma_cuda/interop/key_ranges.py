@@ -56,6 +56,14 @@ class Mask:
         begin, end = np.clip(begin, 0, keys), np.clip(end, 0, keys)
         return begin.astype(np.int32), np.maximum(begin, end).astype(np.int32)
 
+    def joined(self) -> Mask:
+        """The same as one sequence of all queries over all keys; intervals rise, since those of each sequence do."""
+        counts = np.diff(self.queries)
+        first_key = np.repeat(self.keys[:-1], counts)
+        ranges = np.stack([x + first_key for x in self.key_range()], axis=1).astype(np.int32)
+        queries, keys = (np.array([0, ends[-1]], np.int32).tobytes() for ends in (self.queries, self.keys))
+        return Mask(queries, keys, ranges=ranges.tobytes())
+
     def _block_end(self, position: Int64, keys: Int64, first_key: Int64) -> Int64:
         """Where the block of each query ends in its sequence; 0 for a query outside all blocks."""
         ends = block_ends(np.frombuffer(self.block_ids or b"", np.int64), self.keys)
