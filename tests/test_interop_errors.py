@@ -156,6 +156,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: attend(device="emulator"),
         "attention: q is float32, kernels take bfloat16 or float16; use device=None, the NumPy reference",
     ),
+    "kernel bias": (
+        lambda: attend(
+            **{x: np.zeros((1, 2, 1, 64), np.float16) for x in "qkv"}, attn_bias=np.zeros(2), device="emulator"
+        ),
+        "attention: attn_bias is float64, kernels take float32, bfloat16 or float16",
+    ),
     "kernel head_dim": (
         lambda: attend(**dict.fromkeys("qkv", np.zeros((1, 2, 1, 80), np.float16)), device="emulator"),
         "attention: D is 80, kernels take 64, 128, 256; use device=None, the NumPy reference",

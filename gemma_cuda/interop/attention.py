@@ -122,6 +122,8 @@ def attend(
         _check_dtypes(views, target)
         scale = _check_factors(scale, softcap, sizes)
         bias = None if attn_bias is None else _bias(caller, attn_bias, sizes)
+        if bias is not None and target is not None and bias.dtype.name == "float64":
+            raise InputError(f"{_OP}: attn_bias is float64, kernels take float32, bfloat16 or float16")
         if key_range is not None:
             mask = given_ranges(to_host(_OP, "key_range", key_range), sizes)
         else:
