@@ -8,15 +8,22 @@ if TYPE_CHECKING:
     from .checkpoint import open_checkpoint
     from .config import GemmaConfig
     from .gemma import Gemma, PrefillOutput
+    from .interop.attention import attention
+    from .interop.layers import geglu, rms_norm
+    from .interop.qk_norm_rope import qk_norm_rope
     from .kv import KVCache
     from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["Gemma", "GemmaConfig", "KVCache", "PrefillOutput", "Tokenizer", "open_checkpoint"]
+__all__ = [
+    "Gemma", "GemmaConfig", "KVCache", "PrefillOutput", "Tokenizer", "attention", "geglu", "open_checkpoint",
+    "qk_norm_rope", "rms_norm",
+]  # fmt: skip
 
 _HOME = {
     "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "config", "KVCache": "kv", "Tokenizer": "tokenizer",
-    "open_checkpoint": "checkpoint",
+    "open_checkpoint": "checkpoint", "attention": "interop.attention", "geglu": "interop.layers",
+    "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
 }  # fmt: skip
 
 

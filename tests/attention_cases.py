@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from gemma_cuda.reference.attention import attention as reference
 from gemma_cuda.reference.precision import FLOAT64, Precision
 from tests.compare import DTYPES, assert_within_rule
 from tests.emulated import ROUNDING, SCHEDULES, Array, amid_nan
+from tests.pairwise import pairwise
 
 TILE = 64  # keys of a tile, and rows of the smaller of the two
 
@@ -66,35 +66,9 @@ class Case:
         return " ".join(f"{name}={getattr(self, name)}" for name in FACTORS)
 
 
-def pairs_of(values: tuple[Any, ...]) -> set[tuple[int, Any, int, Any]]:
-    """Every pair (factor, value, factor, value) of one value per factor."""
-    indexed = list(enumerate(values))
-    return {(i, a, j, b) for (i, a), (j, b) in itertools.combinations(indexed, 2)}
-
-
-def all_pairs() -> set[tuple[int, Any, int, Any]]:
-    """Every pair of values of two factors."""
-    return {
-        (i, a, j, b)
-        for (i, first), (j, second) in itertools.combinations(enumerate(FACTORS.values()), 2)
-        for a, b in itertools.product(first, second)
-    }
-
-
 def pairwise_cases(seed: int = 0) -> list[Case]:
-    """Cases in which every pair of values occurs: greedily, the best of some candidates that hold an uncovered pair."""
-    rng, missing, cases = np.random.default_rng(seed), all_pairs(), []
-    while missing:
-        wanted = min(missing, key=repr)
-        candidates = []
-        for _ in range(60):
-            values = [choices[int(rng.integers(len(choices)))] for choices in FACTORS.values()]
-            values[wanted[0]], values[wanted[2]] = wanted[1], wanted[3]
-            candidates.append(tuple(values))
-        best = max(candidates, key=lambda values: len(pairs_of(values) & missing))
-        missing -= pairs_of(best)
-        cases.append(Case(*best))
-    return cases
+    """Cases in which every pair of values occurs."""
+    return [Case(**values) for values in pairwise(FACTORS, seed=seed)]
 
 
 def ranges(mask: str, queries: int, past: int, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -215,14 +215,20 @@ class DeviceArray:
     def __array__(self, *args: object, **options: object) -> HostArray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
-    def transpose(self, *axes: int) -> DeviceArray:
-        return self._view(self._host.transpose(*axes))
-
     def reshape(self, *shape: Any) -> DeviceArray:
         return self._view(self._host.reshape(*shape))
 
     def view(self, dtype: Any) -> DeviceArray:
         return self._view(self._host.view(dtype))
+
+    def transpose(self, *axes: int) -> DeviceArray:
+        return self._view(self._host.transpose(*axes))
+
+    def swapaxes(self, first: int, second: int) -> DeviceArray:
+        return self._view(self._host.swapaxes(first, second))
+
+    def broadcast_to(self, shape: Sequence[int]) -> DeviceArray:
+        return self._view(np.broadcast_to(self._host, shape))
 
     def set(self, arr: HostArray) -> None:
         if arr.dtype != self.dtype or arr.shape != self.shape or not self.flags.c_contiguous:
@@ -290,6 +296,10 @@ class Device:
     def mem_info(self) -> tuple[int, int]:
         return self._machine.memory_left, self._machine.memory
 
+    def synchronize(self) -> None:
+        for stream in self._machine.streams:
+            stream.synchronize()
+
     def __enter__(self) -> Device:
         self._outer.append(self._machine.device)
         self._machine.device = self.id
@@ -335,6 +345,7 @@ class Machine:
         self.modules: list[str] = []
         self.pinned: list[HostArray] = []
         self.overlaps: list[bool] = []  # the attributes of the last launch
+        self.is_capturing = False
         self._kernels: weakref.WeakValueDictionary[int, RawKernel] = weakref.WeakValueDictionary()
         self._handles = itertools.count(0x1000)
 
@@ -372,6 +383,15 @@ class Machine:
         weakref.finalize(owner, self._free, allocation).atexit = False
         memory = Memory(self, host.ctypes.data, host.nbytes, owner, self.device)
         return DeviceArray(shape, dtype, MemoryPointer(memory, 0))
+
+    def adopt(self, host: HostArray) -> DeviceArray:
+        """An array over memory of this GPU that another library allocated and keeps: cupy.from_dlpack."""
+        data = host.reshape(-1).view(np.uint8)
+        assert np.shares_memory(data, host) or not host.size, "only contiguous memory stands for that of a GPU"
+        allocation = Allocation(data, self.device, self.stream)
+        self.live.append(allocation)
+        memory = Memory(self, host.ctypes.data, host.nbytes, host, self.device)
+        return DeviceArray(host.shape, host.dtype, MemoryPointer(memory, 0), host.strides)
 
     def _free(self, allocation: Allocation) -> None:
         """The next array of the same stream may get this memory: what waits there runs first, elsewhere it may not."""
@@ -482,12 +502,15 @@ class Machine:
             memcpy2DAsync=self.copy_rows,
             memcpyDeviceToDevice=COPY_ON_DEVICE,
             getDeviceProperties=lambda index: dict(PROPERTIES),
+            streamIsCapturing=lambda ptr: self.is_capturing,
         )
         cupy = types.ModuleType("cupy")
         cupy.__dict__.update(
             ndarray=DeviceArray,
             empty=self.empty,
             get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
+            asarray=lambda holder: holder.array,
+            broadcast_to=DeviceArray.broadcast_to,
             RawModule=lambda *, path: RawModule(self, path),
             cuda=types.SimpleNamespace(
                 Device=lambda index: Device(self, index),
@@ -498,6 +521,7 @@ class Machine:
                 MemoryPointer=MemoryPointer,
                 alloc_pinned_memory=self.pin,
                 get_elapsed_time=elapsed_time,
+                ExternalStream=lambda ptr: next(stream for stream in self.streams if stream.ptr == ptr),
                 runtime=runtime,
                 driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
                 memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

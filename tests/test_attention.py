@@ -16,8 +16,9 @@ from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
 from gemma_cuda.ops.attention_plan import plan_attention
 from gemma_cuda.reference.precision import FLOAT64
-from tests.attention_cases import TILE, Case, Problem, all_pairs, causal_problem, pairs_of, pairwise_cases, problem
+from tests.attention_cases import FACTORS, TILE, Case, Problem, causal_problem, pairwise_cases, problem
 from tests.emulated import SCHEDULES, Array, DeviceOf, amid_nan, checked, counted
+from tests.pairwise import all_pairs, pairs_of
 
 CASES = pairwise_cases()
 BF16 = ml_dtypes.bfloat16
@@ -35,8 +36,8 @@ def bits(array: Array) -> Array:
 def test_the_cases_hold_every_pair_of_factors() -> None:
     covered: set[Any] = set()
     for case in CASES:
-        covered |= pairs_of(tuple(vars(case).values()))
-    assert covered == all_pairs()
+        covered |= pairs_of(vars(case))
+    assert covered == all_pairs(FACTORS)
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))
@@ -221,6 +222,17 @@ def test_under_auto_chunks_give_the_same_bits_unless_they_are_split() -> None:
         np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=None)), bits(whole[rows]))
 
 
+def test_packed_keys_give_the_same_bits_as_rows_of_a_cache() -> None:
+    given = causal_problem([70, 1, 33], 130, group=2)
+    emulated = checked()
+    expected, o = given.run(emulated), np.zeros_like(given.q)
+    k, v = (x.reshape(1, 390, 1, 64) for x in (given.k, given.v))
+    arguments = dict(scale=given.scale, softcap=None, bias=None, device=emulated, **given.masks)
+    got = attention(given.q, k, v, cu_seqlens_k=np.array([0, 130, 260, 390], INT32), out=o, **arguments)
+    assert got is o
+    np.testing.assert_array_equal(bits(o), bits(expected))
+
+
 def test_strides_are_free() -> None:
     """BHSD tensors and a cache with its heads outside, with NaN between what is read."""
     given = causal_problem([75], 130, group=2, kv_heads=2)
@@ -375,7 +387,23 @@ REFUSED: list[tuple[Change, str]] = [
     (change(bias=np.zeros((1, 1, 6, 70), np.float32)), "a bias needs sequences of equal length"),
     (change(lse=np.zeros((4, 12), np.float32)), r"lse is float32 \[4, 12\], expected contiguous.*\[12, 4\]"),
     (change(lse=np.zeros((12, 4), np.float64)), "lse is float64"),
+    (change(out=np.zeros((11, 4, 64), BF16)), r"out is bfloat16 \[11, 4, 64\], expected bfloat16.*\[12, 4, 64\]"),
+    (change(out=np.zeros((12, 4, 64), np.float16)), "out is float16"),
+    (change(out=np.zeros((12, 4, 68), BF16)[..., :64]), "rows of out do not start at multiples of 16 bytes"),
+    (change(cu_seqlens_k=np.array([0, 70, 140])), r"cu_seqlens_k is int64 \[3\], expected int32 \[B \+ 1\] = \[3\]"),
+    (change(cu_seqlens_k=np.array([0, 140], INT32)), r"cu_seqlens_k is int32 \[2\]"),
+    (change(cu_seqlens_k=np.array([0, 70, 60], INT32)), r"cu_seqlens_k is \[0, 70, 60\], expected to rise from 0"),
+    (change(cu_seqlens_k=np.array([0, 60, 140], INT32)), r"key_end\[0\] = 64 reaches into the keys of another"),
+    (change(cu_seqlens_k=np.array([0, 70, 140], INT32)), "k has 2 cache rows.*2 sequences of packed keys"),
 ]  # fmt: skip
+PACKED = {"k": np.zeros((1, 140, 2, 64), BF16), "v": np.zeros((1, 140, 2, 64), BF16)}
+REFUSED += [
+    (change(**PACKED, cu_seqlens_k=np.array([1, 71, 141], INT32)), "key_end reaches 141, k has T = 140 keys"),
+    (
+        change(**PACKED, cu_seqlens_k=np.array([0, 70, 140], INT32), bias=np.zeros((1, 1, 6, 70), np.float32)),
+        "a bias needs keys in one cache row per sequence, not packed ones",
+    ),
+]
 REFUSED_BIAS: list[tuple[Array, str]] = [
     (np.zeros((6, 70), np.float32), r"bias is \[6, 70\], expected.* = \[2 or 1, 4 or 1, 6, 70 or more\]"),
     (np.zeros((3, 1, 6, 70), np.float32), r"bias is \[3, 1, 6, 70\]"),

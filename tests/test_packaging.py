@@ -53,6 +53,15 @@ def test_the_model_class_needs_none_of_the_heavy_packages() -> None:
     assert not modules & heavy
 
 
+def test_the_functions_for_other_frameworks_import_none_of_them() -> None:
+    code = "import numpy, gemma_cuda; x = numpy.ones((1, 2, 1, 64), 'f'); gemma_cuda.attention(x, x, x); "
+    modules = import_in_a_fresh_process(
+        f"{code} gemma_cuda.geglu(x, x), gemma_cuda.rms_norm(x), gemma_cuda.qk_norm_rope"
+    )
+    assert "gemma_cuda.interop.attention" in modules
+    assert not modules & {"torch", "transformers", "jax", "cupy"}
+
+
 def test_the_command_starts_without_numpy() -> None:
     modules = import_in_a_fresh_process("from gemma_cuda import cli; cli.build_parser()")
     assert "numpy" not in modules
@@ -226,7 +235,7 @@ def test_readme_shows_the_two_commands_first() -> None:
 
 @pytest.mark.real_weights
 def test_readme_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = readme_blocks("python")
+    (block,) = (block for block in readme_blocks("python") if "from_pretrained" in block)
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     shapes = re.findall(r"print\(.*\) +# (\(.*?\))", block)

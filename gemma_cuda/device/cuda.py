@@ -1,4 +1,4 @@
-"""An NVIDIA GPU through CuPy: the only module that imports it."""
+"""An NVIDIA GPU through CuPy."""
 
 from __future__ import annotations
 
@@ -181,12 +181,19 @@ class Cuda:
         """Where the array's first element lies in the GPU's memory."""
         return int(array.data.ptr)
 
-    def synchronize(self) -> None:
-        """Waits for the kernels launched on the current stream; raises KernelError if one of them failed."""
+    def is_capturing(self) -> bool:
+        """Whether what is launched on the current stream is captured into a CUDA graph."""
+        import cupy
+
+        with self._gpu:
+            return bool(cupy.cuda.runtime.streamIsCapturing(cupy.cuda.get_current_stream().ptr))
+
+    def synchronize(self, *, all_streams: bool = False) -> None:
+        """Waits for the kernels on the current stream, or on all of the GPU; KernelError if one of them failed."""
         import cupy
 
         with self._gpu, self._reporting():
-            cupy.cuda.get_current_stream().synchronize()
+            (self._gpu if all_streams else cupy.cuda.get_current_stream()).synchronize()
 
     @property
     def stream(self) -> int:

@@ -1,1 +1,1 @@
-"""Bridges to other frameworks. Each module imports its framework; nothing else in the package does."""
+"""The ops in other frameworks. Only the modules named after a framework import it, and nothing else imports them."""

@@ -1,4 +1,4 @@
-"""KV caches to and from transformers."""
+"""KV caches to and from transformers, and `register()` for `attn_implementation="gemma_cuda"`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from transformers import DynamicCache
 
 from ..errors import CacheError
 from ..kv import KVCache, LayerKV
+from .transformers_attention import register
 
 if TYPE_CHECKING:
     from ..gemma import Gemma
+
+__all__ = ["cache_from_transformers", "cache_to_transformers", "register"]
 
 _TORCH = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

@@ -30,7 +30,9 @@ def attention(
     softcap: float | None,
     bias: Array | None,
     device: Device,
+    cu_seqlens_k: Int32 | None = None,
     split_keys: SplitKeys = "auto",
+    out: Array | None = None,
     lse: Array | None = None,
 ) -> Array:
     """o [N, H, D] = softmax(cap(scale · q kᵀ) + bias) v; query head h reads KV head h // (H // KH).
@@ -41,17 +43,18 @@ def attention(
     query that sees none gives 0. The keys from the first to the last that a sequence sees must be finite and, with a
     bias, must not give infinite q · k either.
     bias [B or 1, H or 1, S, T], S the (equal) query count of every sequence, is added after the cap.
-    split_keys: how few queries over many keys are spread over a GPU; see plan_attention. lse, float32 [N, H], gets the
-    log of each row's sum of exponentials.
+    cu_seqlens_k int32 [B + 1]: k, v are [1, T, KH, D]; sequence b has the keys cu_seqlens_k[b] : cu_seqlens_k[b + 1].
+    split_keys: how few queries over many keys are spread over a GPU; see plan_attention. out [N, H, D] of q's dtype,
+    with rows as q's, takes the result. lse, float32 [N, H], gets the log of each row's sum of exponentials.
     Raises InputError before anything is launched.
     """
     _check_queries(q, k)
     plan = plan_attention(
         key_begin, key_end, cu_seqlens,
         group=q.shape[1] // k.shape[2], head_dim=q.shape[2], is_plain=softcap is None and bias is None, device=device,
-        split_keys=split_keys,
+        split_keys=split_keys, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
-    return attend(plan, q, k, v, scale=scale, softcap=softcap, bias=bias, device=device, lse=lse)
+    return attend(plan, q, k, v, scale=scale, softcap=softcap, bias=bias, device=device, out=out, lse=lse)
 
 
 def attend(
@@ -64,12 +67,13 @@ def attend(
     softcap: float | None,
     bias: Array | None,
     device: Device,
+    out: Array | None = None,
     lse: Array | None = None,
 ) -> Array:
     """o [N, H, D] as of `attention`, with a plan that serves every layer of one mask and shape."""
-    _check(plan, q, k, v, scale, softcap, bias, lse, device)
+    _check(plan, q, k, v, scale, softcap, bias, out, lse, device)
     head_dim, kv_heads, tiling = q.shape[2], k.shape[2], plan.tiling
-    o = device.empty(q.shape, q.dtype)
+    o = device.empty(q.shape, q.dtype) if out is None else out
     if len(q) == 0:
         return o
     partial_o = partial_lse = None
@@ -79,9 +83,10 @@ def attend(
     scalar = cpp_type("attention", "q", q)
     policy, factors = _logit_policy(scale, softcap, bias)
     bias_strides = (0, 0, 0) if bias is None else _strides(bias, (0, 1, 2))
+    key_axes = (1, 1, 2) if plan.packed_keys else (0, 1, 2)
     problem = struct.pack(
-        "<15q2i", *_strides(q, (None, 0, 1)), *_strides(o, (None, 0, 1)), *_strides(k, (0, 1, 2)),
-        *_strides(v, (0, 1, 2)), *bias_strides, plan.group, kv_heads,
+        "<15q2i", *_strides(q, (None, 0, 1)), *_strides(o, (None, 0, 1)), *_strides(k, key_axes),
+        *_strides(v, key_axes), *bias_strides, plan.group, kv_heads,
     )  # fmt: skip
     instance = f"attention<{scalar}, {head_dim}, {tiling.block_q}, {BLOCK_K}, {tiling.pairs}, {policy}>"
     inputs = [q, k, v, bias, plan.key_begin, plan.key_end]
@@ -148,6 +153,7 @@ def _check(
     scale: float,
     softcap: float | None,
     bias: Array | None,
+    out: Array | None,
     lse: Array | None,
     device: Device,
 ) -> None:
@@ -164,17 +170,26 @@ def _check(
     for name, array in (("k", k), ("v", v)):
         if array.dtype != q.dtype:
             raise InputError(f"attention: {name} is {array.dtype.name}, expected {q.dtype.name} as q")
-    if k.shape[0] != plan.sequences:
-        raise InputError(f"attention: k has {k.shape[0]} cache rows, cu_seqlens describes {plan.sequences} sequences")
+    rows = 1 if plan.packed_keys else plan.sequences
+    if k.shape[0] != rows:
+        described = f"cu_seqlens describes {plan.sequences} sequences{' of packed keys' if plan.packed_keys else ''}"
+        raise InputError(f"attention: k has {k.shape[0]} cache rows, {described}")
     if plan.keys > k.shape[1]:
         raise InputError(f"attention: key_end reaches {plan.keys}, k has T = {k.shape[1]} keys")
-    for name, array in (("q", q), ("k", k), ("v", v)):
-        _check_layout(name, array, device)
+    if out is not None and (tuple(out.shape) != tuple(q.shape) or out.dtype != q.dtype):
+        raise InputError(
+            f"attention: out is {out.dtype.name} {list(out.shape)}, expected {q.dtype.name} [N, H, D] = {list(q.shape)}"
+        )
+    for name, array in (("q", q), ("k", k), ("v", v), ("out", out)):
+        if array is not None:
+            _check_layout(name, array, device)
     if not (np.isfinite(scale) and scale > 0):
         raise InputError(f"attention: scale is {scale}, expected a positive number")
     if softcap is not None and not (np.isfinite(softcap) and softcap > 0):
         raise InputError(f"attention: softcap is {softcap}, expected a positive number or None")
     if bias is not None:
+        if plan.packed_keys:
+            raise InputError("attention: a bias needs keys in one cache row per sequence, not packed ones")
         _check_bias(plan, bias, k.shape[0], heads)
     if lse is not None and (
         tuple(lse.shape) != (tokens, heads) or lse.dtype != np.float32 or not lse.flags.c_contiguous

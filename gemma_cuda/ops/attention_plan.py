@@ -84,7 +84,8 @@ class AttentionPlan:
     head_dim: int
     tokens: int
     sequences: int
-    keys: int  # the largest key_end
+    keys: int  # the largest key_end; of packed keys, counted from the first key of all
+    packed_keys: bool  # all sequences' keys lie in one cache row
     equal_queries: int | None  # of every sequence, where they have as many
 
 
@@ -98,6 +99,7 @@ def plan_attention(
     is_plain: bool,
     device: Device,
     split_keys: SplitKeys = "auto",
+    cu_seqlens_k: Int32 | None = None,
 ) -> AttentionPlan:
     """The plan for key ranges [N] and cu_seqlens [B + 1] (int32, on the host), group query heads per KV head.
 
@@ -105,16 +107,22 @@ def plan_attention(
     split_keys: keys that one block takes of a tile of rows, a multiple of 64; None: all. "auto": 512 of a sequence of
     up to 64 rows (queries · group) over more than 1024 keys, all of any other. A sequence has the same bits alone and
     in any batch with each of them. A query also has the same bits in any chunk of its prompt, but for "auto" where
-    one chunk is split and another is not.
+    one chunk is split and another is not. cu_seqlens_k: as of `attention`.
     Raises InputError where ranges fall or are negative, or cu_seqlens does not rise from 0 to N.
     """
     _check_ranges(key_begin, key_end, cu_seqlens)
+    if cu_seqlens_k is not None:
+        _check_packed_keys(key_end, cu_seqlens, cu_seqlens_k)
     _check_split(split_keys)
     queries = np.diff(cu_seqlens)
     tiling = choose_tiling(head_dim, int(queries.max(initial=0)) * group, device.shared_bytes, is_plain=is_plain)
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
     table, merges, partials = _split(tiles, _part_sizes(tiles, queries * group, split_keys))
     table = _longest_first(table)
+    keys = int(key_end.max(initial=0))
+    if cu_seqlens_k is not None:  # a sequence's "row" is then its first key, and rows lie one key apart
+        keys = int((key_end + np.repeat(cu_seqlens_k[:-1], queries)).max(initial=0))
+        table[:, 0] = cu_seqlens_k[table[:, 0]]
     return AttentionPlan(
         key_begin=device.from_host(key_begin),
         key_end=device.from_host(key_end),
@@ -126,7 +134,8 @@ def plan_attention(
         head_dim=head_dim,
         tokens=len(key_begin),
         sequences=len(queries),
-        keys=int(key_end.max(initial=0)),
+        keys=keys,
+        packed_keys=cu_seqlens_k is not None,
         equal_queries=int(queries[0]) if len(queries) and (queries == queries[0]).all() else None,
     )
 
@@ -162,7 +171,7 @@ def plan_of(
     """
     return AttentionPlan(
         key_begin, key_end, table, merges, room.partials, tiling, group, head_dim, len(key_begin), sequences,
-        keys=0, equal_queries=None,
+        keys=0, equal_queries=None, packed_keys=False,
     )  # fmt: skip
 
 
@@ -212,6 +221,20 @@ def _check_ranges(key_begin: Int32, key_end: Int32, cu_seqlens: Int32) -> None:
             raise InputError(
                 f"attention: {name}[{n}] = {array[n]} is below that of the query before; ranges rise within a sequence"
             )
+
+
+def _check_packed_keys(key_end: Int32, cu_seqlens: Int32, cu_seqlens_k: Int32) -> None:
+    if cu_seqlens_k.dtype != np.int32 or cu_seqlens_k.shape != cu_seqlens.shape:
+        raise InputError(
+            f"attention: cu_seqlens_k is {cu_seqlens_k.dtype} {list(cu_seqlens_k.shape)}, expected int32 [B + 1] = "
+            f"{list(cu_seqlens.shape)} as cu_seqlens"
+        )
+    if cu_seqlens_k[0] < 0 or np.any(np.diff(cu_seqlens_k) < 0):
+        raise InputError(f"attention: cu_seqlens_k is {_short(cu_seqlens_k)}, expected to rise from 0")
+    beyond = key_end > np.repeat(np.diff(cu_seqlens_k), np.diff(cu_seqlens))
+    if beyond.any():
+        n = int(np.argmax(beyond))
+        raise InputError(f"attention: key_end[{n}] = {key_end[n]} reaches into the keys of another sequence")
 
 
 def _short(array: Int32) -> str:

@@ -33,6 +33,7 @@ def qk_norm_rope(
     positions: Array | None = None,
     pairs: int | None = None,
     k_eq_v: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """q [N, H, D] as attention reads it; k_cache[slots] and v_cache[slots] [N, KH, D] are written.
 
@@ -43,8 +44,8 @@ def qk_norm_rope(
     q and k: RMSNorm over D where there are weights [D] (plus_one: they hold w of 1 + w), then RoPE: pairs (i, i + D/2)
     with i < `pairs` (None: all) turn by row positions[n] of cos and sin, float32 [P, D/2]; positions int32 [N], or None
     for row n. v: as it is, or divided by its root mean square (v_norm). k_cache, v_cache [rows, KH, D]; slots int32
-    [N], all different but for -1 (K and V of that token are not kept), or None for row n. Raises InputError before
-    anything is launched.
+    [N], all different but for -1 (K and V of that token are not kept), or None for row n. out [N, H, D]: takes q.
+    Raises InputError before anything is launched.
     """
     if x.ndim != 2:
         raise InputError(f"{_OP}: x is {list(x.shape)}, expected [N, (H + 2 KH) D]")
@@ -72,7 +73,11 @@ def qk_norm_rope(
     if rows > _MOST:
         raise InputError(f"{_OP}: {tokens} tokens of {heads} + 2 · {kv_heads} heads are more than {_MOST} heads in all")
 
-    q = device.empty((tokens, heads, head_dim), x.dtype)
+    shape = (tokens, heads, head_dim)
+    if out is not None:
+        check_array(_OP, "out", out, "N, H, D", shape, x.dtype)
+        check_vectors(_OP, "out", device.address(out))
+    q = device.empty(shape, x.dtype) if out is None else out
     if rows == 0:
         return q
     has_norm = q_weight is not None or k_weight is not None

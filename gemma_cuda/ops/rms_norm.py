@@ -13,16 +13,26 @@ _VECTOR_BYTES = 16
 _SHARED_BYTES = 99 * 1024  # what a block may have on every architecture from sm_80 on
 
 
-def rms_norm(x: Array, weight: Array | None, *, eps: float, device: Device, plus_one: bool = False) -> Array:
+def rms_norm(
+    x: Array,
+    weight: Array | None,
+    *,
+    eps: float,
+    device: Device,
+    plus_one: bool = False,
+    out: Array | None = None,
+) -> Array:
     """y [S, E] = x / sqrt(mean(x²) + eps) · weight over each row, rounded once to x's dtype.
 
     x [S, E] bfloat16, float16 or float32; weight [E] of the same dtype, or None. plus_one: weight holds w of 1 + w.
-    Raises InputError before anything is launched.
+    out [S, E]: takes y, and may be x. Raises InputError before anything is launched.
     """
     _check_row("rms_norm", x, "x")
     if weight is not None:
         check_array("rms_norm", "weight", weight, "E", (x.shape[1],), x.dtype)
-    y = device.empty(x.shape, x.dtype)
+    if out is not None:
+        check_array("rms_norm", "out", out, "S, E", tuple(x.shape), x.dtype)
+    y = device.empty(x.shape, x.dtype) if out is None else out
     _launch(device, y, None, x, None, weight, None, before="Nothing", plus_one=plus_one, eps=eps)
     return y
 

@@ -24,12 +24,14 @@ def attention(
     softcap: float | None,
     bias: Array | None,
     precision: Precision,
+    lse: Array | None = None,
 ) -> Array:
     """o [N, H, D] = softmax(cap(scale · q kᵀ) + bias) v; query head h reads KV head h // (H // KH).
 
     q [N, H, D] packed, sequence b holds rows cu_seqlens[b] : cu_seqlens[b + 1]; k, v [B, T, KH, D].
     Query n sees the keys key_begin[n] <= t < key_end[n] of its sequence (int32 [N]); a query that sees none gives 0.
     bias [B or 1, H or 1, S, T], S the (equal) query count of every sequence, added after the cap; None for no bias.
+    lse, float [N, H], gets the log of each row's sum of exponentials, -inf for a query that sees no key.
     Rounding: exp(s - max) before the product with v, and the output.
     """
     out = np.empty_like(q)
@@ -37,9 +39,9 @@ def attention(
         rows = slice(int(cu_seqlens[b]), int(cu_seqlens[b + 1]))
         if rows.start == rows.stop:
             continue
-        own_bias = None if bias is None else bias[b % bias.shape[0]]
+        own_bias, own_lse = None if bias is None else bias[b % bias.shape[0]], None if lse is None else lse[rows]
         _one_sequence(
-            q[rows], k[b], v[b], key_begin[rows], key_end[rows], scale, softcap, own_bias, out[rows], precision
+            q[rows], k[b], v[b], key_begin[rows], key_end[rows], scale, softcap, own_bias, out[rows], own_lse, precision
         )
     return out
 
@@ -54,6 +56,7 @@ def _one_sequence(
     softcap: float | None,
     bias: Array | None,
     out: Array,
+    lse: Array | None,
     precision: Precision,
 ) -> None:
     n, heads, head_dim = q.shape
@@ -69,7 +72,11 @@ def _one_sequence(
             q_rows = q[start:stop, own].reshape(-1, head_dim)
             scores = np.matmul(q_rows, k[lo:hi, kv_head].T).reshape(stop - start, group, hi - lo)
             own_bias = None if bias is None else (bias if len(bias) == 1 else bias[own])[:, start:stop, lo:hi]
-            row_sum = _softmax(scores, begin - lo, end - lo, scale, softcap, own_bias, precision)
+            row_max, row_sum = _softmax(scores, begin - lo, end - lo, scale, softcap, own_bias, precision)
+            if lse is not None:
+                with np.errstate(divide="ignore"):
+                    lse[start:stop, own] = row_max + np.log(row_sum)
+            row_sum[row_sum == 0] = 1  # a row that sees no key has only zeros to divide
             o = np.matmul(scores.reshape(len(q_rows), hi - lo), v[lo:hi, kv_head]).reshape(
                 stop - start, group, head_dim
             )
@@ -87,9 +94,9 @@ def _softmax(
     softcap: float | None,
     bias: Array | None,
     precision: Precision,
-) -> Array:
-    """Row sums [n, group] of exp(s - row max), which replaces the raw scores [n, group, t]; 1 for an empty row."""
-    row_sum = np.empty(scores.shape[:2], scores.dtype)
+) -> tuple[Array, Array]:
+    """(row max, row sums) [n, group] of exp(s - row max), which replaces the raw scores [n, group, t]."""
+    row_max, row_sum = np.empty(scores.shape[:2], scores.dtype), np.empty(scores.shape[:2], scores.dtype)
 
     def block(rows: slice) -> None:
         s = scores[rows]
@@ -97,11 +104,10 @@ def _softmax(
         if bias is not None:
             s += bias[:, rows].transpose(1, 0, 2)
         _hide(s, begin[rows], end[rows])
-        row_sum[rows] = _exponentials(s, precision)
+        row_max[rows], row_sum[rows] = _exponentials(s, precision)
 
     for_row_blocks(len(scores), scores.shape[1] * scores.shape[2], block)
-    row_sum[row_sum == 0] = 1  # a row that sees no key has only zeros to divide
-    return row_sum
+    return row_max, row_sum
 
 
 def _block_rows(key_begin: int, key_end: int, group: int) -> int:
@@ -135,14 +141,14 @@ def _hide(scores: Array, begin: Array, end: Array) -> None:
         np.copyto(scores[..., right:], -np.inf, where=hidden[:, None, :])
 
 
-def _exponentials(scores: Array, precision: Precision) -> Array:
-    """Row sums [n, group] of exp(scores - row max), which replaces the scores (rounded) in place."""
+def _exponentials(scores: Array, precision: Precision) -> tuple[Array, Array]:
+    """(row max, row sums) [n, group] of exp(scores - row max), which replaces the scores (rounded) in place."""
     if scores.shape[-1] == 0:
-        return np.zeros(scores.shape[:-1], scores.dtype)
+        return np.zeros(scores.shape[:-1], scores.dtype), np.zeros(scores.shape[:-1], scores.dtype)
     row_max = scores.max(axis=-1, keepdims=True)
     row_max[np.isneginf(row_max)] = 0  # a row that sees no key: exp(-inf) = 0 everywhere
     scores -= row_max
     np.exp(scores, out=scores)
     row_sum: Array = scores.sum(axis=-1)
     precision.round_in_place(scores)
-    return row_sum
+    return row_max[..., 0], row_sum

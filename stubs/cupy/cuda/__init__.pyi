@@ -11,6 +11,7 @@ class Device:
     attributes: dict[str, int]
     mem_info: tuple[int, int]
     def __init__(self, device: int) -> None: ...
+    def synchronize(self) -> None: ...
     def __enter__(self) -> Device: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -37,6 +38,9 @@ class Event:
 
 class UnownedMemory:
     def __init__(self, ptr: int, size: int, owner: object, device_id: int) -> None: ...
+
+class ExternalStream(Stream):
+    def __init__(self, ptr: int) -> None: ...
 
 class MemoryPointer:
     ptr: int

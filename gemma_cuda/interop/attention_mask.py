@@ -1,0 +1,120 @@
+"""The mask of an attention call: windows, offsets, lengths and blocks, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .arrays import to_host
+from .attention_shapes import Sizes
+from .key_ranges import Mask
+
+_OP = "attention"
+
+
+def window_bounds(causal: bool, sliding_window: int | None) -> tuple[int | None, int | None]:
+    """(left, right) of the window of keys around a query, as `attend` has them."""
+    if sliding_window is None:
+        return None, 0 if causal else None
+    if isinstance(sliding_window, bool) or sliding_window < 1:
+        raise InputError(f"{_OP}: sliding_window is {sliding_window}, expected 1 (the query itself) or more, or None")
+    return sliding_window - 1, 0 if causal else sliding_window - 1
+
+
+def make_mask(
+    sizes: Sizes,
+    left: int | None,
+    right: int | None,
+    block_ids: Any,
+    q_offset: int | Sequence[int] | None,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+) -> Mask:
+    """The Mask of a call; raises InputError for offsets, lengths and ids that do not fit."""
+    queries, keys = _cu_seqlens(sizes, cu_seqlens_q, cu_seqlens_k)
+    lengths, own = np.diff(keys).astype(np.int64), np.diff(queries).astype(np.int64)
+    offsets = lengths - own
+    if q_offset is not None:
+        given = to_host(_OP, "q_offset", q_offset)
+        if given.shape not in ((), (1,), offsets.shape):
+            raise InputError(f"{_OP}: q_offset is {list(given.shape)}, expected an int or [B] = {list(offsets.shape)}")
+        given = np.broadcast_to(given, offsets.shape)
+        outside = (given < 0) | (given > np.maximum(offsets, 0))
+        if outside.any():
+            b = int(np.argmax(outside))
+            raise InputError(
+                f"{_OP}: q_offset is {given[b]}, expected 0 to T - S = {offsets[b]} (layout {sizes.layout}, "
+                f"{own[b]} queries, {lengths[b]} keys)"
+            )
+        offsets = given
+    ids = None if block_ids is None else _block_ids(to_host(_OP, "block_ids", block_ids), sizes)
+    return Mask(queries.tobytes(), keys.tobytes(), np.ascontiguousarray(offsets).tobytes(), left, right, ids)
+
+
+def _cu_seqlens(sizes: Sizes, cu_seqlens_q: Any, cu_seqlens_k: Any) -> tuple[Any, Any]:
+    """int32 [B + 1] of queries and of keys."""
+    if sizes.batch is not None:
+        if cu_seqlens_q is not None or cu_seqlens_k is not None:
+            raise InputError(f"{_OP}: cu_seqlens are of packed sequences: layout SHD, not {sizes.layout}")
+        rows = np.arange(sizes.batch + 1)
+        return (rows * sizes.query_count).astype(np.int32), (rows * sizes.key_count).astype(np.int32)
+    if cu_seqlens_q is None:
+        if cu_seqlens_k is not None:
+            raise InputError(f"{_OP}: cu_seqlens_k is given without cu_seqlens_q")
+        return np.array([0, sizes.query_count], np.int32), np.array([0, sizes.key_count], np.int32)
+    queries = _rising("cu_seqlens_q", cu_seqlens_q, "S", sizes.query_count)
+    if cu_seqlens_k is None:
+        keys = _rising("cu_seqlens_k (as cu_seqlens_q)", cu_seqlens_q, "T", sizes.key_count)
+    else:
+        keys = _rising("cu_seqlens_k", cu_seqlens_k, "T", sizes.key_count)
+    if len(queries) != len(keys):
+        raise InputError(f"{_OP}: cu_seqlens_q has {len(queries)} entries, cu_seqlens_k {len(keys)}")
+    return queries, keys
+
+
+def _rising(name: str, given: Any, letter: str, total: int) -> Any:
+    array = to_host(_OP, name, given)
+    if array.ndim != 1 or len(array) == 0 or array[0] != 0 or array[-1] != total or np.any(np.diff(array) < 0):
+        shown = np.array2string(array, threshold=8, separator=", ")
+        raise InputError(f"{_OP}: {name} is {shown}, expected [B + 1] rising from 0 to {letter} = {total} (layout SHD)")
+    return array.astype(np.int32)
+
+
+def check_max_seqlens(
+    layout: str, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int | None, max_seqlen_k: int | None
+) -> None:
+    """Raises InputError where a sequence is longer than its caller says."""
+    for letter, cu_seqlens, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
+        if most is None:
+            continue
+        if cu_seqlens is None:
+            raise InputError(f"{_OP}: max_seqlen_{letter} is given without cu_seqlens_{letter} (layout {layout})")
+        longest = int(np.diff(to_host(_OP, f"cu_seqlens_{letter}", cu_seqlens)).max(initial=0))
+        if longest > most:
+            raise InputError(f"{_OP}: max_seqlen_{letter} is {most}, but a sequence has {longest} tokens")
+
+
+def _block_ids(ids: Any, sizes: Sizes) -> bytes:
+    total = (sizes.key_count,)
+    allowed = [total] if sizes.batch is None else [total, (sizes.batch, *total)]
+    if ids.shape not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        axes = "[T]" if sizes.batch is None else "[T] or [B, T]"
+        raise InputError(f"{_OP}: block_ids is {list(ids.shape)}, expected {axes} = {shapes} (layout {sizes.layout})")
+    if sizes.batch is not None:
+        ids = np.broadcast_to(ids, (sizes.batch, *total))
+    return np.ascontiguousarray(ids).tobytes()
+
+
+def given_ranges(ranges: Any, sizes: Sizes) -> Mask:
+    if sizes.batch is None or ranges.shape not in [(b, 1, sizes.query_count, 2) for b in (1, sizes.batch)]:
+        expected = [sizes.batch, 1, sizes.query_count, 2]
+        raise InputError(f"{_OP}: key_range is {list(ranges.shape)}, expected [B, 1, S, 2] = {expected}")
+    queries, keys = _cu_seqlens(sizes, None, None)
+    if ranges.size and (ranges.min() < 0 or ranges.max() > sizes.key_count):
+        raise InputError(f"{_OP}: key_range reaches {ranges.max()}, there are T = {sizes.key_count} keys")
+    packed = np.broadcast_to(ranges[:, 0], (sizes.batch, sizes.query_count, 2)).astype(np.int32)
+    return Mask(queries.tobytes(), keys.tobytes(), ranges=np.ascontiguousarray(packed).tobytes())

@@ -1,0 +1,170 @@
+"""Attention over views in the order [B, S, H, D] or [S, H, D]: on the NumPy reference, or as kernels."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from ..device.cuda import Cuda
+from ..device.protocol import Array, Device
+from ..errors import DeviceError
+from ..ops.attention import attend
+from ..ops.attention_plan import AttentionPlan, plan_attention
+from ..reference.attention import attention as reference
+from ..reference.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from .arrays import Caller, address, overlap
+from .key_ranges import Mask
+
+PRECISIONS = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
+_ROW_BYTES = 16  # what kernels read at once
+_MOST_PLANS = 256
+_lock = threading.Lock()
+_plans: OrderedDict[Any, AttentionPlan] = OrderedDict()
+_captured: list[AttentionPlan] = []  # a CUDA graph reads its plans for as long as it lives
+
+
+def run(
+    caller: Caller,
+    device: Device | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    bias: Array | None,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    out: Array,
+    lse: Array,
+) -> None:
+    """Fills out, as q, and lse [B, S, H] or [S, H]; out may overlap the inputs."""
+    written = out
+    is_shared = any(x is not None and overlap(out, x) for x in (q, k, v, bias))
+    if is_shared or (device is not None and not _readable(out, is_flat=True)):
+        written = caller.view(caller.empty(tuple(out.shape), out.dtype))
+    if device is None:
+        _on_reference(q, k, v, bias, mask, scale, softcap, written, lse)
+    else:
+        _on_kernels(caller, device, q, k, v, bias, mask, scale, softcap, written, lse)
+    if written is not out:
+        out[...] = written
+
+
+def _on_reference(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    out: Array,
+    lse: Array,
+) -> None:
+    precision = PRECISIONS[q.dtype.name]
+    compute = precision.compute
+    key_begin, key_end = mask.key_range()
+    is_packed = q.ndim == 3
+    for b, (start, stop) in enumerate(zip(mask.queries[:-1], mask.queries[1:], strict=True)):
+        own = slice(start, stop) if is_packed else b
+        keys = slice(mask.keys[b], mask.keys[b + 1]) if is_packed else b
+        own_bias = None if bias is None else bias[b % len(bias)][None].astype(compute)
+        out[own] = reference(
+            q[own].astype(compute, copy=False), *(x[keys][None].astype(compute, copy=False) for x in (k, v)),
+            key_begin=key_begin[start:stop], key_end=key_end[start:stop],
+            cu_seqlens=np.array([0, stop - start], np.int32), scale=scale, softcap=softcap, bias=own_bias,
+            precision=precision, lse=lse[own],
+        )  # fmt: skip
+
+
+def _on_kernels(
+    caller: Caller,
+    device: Device,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    out: Array,
+    lse: Array,
+) -> None:
+    heads, head_dim, kv_heads = q.shape[-2], q.shape[-1], k.shape[-2]
+    is_packed = q.ndim == 3
+    if q.size == 0:
+        return
+    q = _flat(q if _readable(q, is_flat=True) else copy(caller, q))
+    k, v = (x if _readable(x) else copy(caller, x) for x in (k, v))
+    if bias is not None and bias.shape[-1] > 1 and bias.strides[-1] != bias.dtype.itemsize:
+        bias = copy(caller, bias)
+    plan = _plan(mask, is_packed, heads // kv_heads, head_dim, softcap is None and bias is None, device)
+    if is_packed:
+        k, v = k[None], v[None]
+    attend(
+        plan, q, k, v, scale=scale, softcap=softcap, bias=bias, device=device,
+        out=_flat(out), lse=lse.reshape(-1, heads),
+    )  # fmt: skip
+
+
+def _plan(mask: Mask, is_packed: bool, group: int, head_dim: int, is_plain: bool, device: Device) -> AttentionPlan:
+    """The plan on the device, made at the first call with this mask; one that a CUDA graph captures stays for good."""
+    with _lock:
+        return _find_or_make((mask, is_packed, group, head_dim, is_plain, device))
+
+
+def _find_or_make(key: tuple[Mask, bool, int, int, bool, Device]) -> AttentionPlan:
+    mask, is_packed, group, head_dim, is_plain, device = key
+    is_capturing = isinstance(device, Cuda) and device.is_capturing()
+    if key in _plans:
+        _plans.move_to_end(key)
+        if is_capturing:
+            _captured.append(_plans[key])
+        return _plans[key]
+    if is_capturing:
+        raise DeviceError(
+            "attention: a CUDA graph is being captured and the plan of this mask is not on the GPU yet; "
+            "call attention once with the same shapes and mask before the capture"
+        )
+    key_begin, key_end = mask.key_range()
+    _plans[key] = plan_attention(
+        key_begin, key_end, mask.queries,
+        group=group, head_dim=head_dim, is_plain=is_plain, device=device, cu_seqlens_k=mask.keys if is_packed else None,
+    )  # fmt: skip
+    if isinstance(device, Cuda):
+        device.synchronize()  # other streams will use it, too
+    if len(_plans) > _MOST_PLANS:
+        if isinstance(device, Cuda):
+            device.synchronize(all_streams=True)  # any of them may still read the plans that go
+        while len(_plans) > _MOST_PLANS // 2:
+            _plans.popitem(last=False)
+    return _plans[key]
+
+
+def _flat(x: Array) -> Array:
+    """[N, H, D] of [B, S, H, D] or [S, H, D]."""
+    if x.ndim == 3:
+        return x
+    return x[0] if x.shape[0] == 1 else x.reshape(-1, *x.shape[-2:])
+
+
+def _readable(x: Array, *, is_flat: bool = False) -> bool:
+    """Whether a kernel can read x where it lies; is_flat: as tokens of one stride, whatever the sequence."""
+    steps = list(zip(x.shape, x.strides, strict=True))
+    if x.size == 0 or (x.shape[-1] > 1 and x.strides[-1] != x.dtype.itemsize):
+        return bool(x.size == 0)
+    if address(x) % _ROW_BYTES or any(n > 1 and step % _ROW_BYTES for n, step in steps[:-1]):
+        return False
+    if is_flat and x.ndim == 4 and x.shape[0] > 1 and x.shape[1] > 1:
+        return bool(x.strides[0] == x.shape[1] * x.strides[1])
+    return True
+
+
+def copy(caller: Caller, x: Array) -> Array:
+    """A contiguous copy in memory of the caller's library."""
+    fresh: Any = caller.view(caller.empty(tuple(x.shape), x.dtype))
+    fresh[...] = x
+    return fresh

@@ -1,0 +1,181 @@
+"""Per-head norms, RoPE and the KV write for the arrays of NumPy, torch, CuPy and JAX."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..device.protocol import Array, Device
+from ..errors import InputError
+from ..ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_kernel
+from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
+from .arrays import caller_of, device_for, is_compiled, is_jax, to_host
+from .attention_run import PRECISIONS
+from .layers import check_eps, check_float, check_like, contiguous, rows
+
+_ROW_BYTES = 16  # what the kernel reads at once
+
+
+def qk_norm_rope(
+    x: Any,
+    *,
+    heads: int,
+    cos: Any,
+    sin: Any,
+    eps: float = 1e-6,
+    q_weight: Any = None,
+    k_weight: Any = None,
+    plus_one: bool = False,
+    v_norm: bool = False,
+    k_cache: Any = None,
+    v_cache: Any = None,
+    slots: Any = None,
+    positions: Any = None,
+    pairs: int | None = None,
+    k_eq_v: bool = False,
+    device: str | Device | None = None,
+) -> Any:
+    """q [N, H, D] as attention reads it; k_cache[slots] and v_cache[slots] [N, KH, D] are written in place.
+
+    x [N, (H + 2 KH) D] holds q | k | v of each token, or q | k with k_eq_v (V is the raw K), or q alone without caches,
+    or k | v alone with heads = 0. q_weight, k_weight [D]: RMSNorm of each head (plus_one: they hold w of 1 + w). Then
+    RoPE: pairs (i, i + D/2) with i < `pairs` (None: all) turn by row positions[n] of cos and sin [P, D/2] float32;
+    positions int32 [N], None is row n. v_norm: v is divided by its root mean square. k_cache, v_cache [rows, KH, D],
+    slots int32 [N], all different, None is row n. Arrays and device as of `gemma_cuda.attention`; JAX's take no caches.
+    Raises InputError before anything is launched or written.
+    """
+    op = "qk_norm_rope"
+    if is_jax(x):
+        from .jax import call
+
+        if k_cache is not None or v_cache is not None:
+            raise InputError(f"{op}: k_cache and v_cache are written in place, which JAX's arrays do not allow")
+        arrays = {"x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "positions": positions}
+
+        def of_arrays(*values: Any) -> Any:
+            named = dict(zip(arrays, values, strict=True))
+            return qk_norm_rope(**named, heads=heads, eps=eps, plus_one=plus_one, pairs=pairs, device=device)
+
+        return call(op, of_arrays, arrays, None, shape=(x.shape[0], heads, 2 * cos.shape[1]))
+    if is_compiled(x):
+        from .torch import qk_norm_rope as custom_op
+
+        return custom_op(
+            x, heads=heads, cos=cos, sin=sin, eps=eps, q_weight=q_weight, k_weight=k_weight, plus_one=plus_one,
+            v_norm=v_norm, k_cache=k_cache, v_cache=v_cache, slots=slots, positions=positions, pairs=pairs,
+            k_eq_v=k_eq_v, device=device,
+        )  # fmt: skip
+    given = {
+        "x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight, "k_cache": k_cache,
+        "v_cache": v_cache, "slots": slots, "positions": positions,
+    }  # fmt: skip
+    caller = caller_of(op, given)
+    target = device_for(op, device, caller)
+    with caller.stream():
+        views: dict[str, Any] = {name: None if x is None else caller.view(x) for name, x in given.items()}
+        own, tables, caches = views["x"], (views["cos"], views["sin"]), (views["k_cache"], views["v_cache"])
+        check_float(op, "x", own, target, kernels="16 bit")
+        check_eps(op, eps)
+        head_dim, kv_heads = _check_qk(views, heads, k_eq_v)
+        if pairs is not None and not 0 <= pairs <= head_dim // 2:
+            raise InputError(f"{op}: pairs is {pairs}, expected 0 to D/2 = {head_dim // 2}")
+        result = caller.empty((own.shape[0], heads, head_dim), own.dtype)
+        options: dict[str, Any] = {
+            "heads": heads, "eps": eps, "plus_one": plus_one, "v_norm": v_norm, "k_eq_v": k_eq_v
+        }  # fmt: skip
+        weights = (views["q_weight"], views["k_weight"])
+        if target is not None:
+            read = partial(contiguous, caller, alignment=_ROW_BYTES)
+            q_weight, k_weight = (None if w is None else read(w) for w in weights)
+            qk_norm_rope_kernel(
+                rows(caller, own, alignment=_ROW_BYTES), cos=read(tables[0]), sin=read(tables[1]), q_weight=q_weight,
+                k_weight=k_weight, k_cache=caches[0], v_cache=caches[1], slots=views["slots"],
+                positions=views["positions"], pairs=pairs, device=target, out=caller.view(result), **options,
+            )  # fmt: skip
+            return result
+        n = own.shape[0]
+        row = _index(op, "positions", views["positions"], n, tables[0].shape[0], "cos")
+        slot = None if caches[0] is None else _index(op, "slots", views["slots"], n, caches[0].shape[0], "k_cache")
+        _on_reference(own, tables, row, weights, caches, slot, pairs, kv_heads, caller.view(result), options)
+    return result
+
+
+def _on_reference(
+    x: Array,
+    tables: tuple[Array, Array],
+    positions: Array,
+    weights: tuple[Array | None, Array | None],
+    caches: tuple[Array | None, Array | None],
+    slots: Array | None,
+    pairs: int | None,
+    kv_heads: int,
+    q: Array,
+    options: dict[str, Any],
+) -> None:
+    """Fills q and the slots of the caches."""
+    precision = PRECISIONS[x.dtype.name]
+    compute = precision.compute
+    cos, sin = (table[positions].astype(compute) for table in tables)
+    if pairs is not None:
+        cos[:, pairs:], sin[:, pairs:] = 1, 0
+    n, head_dim = len(x), 2 * cos.shape[1]
+    fresh: list[Array | None] = [None, None]
+    if slots is not None:
+        fresh = [np.empty((n, kv_heads, head_dim), compute) for _ in range(2)]
+    q[...] = reference_qk_norm_rope(
+        x.astype(compute, copy=False), cos=cos, sin=sin, precision=precision,
+        q_weight=None if weights[0] is None else weights[0].astype(compute),
+        k_weight=None if weights[1] is None else weights[1].astype(compute),
+        k_cache=fresh[0], v_cache=fresh[1], slots=None if slots is None else np.arange(n), **options,
+    )  # fmt: skip
+    for cache, values in zip(caches, fresh, strict=True):
+        if cache is not None:
+            cache[slots] = values
+
+
+def _check_qk(views: dict[str, Any], heads: int, k_eq_v: bool) -> tuple[int, int]:
+    """(D, KH); raises InputError for shapes that do not fit."""
+    op, x, cos, k_cache, v_cache = "qk_norm_rope", *(views[name] for name in ("x", "cos", "k_cache", "v_cache"))
+    if cos.ndim != 2 or cos.shape[1] == 0:
+        raise InputError(f"{op}: cos is {list(cos.shape)}, expected [P, D/2]")
+    for name in ("cos", "sin"):
+        if views[name].dtype.name != "float32" or views[name].shape != cos.shape:
+            given = f"{views[name].dtype.name} {list(views[name].shape)}"
+            raise InputError(f"{op}: {name} is {given}, expected float32 [P, D/2] = {list(cos.shape)}")
+    head_dim, kv_heads = 2 * int(cos.shape[1]), 0
+    if (k_cache is None) != (v_cache is None):
+        raise InputError(f"{op}: k_cache and v_cache are needed together")
+    if k_cache is not None:
+        if k_cache.ndim != 3:
+            raise InputError(f"{op}: k_cache is {list(k_cache.shape)}, expected [rows, KH, D]")
+        kv_heads = int(k_cache.shape[1])
+        for name in ("k_cache", "v_cache"):
+            check_like(op, name, views[name], (k_cache.shape[0], kv_heads, head_dim), x, "rows, KH, D")
+    elif views["slots"] is not None:
+        raise InputError(f"{op}: slots are given, but no k_cache and v_cache")
+    if heads < 0 or heads + kv_heads == 0:
+        raise InputError(f"{op}: heads is {heads} without a k_cache: there is nothing to do")
+    width = (heads + (1 if k_eq_v else 2) * kv_heads) * head_dim
+    if x.ndim != 2 or x.shape[1] != width:
+        held = "keys that are values, too" if k_eq_v else "keys and values"
+        raise InputError(
+            f"{op}: x is {list(x.shape)}, expected [N, {width}] of {heads} query heads and {kv_heads} {held}, "
+            f"D = {head_dim}"
+        )
+    for name in ("q_weight", "k_weight"):
+        if views[name] is not None:
+            check_like(op, name, views[name], (head_dim,), x, "D")
+    return head_dim, kv_heads
+
+
+def _index(op: str, name: str, given: Array | None, n: int, rows: int, target: str) -> Array:
+    """int64 [n], of rows 0 to n - 1 where nothing is given; raises InputError for what lies outside."""
+    index = np.arange(n) if given is None else to_host(op, name, given)
+    if index.shape != (n,):
+        raise InputError(f"{op}: {name} is {list(index.shape)}, expected [N] = [{n}]")
+    if n and (index.min() < 0 or index.max() >= rows):
+        outside = index[(index < 0) | (index >= rows)][0]
+        raise InputError(f"{op}: {name} holds {outside}, outside the {rows} rows of {target}")
+    return index

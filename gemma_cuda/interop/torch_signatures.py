@@ -1,0 +1,167 @@
+"""Functions with the signatures of the torch attentions that they replace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .torch import attend_op
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention: o [..., H, S, D] of query [..., H, S, D].
+
+    attn_mask: bool (true shows) or a float that is added, broadcast to [..., H, S, T]. is_causal: query i sees keys up
+    to key i, counted from the first (top-left). enable_gqa: key and value may have fewer heads, which divide the
+    query's. A query that sees no key gives 0. Dropout, gradients, attn_mask together with is_causal, and values whose
+    head_dim or heads are not those of the keys are refused. Raises InputError.
+    """
+    op = "scaled_dot_product_attention"
+    _refuse(op, dropout_p=dropout_p)
+    if attn_mask is not None and is_causal:
+        raise InputError(f"{op}: attn_mask and is_causal are both given; put the causal part into attn_mask")
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.dim() < 2:
+            raise InputError(f"{op}: {name} is {list(x.shape)}, expected [..., H, S, D] or [S, D]")
+    rank = max(query.dim(), key.dim(), value.dim())
+    q, k, v = (x[(None,) * max(0, 4 - x.dim())] for x in (query, key, value))
+    free = 3 if enable_gqa else 2  # of the last axes those that may differ
+    try:
+        lead = tuple(torch.broadcast_shapes(*(x.shape[:-free] for x in (q, k, v))))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        hint = "" if enable_gqa else "; enable_gqa=True lets key and value have fewer heads"
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        raise InputError(f"{op}: batch and heads of {shapes} do not match{hint}") from error
+    q, k, v = (x.expand(*lead, *x.shape[-free:]).flatten(0, -4) for x in (q, k, v))
+    batch = lead if enable_gqa else lead[:-1]
+    bias = None
+    if attn_mask is not None:
+        bias = _as_bias(op, attn_mask, batch, (q.shape[1], q.shape[2], k.shape[2]), q.dtype)
+    o, _ = attend_op(
+        q, k, v, scale=scale, left=None, right=0 if is_causal else None, softcap=None, attn_bias=bias,
+        q_offset=[0] if is_causal else None, layout="BHSD",
+    )  # fmt: skip
+    return o.reshape((*batch, *o.shape[1:])[-rank:])
+
+
+def _as_bias(op: str, mask: Tensor, batch: tuple[int, ...], own: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """What is added to the logits: [B or 1, H or 1, S or 1, T or 1] of a mask that broadcasts to [*batch, H, S, T]."""
+    padded = mask[(None,) * max(0, 4 - mask.dim())]
+    if mask.dim() > 4 or len(batch) > 1:
+        try:
+            padded = padded.expand(*batch, *padded.shape[-3:]).flatten(0, -4)
+        except RuntimeError as error:
+            full = [*batch, *own]
+            raise InputError(f"{op}: attn_mask is {list(mask.shape)}, which does not broadcast to {full}") from error
+    if padded.dtype != torch.bool:
+        return padded
+    return torch.zeros_like(padded, dtype=dtype).masked_fill(~padded, -torch.inf)
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    return_softmax_lse: bool = False,
+) -> Any:
+    """flash_attn.flash_attn_func: o [B, S, H, D] of q [B, S, H, D], k, v [B, T, KH, D].
+
+    The last query stands at the last key (bottom-right). window_size (left, right): query p sees the keys from p - left
+    to p + right, both ends included, -1 is no limit; causal makes right 0. softcap 0 is no cap. A query that sees no
+    key gives 0 and lse -inf (flash_attn: +inf). Results are always deterministic. return_attn_probs: (o, lse [B, H, S]
+    float32, an empty tensor in place of the dropout mask); return_softmax_lse: (o, lse).
+    Dropout, gradients and alibi_slopes are refused with InputError.
+    """
+    _refuse("flash_attn_func", dropout_p=dropout_p, alibi_slopes=alibi_slopes)
+    return _flash(
+        q, k, v, "BSHD", softmax_scale, causal, window_size, softcap, return_attn_probs, return_softmax_lse
+    )  # fmt: skip
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+    *,
+    return_softmax_lse: bool = False,
+) -> Any:
+    """flash_attn.flash_attn_varlen_func: o [S, H, D] of packed q [S, H, D], k, v [T, KH, D].
+
+    Sequence b has queries cu_seqlens_q[b] : cu_seqlens_q[b + 1] and keys cu_seqlens_k[b] : cu_seqlens_k[b + 1]; the
+    largest lengths are not needed. lse is [H, S]. The rest is as in `flash_attn_func`; block_table is refused.
+    """
+    _refuse("flash_attn_varlen_func", dropout_p=dropout_p, alibi_slopes=alibi_slopes, block_table=block_table)
+    return _flash(
+        q, k, v, "SHD", softmax_scale, causal, window_size, softcap, return_attn_probs, return_softmax_lse,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+
+
+def _flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: str,
+    scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    return_attn_probs: bool,
+    return_softmax_lse: bool,
+    **lengths: Any,
+) -> Any:
+    left, right = (None if bound < 0 else int(bound) for bound in window_size)
+    o, lse = attend_op(
+        q, k, v, scale=scale, left=left, right=0 if causal else right, softcap=None if softcap == 0 else softcap,
+        layout=layout, **lengths,
+    )  # fmt: skip
+    if return_attn_probs:
+        return o, lse, q.new_empty(0)
+    return (o, lse) if return_softmax_lse else o
+
+
+_WAYS_OUT = {
+    "dropout_p": "it is for training; pass 0.0, as model.eval() does",
+    "alibi_slopes": "pass the slopes' bias as attn_bias of gemma_cuda.attention",
+    "block_table": "gather the pages into k and v, or pass each sequence's keys packed",
+}
+
+
+def _refuse(op: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not (name == "dropout_p" and value == 0):
+            raise InputError(f"{op}: {name} is not supported: {_WAYS_OUT[name]}")

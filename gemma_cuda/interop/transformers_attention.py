@@ -1,0 +1,140 @@
+"""`attn_implementation="gemma_cuda"`: the attention and mask functions that Transformers calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from ..errors import InputError
+from .torch import attend_op
+
+_MASK_ELEMENTS = 1 << 22  # of the rows of a mask that are looked at together
+
+
+def register(name: str = "gemma_cuda", *, device: str | None = None) -> None:
+    """Makes `attn_implementation=name` an attention of Transformers, for this process.
+
+    device: None is the NumPy reference for models on the CPU and the kernels for those on a GPU; "emulator" runs the
+    kernels on the CPU. Forward passes and generate() with any cache, padding and image spans; no gradients.
+    """
+    AttentionInterface.register(name, partial(attention_forward, device=device))
+    AttentionMaskInterface.register(name, key_range_mask)
+
+
+def key_range_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Tensor:
+    """int32 [B, 1, S, 2] on the CPU: each query sees the keys key_begin <= t < key_end.
+
+    For a mask that is no such interval, or whose intervals do not rise (holes in a prompt, say), bool [B, 1, S, T] as
+    Transformers' SDPA takes it. Rows are looked at some at a time, so that no mask of all of them exists.
+    """
+
+    def rows(start: int, count: int) -> Tensor:
+        first: Any = q_offset + start  # a tensor where the cache is static
+        seen = sdpa_mask(
+            batch_size, count, kv_length, first, kv_offset, mask_function, attention_mask,
+            allow_is_causal_skip=False, allow_is_bidirectional_skip=False, use_vmap=use_vmap, device=device,
+        )  # fmt: skip
+        assert seen is not None
+        return seen
+
+    if torch.compiler.is_compiling():  # whether the mask is made of intervals cannot be asked while tracing
+        return rows(0, q_length)
+    at_once = max(1, _MASK_ELEMENTS // max(1, batch_size * kv_length))
+    parts = []
+    for start in range(0, q_length, at_once):
+        part = _intervals(rows(start, min(at_once, q_length - start)))
+        if part is None:
+            return rows(0, q_length)
+        parts.append(part)
+    begin, end = torch.cat(parts, dim=2).unbind(-1)
+    is_empty = begin >= end
+    latest = end.cummax(-1).values
+    begin, end = torch.where(is_empty, latest, begin), torch.where(is_empty, latest, end)
+    if bool((begin.diff() < 0).any()) or bool((end.diff() < 0).any()):
+        return rows(0, q_length)
+    return torch.stack([begin, end], -1).to("cpu", torch.int32)
+
+
+def _intervals(seen: Tensor) -> Tensor | None:
+    """int64 [B, 1, S, 2] of bool [B, 1, S, T]: (begin, end) of each row, (0, 0) of one that sees nothing; or None."""
+    keys = seen.shape[-1]
+    if keys == 0:
+        return torch.zeros(*seen.shape[:-1], 2, dtype=torch.int64, device=seen.device)
+    count = seen.sum(-1)
+    bits = seen.to(torch.uint8)
+    begin, end = bits.argmax(-1), keys - bits.flip(-1).argmax(-1)
+    end = torch.where(count == 0, 0, end)
+    if bool((count != end - begin).any()):
+        return None
+    return torch.stack([begin, end], -1)
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    *,
+    device: str | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """(o [B, S, H, D], None) of query [B, H, S, D], key and value [B, KH, T, D].
+
+    attention_mask: of `key_range_mask`; bool (true shows) or a float that is added, [B, H or 1, S, T]; or None: causal,
+    with the last query at the last key, and windowed, if the module is causal, else everything.
+    """
+    _refuse(dropout, options)
+    left = right = bias = ranges = None
+    if attention_mask is None:
+        if is_causal if is_causal is not None else getattr(module, "is_causal", True):
+            left, right = None if sliding_window is None else sliding_window - 1, 0
+    elif attention_mask.dtype == torch.int32:
+        ranges = attention_mask
+    elif attention_mask.dtype == torch.bool:
+        bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
+    else:
+        bias = attention_mask
+    o, _ = attend_op(
+        query, key, value, scale=scaling, left=left, right=right, softcap=softcap, attn_bias=bias, key_range=ranges,
+        layout="BHSD", device=device,
+    )  # fmt: skip
+    return o.transpose(1, 2), None
+
+
+_UNSERVED = {
+    "output_attentions": "the weights are never made; load the model with attn_implementation='eager'",
+    "position_bias": "use attn_implementation='sdpa'",
+    "s_aux": "attention sinks are not Gemma's; use attn_implementation='eager'",
+    "cache": "continuous batching is not served; use generate()",
+}
+
+
+def _refuse(dropout: float, options: dict[str, Any]) -> None:
+    if dropout:
+        raise InputError("attn_implementation 'gemma_cuda': dropout is for training; call model.eval()")
+    for name, way_out in _UNSERVED.items():
+        if options.get(name) is not None and options[name] is not False:
+            raise InputError(f"attn_implementation 'gemma_cuda': {name} is not supported: {way_out}")
