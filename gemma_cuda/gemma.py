@@ -386,9 +386,12 @@ class Gemma:
     def _generated(self, ids: list[int], max_new_tokens: int, sampler: Sampler) -> Any:
         cache: KVCache | None = None
         for _ in range(max_new_tokens):
-            out = self.prefill([ids], past_key_values=cache)
+            out = self.prefill(ids, past_key_values=cache)
             cache = out.past_key_values
-            token = sampler.sample(self._ops.to_host(out.logits)[0, -1])
+            if sampler.temperature == 0:
+                token = self._ops.argmax(out.logits[0, -1:])
+            else:
+                token = sampler.sample(self._ops.to_host(out.logits)[0, -1])
             if token in self.eos_token_ids:
                 return
             yield token

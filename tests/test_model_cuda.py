@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gemma_cuda
+from gemma_cuda.cli import main
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import DeviceError, InputError, OutOfMemoryError
@@ -180,6 +182,41 @@ def test_everything_else_a_prefill_can_do(machine: Machine) -> None:
         branches.append(model.prefill(ids[30:60], past_key_values=cache.copy(), trim_sliding=True))
         assert cache.seq_length == 30
     assert_same_bits(gpu, *branches)
+
+
+def test_the_command_prefills_by_a_graph(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CublasLt(machine).install(monkeypatch)
+    ids = build("gemma3_text", SIZE).ids()[0, :20].tolist()
+    words = [
+        "prefill",
+        "--model",
+        str(build("gemma3_text", SIZE).path),
+        "--input-ids",
+        ",".join(map(str, ids)),
+        "--json",
+    ]
+    tops = []
+    for device in ("cuda:0", "emulator"):
+        assert main([*words, "--device", device]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["device"] == device and report["dtype"] == "bfloat16"
+        tops.append([row["id"] for row in report["top"]][:2])
+    assert machine.graphs_launched == 1 and tops[0] == tops[1]
+
+
+@pytest.mark.real_weights
+def test_the_command_decodes_by_graphs(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CublasLt(machine).install(monkeypatch)
+    texts = []
+    for device in ("cuda", "numpy"):
+        words = ["generate", "--prompt", "The capital of France is", "--max-new-tokens", "3", "--device", device]
+        assert main(words) == 0
+        texts.append(capsys.readouterr().out)
+    assert machine.graphs_launched == 3 and texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,20 @@ def load_model(arguments: argparse.Namespace) -> Loaded:
 
     start = time.perf_counter()
     with progress_bar("loading") as progress:
-        gemma = Gemma.from_pretrained(arguments.model, device=device.name, dtype=arguments.dtype, progress=progress)
-    return Loaded(gemma, device, time.perf_counter() - start)
+        gemma = Gemma.from_pretrained(
+            arguments.model, device=arguments.device, dtype=arguments.dtype, progress=progress
+        )
+    chosen = DeviceChoice(gemma.device, gemma.device_reason, gemma.device_warning)
+    if chosen.warning != device.warning:
+        warn(chosen)
+    return Loaded(gemma, chosen, time.perf_counter() - start)
+
+
+def warm_up(loaded: Loaded, tokens: int, new_tokens: int = 0) -> None:
+    """On CUDA, prepare a prompt of so many tokens, and a decoding that goes on from it."""
+    if loaded.device.name.startswith("cuda"):
+        lengths = [tokens, 1] if new_tokens else [tokens]
+        loaded.gemma.warmup(lengths, kv_rows=1, kv_capacity=tokens + new_tokens)
 
 
 def warn(device: DeviceChoice) -> None:

@@ -20,15 +20,14 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..device.compile import ARCHITECTURES, architecture_of, compile_kernel
+    from ..device.compile import ARCHITECTURES, architecture_of, compile_kernels
     from ..device.sources import cache_directory
 
     gpus = [architecture_of(gpu.compute_capability) for gpu in detect().gpus if gpu.supported]
     architectures = kernel_choice.chosen_architectures(arguments, gpus or ARCHITECTURES)
     for architecture, launches in kernel_choice.chosen_launches(arguments, architectures).items():
         start = time.perf_counter()
-        for launch in launches:
-            compile_kernel(launch.instance, architecture)
+        compile_kernels([launch.instance for launch in launches], architecture)
         print(f"{architecture:<8} {len(launches)} kernels, {time.perf_counter() - start:.1f} s")
     common.print_row("cache", cache_directory() / "cuda")
     return 0

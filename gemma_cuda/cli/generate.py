@@ -38,9 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.chat:
         prompt = gemma.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
 
+    ids = gemma.tokenizer.encode(prompt)
+    common.warm_up(loaded, len(ids), arguments.max_new_tokens)
     start = time.perf_counter()
     text = gemma.generate(
-        prompt,
+        ids,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,

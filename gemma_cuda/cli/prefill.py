@@ -46,8 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     gemma = loaded.gemma
     ids = gemma.tokenizer.encode(given) if isinstance(given, str) else given
 
+    common.warm_up(loaded, len(ids))
     start = time.perf_counter()
     out = gemma.prefill(ids)
+    logits = gemma.to_host(out.logits)[0, -1]  # waits for a GPU
     seconds = time.perf_counter() - start
 
     report = common.describe(arguments, loaded) | {
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         "tokens_per_second": round(len(ids) / seconds, 2),
         "top": [
             {"id": token, "text": common.token_text(gemma, token), "probability": probability}
-            for token, probability in result.top_tokens(gemma.to_host(out.logits)[0, -1], arguments.top)
+            for token, probability in result.top_tokens(logits, arguments.top)
         ],
     }
     if arguments.save is not None:

@@ -6,10 +6,14 @@ import atexit
 import functools
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,15 @@ class CompiledKernel:
     resources: Resources
     notes: tuple[str, ...]
     compiler: str
+
+
+def compile_kernels(
+    instances: Sequence[str], architecture: str, *, kernels: Path | None = None, cache: Path | None = None
+) -> list[CompiledKernel]:
+    """As compile_kernel of each instance, on all processors at once: NVRTC works outside Python's lock."""
+    compile_one = partial(compile_kernel, architecture=architecture, kernels=kernels, cache=cache)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(compile_one, instances))
 
 
 def compile_kernel(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,7 @@ from ..errors import DeviceError, KernelError, LaunchError, OutOfMemoryError
 from . import sources
 from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
-from .compile import CompiledKernel, architecture_of, compile_kernel
+from .compile import CompiledKernel, architecture_of, compile_kernel, compile_kernels
 from .launch_plan import LaunchPlan, Pinned, PreparedLaunch
 from .protocol import Argument, Array
 from .recorder import Launch
@@ -257,11 +254,8 @@ class Cuda:
 
     def load(self, launches: Sequence[Launch]) -> None:
         """Compiles what is not in the cache, on all processors at once, and loads it all."""
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            compile_one = partial(
-                compile_kernel, architecture=self.architecture, kernels=self._kernels, cache=self._cache
-            )
-            list(pool.map(compile_one, [launch.instance for launch in launches]))
+        instances = [launch.instance for launch in launches]
+        compile_kernels(instances, self.architecture, kernels=self._kernels, cache=self._cache)
         with self._gpu:
             for launch in launches:
                 self._allow_shared_memory(self._load(launch.instance), launch.shared_bytes)

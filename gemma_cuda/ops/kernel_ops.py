@@ -19,6 +19,7 @@ from .attention_plan import HEAD_DIMS, AttentionPlan, Int32, plan_attention
 from .embed import embed
 from .geglu import geglu
 from .gemm import BlasGemm, Gemm, KernelGemm, LibraryGemm, MixedGemm, ShapeGemm
+from .logits import argmax
 from .logits import softcap as cap_logits
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
@@ -107,6 +108,9 @@ class KernelOps:
 
     def attend(self, q: Array, k: Array, v: Array, *, mask: AttentionPlan, **options: Any) -> Array:
         return attend(mask, q, k, v, device=self.device, **options)
+
+    def argmax(self, logits: Array) -> int:
+        return int(self.device.to_host(argmax(logits, device=self.device))[0])
 
     def take(self, x: Array, rows: Array) -> Array:
         return embed(rows, x, scale=1.0, device=self.device)

@@ -61,6 +61,10 @@ class ReferenceOps:
         key_begin, key_end, cu_seqlens = mask
         return self.attention(q, k, v, key_begin=key_begin, key_end=key_end, cu_seqlens=cu_seqlens, **options)
 
+    def argmax(self, logits: Array) -> int:
+        """The likeliest token by logits [1, V], the first of equals."""
+        return int(logits[0].argmax())
+
     def take(self, x: Array, rows: Array) -> Array:
         """x [N, …] at rows [M]."""
         return x[rows]
