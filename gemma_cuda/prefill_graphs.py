@@ -178,12 +178,17 @@ class Bucket:
         hidden = decoder.forward(decoder.embed(arrays["ids"]), None, step, pool.layers, None)
         return hidden, decoder.logits(hidden)
 
+    def empty_block(self) -> NDArray[np.int32]:
+        """The block [size] of no tokens at all."""
+        block = np.zeros(self.fields.size, np.int32)
+        self.fields.of(block)["slots"][:] = -1  # of what is left over nothing is kept
+        return block
+
     def describe(self, batch: Batch, first_row: int) -> NDArray[np.int32]:
         """The block [size] for a batch whose caches are the rows first_row, ... of the pool."""
-        block = np.zeros(self.fields.size, np.int32)
+        block = self.empty_block()
         arrays = self.fields.of(block)
         n, lengths = len(batch.row), batch.cu_seqlens
-        arrays["slots"][:] = -1  # of what is left over nothing is kept
         arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots
         arrays["positions"][:n] = batch.position_ids
         kept = lengths[1:] - 1
@@ -233,10 +238,12 @@ class PrefillGraphs:
         assert isinstance(decoder.ops, KernelOps)
         self._decoder, self._cuda, self._ops = decoder, cuda, decoder.ops
         config = decoder.config
+        positions = kv_capacity + config.position_offset
         angles = {
-            (layer.rope, layer.head_dim): self._ops.angles(layer.rope, layer.head_dim, kv_capacity)
+            (layer.rope, layer.head_dim): self._ops.angles(layer.rope, layer.head_dim, positions)
             for layer in config.layers
         }
+        self._positions = min(len(cos) for cos, _ in angles.values())
         rising = sorted(set(lengths))
         self.buckets = [
             Bucket(decoder, tokens, shorter + 1, batch_size, kv_capacity, cuda.shared_bytes, angles)
@@ -244,7 +251,7 @@ class PrefillGraphs:
         ]
         itemsize = self._ops.hidden_dtype.itemsize
         pool_bytes = KVPool.nbytes(config, kv_rows, kv_capacity, itemsize)
-        blocks = [cuda.empty((bucket.fields.size,), np.int32) for bucket in self.buckets]
+        blocks = [cuda.from_host(bucket.empty_block()) for bucket in self.buckets]
         self.pool = KVPool(config, Recorder(cuda.shared_bytes), kv_rows, kv_capacity, self._ops.hidden_dtype)
         self.arena_bytes, launches, products = self._measure(blocks)
         self._ops.require_memory(
@@ -308,6 +315,8 @@ class PrefillGraphs:
         if not isinstance(lease, Lease) or lease.pool is not self.pool or batch.attn_bias or batch.input_ids is None:
             return None
         if batch.inputs_embeds is not None or int(batch.slots.max()) >= self.pool.capacity:
+            return None
+        if int(batch.position_ids.max()) >= self._positions:
             return None
         return self.bucket(len(batch.row), batch.batch_size)
 

@@ -119,6 +119,17 @@ def test_what_fits_no_graph_runs_launch_by_launch(machine: Machine) -> None:
     assert_same_bits(gpu, second, emulator.prefill(ids[:20]))
 
 
+def test_positions_beyond_the_tables_run_launch_by_launch(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    gpu.warmup(lengths=(16,))
+    ids = build("gemma3_text", SIZE).ids()[0, :9].tolist()
+    for start, graphs in ((1000, 1), (1020, 1)):
+        positions = np.arange(start, start + 9)
+        y, expected = (model.prefill(ids, position_ids=positions) for model in (gpu, emulator))
+        assert_same_bits(gpu, y, expected)
+        assert machine.graphs_launched == graphs
+
+
 def test_many_prefills_may_wait_in_the_stream(machine: Machine) -> None:
     gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
     gpu.warmup(lengths=(16,), kv_rows=8)
