@@ -142,8 +142,8 @@ def test_the_command_runs_on_the_emulator(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.real_weights
-def test_real_weights_choose_the_same_tokens() -> None:
-    """Wherever the reference's margin is larger than what the rule allows two logits to move."""
+def test_real_weights_obey_the_rule_layer_by_layer_and_choose_the_same_tokens() -> None:
+    """The same tokens wherever the reference's margin is larger than what the rule allows two logits to move."""
     name = "gemma-3-270m-q4_k_m"
     kernels, exact, rounded = (
         gemma_cuda.Gemma.from_pretrained(name, device=device, dtype=dtype)
@@ -151,7 +151,10 @@ def test_real_weights_choose_the_same_tokens() -> None:
     )
     decided = 0
     for text in PROMPTS:
-        y, r, b = (model.prefill(text).logits[0, -1] for model in (kernels, exact, rounded))
+        outputs = [model.prefill(text, output_hidden_states=True) for model in (kernels, exact, rounded)]
+        for i, states in enumerate(zip(*(out.hidden_states or () for out in outputs), strict=True)):
+            assert_within_rule(*states, dtype="bfloat16", what=f"{text}: hidden_states[{i}]")
+        y, r, b = (out.logits[0, -1] for out in outputs)
         assert_within_rule(y, r, b, dtype="bfloat16", what=text)
         second, first = np.sort(r)[-2:]
         if first - second > 2 * tolerance(r, b, dtype="bfloat16"):
