@@ -17,9 +17,45 @@ import hypothesis  # noqa: E402
 hypothesis.settings.register_profile("project", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("project")
 
+from pathlib import Path  # noqa: E402
+
 import pytest  # noqa: E402
 
 from gemma_cuda.device.protocol import Device  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu",
+        choices=["real", "fake"],
+        help="run the tests marked gpu, and no others, on a GPU or on our fake of one",
+    )
+    parser.addoption("--golden", type=Path, help="with --gpu: add what the primitives' kernels gave to this file")
+    parser.addoption("--no-pool", action="store_true", help="with --gpu: CuPy asks the driver for each array")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--gpu")
+    if wanted is None:
+        return
+    from tests import emulated, golden
+
+    if wanted == "fake":
+        from tests.fake_gpu import install
+
+        install(pytest.MonkeyPatch())
+    if config.getoption("--no-pool"):
+        import cupy
+
+        cupy.cuda.set_allocator(None)
+    emulated.use_gpu()
+    golden.record_to(config.getoption("--golden"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--gpu") is not None:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu") is None])
+        items[:] = [item for item in items if item.get_closest_marker("gpu") is not None]
 
 
 @pytest.fixture(params=["emulator", "cuda"])

@@ -326,6 +326,7 @@ class Machine:
         self.attributes = dict(ATTRIBUTES)
         self.failure: str | None = None
         self.clock = 0.0  # milliseconds, moved on by work that says how long it takes
+        self.launch_ms = 0.0  # what a launch says
         self.device = 0
         self.streams = [Stream(self, 0)]
         self.current_streams = self.streams[:1]
@@ -448,7 +449,11 @@ class Machine:
         except LookupError as error:
             self.failure = f"{instance}: {error}"
         else:
-            run = lambda: self.emulator.launch(instance, grid, block, shared_bytes, args)  # noqa: E731
+
+            def run() -> None:
+                self.emulator.launch(instance, grid, block, shared_bytes, args)
+                self.clock += self.launch_ms
+
             stream.put(Work(instance, run, memory))
             self.launched.append(instance)
             self.overlaps = [attribute.value.programmaticStreamSerializationAllowed == 1 for attribute in config.attrs]

@@ -31,6 +31,7 @@ def ranked(z: Array, k: int) -> tuple[Array, Array]:
     return np.take_along_axis(z, order, axis=1), order
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1023), (1, 1024), (3, 1025), (2, 6), (5, 4100)])
 def test_softcap_equals_the_reference(shape: tuple[int, int]) -> None:
     for i, (schedule, cap, scale) in enumerate(zip(SCHEDULES, (30.0, 30.0, 5.0), (40.0, 0.01, 2.0), strict=True)):
@@ -44,6 +45,7 @@ def test_softcap_equals_the_reference(shape: tuple[int, int]) -> None:
         assert (np.abs(y - exact) <= 8 * 2.0**-24 * np.abs(exact)).all()
 
 
+@pytest.mark.gpu
 def test_softcap_of_extremes() -> None:
     z = np.array([[np.inf, -np.inf, 3e38, -0.0, np.nan, 1e-40]], np.float32)
     y = softcap(z, 30.0, device=checked())
@@ -52,6 +54,7 @@ def test_softcap_of_extremes() -> None:
 
 
 # One logit, fewer than a warp, a block's threads, a slice less one, exactly, more, several; one slice of keys and more.
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("rows", "width", "k"),
     [
@@ -69,6 +72,7 @@ def test_top_k_equals_numpy(rows: int, width: int, k: int) -> None:
         assert np.array_equal(argmax(z, device=device), z.argmax(axis=1))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("width", [40, SLICE + 9])
 def test_ties_go_to_the_lowest_index(width: int) -> None:
     z = np.random.default_rng(0).integers(-2, 3, (2, width)).astype(np.float32)
@@ -82,6 +86,7 @@ def test_ties_go_to_the_lowest_index(width: int) -> None:
     assert top_k(same, k, device=checked())[1].tolist() == [list(range(k))]
 
 
+@pytest.mark.gpu
 def test_nan_and_infinities() -> None:
     z = np.full((1, 70), -np.inf, np.float32)
     z[0, [60, 5]], z[0, [50, 9]], z[0, 30] = np.nan, np.inf, -1.0
@@ -91,6 +96,7 @@ def test_nan_and_infinities() -> None:
     assert np.array_equal(found, z[:, indices[0]], equal_nan=True)
 
 
+@pytest.mark.gpu
 def test_every_schedule_build_and_batch_gives_the_same_bits() -> None:
     z = np.round(values(0, 3, SLICE + 300, dtype="float32"), 1)
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import compulsory
 from gemma_cuda.config import RopeConfig
+from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.qk_norm_rope import qk_norm_rope
@@ -149,7 +150,7 @@ class Inputs:
         caches = [device.empty(shape, DTYPES[dtype]) if case.kv_heads else None for _ in range(2)]
         place = device.from_host
         q = qk_norm_rope(
-            amid_nan(self.x) if isinstance(device, Emulator) else place(self.x),
+            place(self.x) if isinstance(device, Cuda) else amid_nan(self.x),
             heads=case.heads,
             cos=place(self.cos),
             sin=place(self.sin),
@@ -171,6 +172,7 @@ class Inputs:
         return device.to_host(q), k, v
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_equals_the_reference(index: int, dtype: str) -> None:
@@ -191,6 +193,7 @@ def test_equals_the_reference(index: int, dtype: str) -> None:
         assert np.array_equal(results[2][inputs.slots].view(np.uint16), v.view(np.uint16))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", [CASES[11], CASES[20]], ids=str)
 def test_every_schedule_build_and_batch_gives_the_same_bits(case: Case) -> None:
     inputs = Inputs.draw(case, "bfloat16")
@@ -241,6 +244,7 @@ def test_rows_of_a_wider_product_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [cuda.to_host(a).tobytes() for a in (k, v)] == [a.tobytes() for a in expected[1:]]
 
 
+@pytest.mark.gpu
 def test_positions_and_slots_are_implied() -> None:
     case = Case(256, 4, 2, 5)
     inputs = Inputs.draw(case, "bfloat16")

@@ -17,6 +17,7 @@ from gemma_cuda.reference.rms_norm import add_norm as reference_add_norm
 from gemma_cuda.reference.rms_norm import rms_norm as reference_rms_norm
 from tests.compare import DTYPES, assert_within_rule
 from tests.emulated import assert_moves_little_more
+from tests.emulated import checked as device
 
 Array = np.ndarray[Any, Any]
 SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
@@ -46,10 +47,7 @@ def weights_of(weight: Array, plus_one: bool, dtype: Any) -> Array:
     return weight.astype(dtype) + (1 if plus_one else 0)
 
 
-def device(schedule: Schedule = "forward", **options: Any) -> Emulator:
-    return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options})
-
-
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rms_norm_equals_the_reference(width: int, dtype: str) -> None:
@@ -64,6 +62,7 @@ def test_rms_norm_equals_the_reference(width: int, dtype: str) -> None:
         assert_within_rule(y, exact, rounded, dtype=dtype, what=f"rms_norm {schedule}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 def test_rms_norm_without_a_weight(dtype: str) -> None:
     x = values(1, 3, 130, dtype=dtype)
@@ -74,6 +73,7 @@ def test_rms_norm_without_a_weight(dtype: str) -> None:
     assert_within_rule(y, exact, rounded, dtype=dtype)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS[::2] + WIDTHS[-1:])
 def test_add_norm_equals_the_reference(width: int, dtype: str) -> None:
@@ -101,6 +101,7 @@ def test_add_norm_equals_the_reference(width: int, dtype: str) -> None:
             assert_within_rule(y_or_h, exact, rounded, dtype=dtype, what=f"{what} {i}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 2, 4])
 def test_any_alignment_gives_the_same_values(offset: int, dtype: str) -> None:
@@ -114,6 +115,7 @@ def test_any_alignment_gives_the_same_values(offset: int, dtype: str) -> None:
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("checked", [True, False])
 def test_every_schedule_and_batch_gives_the_same_bits(checked: bool) -> None:
     residual, branch = values(0, 6, 640, dtype="bfloat16"), values(1, 6, 640, dtype="bfloat16")

@@ -24,7 +24,7 @@ __global__ void pack_pairs(uint32_t* out, const float* in) {
   out[threadIdx.x] = pack<T>(in[2 * threadIdx.x], in[2 * threadIdx.x + 1]);
 }
 
-enum Function { Exp2, Tanh, Rsqrt };
+enum Function { Exp2, Tanh, Rsqrt, Reciprocal };
 template <Function kFunction>
 __global__ void approximate(float* out, const float* in, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -32,6 +32,7 @@ __global__ void approximate(float* out, const float* in, int n) {
   if (kFunction == Exp2) out[i] = exp2_approx(in[i]);
   if (kFunction == Tanh) out[i] = tanh_approx(in[i]);
   if (kFunction == Rsqrt) out[i] = rsqrt_approx(in[i]);
+  if (kFunction == Reciprocal) out[i] = reciprocal_approx(in[i]);
 }
 
 __global__ void indices(int* out) {
