@@ -53,9 +53,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--gpu") is not None:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu") is None])
-        items[:] = [item for item in items if item.get_closest_marker("gpu") is not None]
+    """With --gpu the tests marked gpu; without it all but those marked gpu(only=True)."""
+    on_gpu = config.getoption("--gpu") is not None
+
+    def is_wanted(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("gpu")
+        return marker is not None if on_gpu else marker is None or not marker.kwargs.get("only")
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = [item for item in items if is_wanted(item)]
 
 
 @pytest.fixture(params=["emulator", "cuda"])

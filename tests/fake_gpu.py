@@ -12,7 +12,7 @@ from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
 from tests.golden import KERNELS
 
-LAUNCH_MS = 1e-3  # what an event makes of a launch; no time of anything
+WORK_MS = 1e-3  # what events make of a launch or a copy; no time of anything
 
 
 class _AnyKernels(Emulator):
@@ -31,7 +31,7 @@ class _AnyKernels(Emulator):
 def install(patch: pytest.MonkeyPatch) -> Machine:
     """Makes both what `import cupy` and nvmath-python's bindings find."""
     machine = Machine(_AnyKernels(workers=2), memory=2**33)
-    machine.launch_ms = LAUNCH_MS
+    machine.work_ms = WORK_MS
     machine.install(patch)
     CublasLt(machine).install(patch)
     return machine

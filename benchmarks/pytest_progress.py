@@ -1,0 +1,27 @@
+"""A pytest plugin that tells another process how far the tests are: JSON lines to the file descriptor in the
+environment variable PROGRESS_FD, "collected" once, "start" and "end" of each test."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+
+def _tell(**message: object) -> None:
+    os.write(int(os.environ["PROGRESS_FD"]), json.dumps(message).encode() + b"\n")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _tell(event="collected", tests=[item.nodeid for item in session.items])
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _tell(event="start", test=nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        detail = report.longreprtext if report.failed else str(report.longrepr) if report.skipped else ""
+        _tell(event="end", test=report.nodeid, outcome=report.outcome, seconds=report.duration, detail=detail)
