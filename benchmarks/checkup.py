@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,7 @@ KERNELS = tuple(f"tests/test_{name}.py" for name in (
 ))  # fmt: skip
 MODELS = ("tests/test_model_gpu.py",)
 TEST_LIMIT_S, MODEL_LIMIT_S, SANITIZER_LIMIT_S = 20.0, 60.0, 45.0
+_MOST_JOBS = 8
 _OUTCOMES = {"passed": "ok", "skipped": "skipped"}
 
 
@@ -88,11 +90,13 @@ class Checkup:
     def run_tests(
         self, section: str, files: Sequence[str], limit_s: float, deadline: float, *more: str
     ) -> list[Result]:
-        results = []
+        results: list[Result] = []
+        if not files:
+            return results
         wanted = self.tests.get(section, ())
-        for result in run_isolated(
-            [f"--gpu={self.gpu}", *more, *files, *wanted], limit_s=self.limit_s or limit_s, deadline=deadline
-        ):
+        arguments = [f"--gpu={self.gpu}", *more, *files, *wanted]
+        jobs = 1 if more else min(_MOST_JOBS, max(1, (os.cpu_count() or 1) // 2))  # a golden file has one writer
+        for result in run_isolated(arguments, limit_s=self.limit_s or limit_s, deadline=deadline, jobs=jobs):
             results.append(result)
             outcome = _OUTCOMES.get(result.outcome, "failed")
             detail = "" if outcome == "ok" else f"{result.outcome}: {_last_line(result.detail)}"

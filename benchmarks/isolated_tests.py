@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,70 +31,69 @@ class Result:
     detail: str
 
 
-def run_isolated(
-    arguments: Sequence[str],
-    *,
-    limit_s: float,
-    deadline: float,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Result]:
-    """Results of the tests that pytest collects with these arguments, in order.
+def run_isolated(arguments: Sequence[str], *, limit_s: float, deadline: float, jobs: int = 1) -> Iterator[Result]:
+    """Results of the tests that pytest collects with these arguments, as they come.
 
-    A process goes on until a test fails or takes more than limit_s seconds; another one runs what is left. Tests that
-    had not started at `deadline` (of time.monotonic) are skipped.
+    Each of `jobs` processes goes on until a test fails or takes more than limit_s seconds, compilation apart; another
+    one runs what is left. Tests that had not started at `deadline` (of time.monotonic) are skipped.
     """
-    left: list[str] | None = None
-    while left is None or left:
-        with _Child([*arguments] if left is None else [*_options(arguments), *left], environment) as child:
-            collected = child.next_event(min(_COLLECT_S, deadline - time.monotonic()))
-            if collected is None or collected["event"] != "collected":
-                yield Result(" ".join(arguments), "died", 0.0, f"no tests were collected: {child.output()}")
-                return
-            left = list(collected["tests"]) if left is None else left
-            while left:
-                if time.monotonic() > deadline:
-                    yield from (Result(test, "skipped", 0.0, "no time was left") for test in left)
-                    return
-                result = _one(child, limit_s)
-                if result is None:
-                    yield Result(left.pop(0), "died", 0.0, child.output())
-                    break
-                left.remove(result.test)
-                yield result
+    with _Child(["--collect-only", *arguments]) as child:
+        collected = child.next_event(_COLLECT_S)
+        if collected is None or child.exit_code() != 0:
+            yield Result(" ".join(arguments), "died", 0.0, f"no tests were collected: {child.output()}")
+            return
+    tests, options = collected["tests"], [argument for argument in arguments if argument.startswith("--")]
+    results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+    with ThreadPoolExecutor(jobs) as pool:
+        for i in range(jobs):
+            pool.submit(_run_all, tests[i::jobs], options, limit_s, deadline, results.put)
+        for _ in tests:
+            yield results.get()
+
+
+def _run_all(
+    tests: Sequence[str], options: Sequence[str], limit_s: float, deadline: float, report: Callable[[Result], None]
+) -> None:
+    left = list(tests)
+    while left and time.monotonic() < deadline:
+        with _Child([*options, *left]) as child:
+            if child.next_event(_COLLECT_S) is None:
+                report(Result(left.pop(0), "died", 0.0, child.output()))
+                continue
+            while left and time.monotonic() < deadline:
+                result = _one(child, left[0], limit_s)
+                left.pop(0)
+                report(result)
                 if result.outcome in ("failed", "hung", "died"):
                     break
+    for test in left:
+        report(Result(test, "skipped", 0.0, "no time was left"))
 
 
-def _one(child: _Child, limit_s: float) -> Result | None:
-    """The next test's result; None if the process ended before one began."""
-    start = child.next_event(_COLLECT_S)
-    if start is None:
-        return None
+def _one(child: _Child, test: str, limit_s: float) -> Result:
+    """The result of the next test."""
     began = time.monotonic()
-    end = child.next_event(limit_s)
+    event = child.next_event(_COLLECT_S)
+    while event is not None and event["event"] != "end":
+        event = child.next_event(limit_s)
+    if event is not None:
+        return Result(event["test"], event["outcome"], event["seconds"], event["detail"])
     seconds = time.monotonic() - began
-    if end is not None:
-        return Result(end["test"], end["outcome"], end["seconds"], end["detail"])
     if child.is_alive():
-        return Result(start["test"], "hung", seconds, f"it took more than {limit_s:.0f} s and was ended")
-    return Result(start["test"], "died", seconds, child.output())
-
-
-def _options(arguments: Sequence[str]) -> list[str]:
-    """Of pytest's arguments those that choose no tests; options come as --name=value, but for -k."""
-    return [argument for argument in arguments if argument.startswith("--")]
+        return Result(test, "hung", seconds, f"it took more than {limit_s:.0f} s and was ended")
+    return Result(test, "died", seconds, child.output())
 
 
 class _Child:
     """A pytest process and the pipe through which benchmarks/pytest_progress.py speaks."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None) -> None:
+    def __init__(self, arguments: Sequence[str]) -> None:
         self._pipe, inner = os.pipe()
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "benchmarks.pytest_progress", *arguments],
             cwd=ROOT,
-            env={**os.environ, **(environment or {}), "PROGRESS_FD": str(inner)},
+            env={**os.environ, "PROGRESS_FD": str(inner)},
             pass_fds=[inner],
             stdin=subprocess.DEVNULL,
             stdout=self._printed,
@@ -111,6 +112,9 @@ class _Child:
         self._process.wait()
         os.close(self._pipe)
         self._printed.close()
+
+    def exit_code(self) -> int:
+        return self._process.wait()
 
     def is_alive(self) -> bool:
         return self._process.poll() is None

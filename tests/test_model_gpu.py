@@ -12,11 +12,21 @@ from gemma_cuda.device.cuda import Cuda
 from tests.compare import assert_within_rule
 from tests.hf_models import build
 from tests.parity import is_capped
-from tests.test_model_cuda import GRAPHS, load, text
-from tests.test_model_emulator import MODELS, SIZE, assert_obeys_the_rule, numpy_model
+from tests.test_model_emulator import GRAPHS, MODELS, SIZE, assert_obeys_the_rule, load, numpy_model, text
 
 pytestmark = pytest.mark.gpu(only=True)
-GEMMS = ("kernel", "library")
+
+
+def has_nvmath() -> bool:
+    try:
+        from nvmath.bindings import cublasLt  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+needs_nvmath = pytest.mark.skipif(not has_nvmath(), reason="nvmath-python is not installed")
+GEMMS = ("kernel", pytest.param("library", marks=needs_nvmath))
 
 
 def assert_same_logits(model: gemma_cuda.Gemma, y: Any, other: gemma_cuda.Gemma, expected: Any) -> None:
@@ -28,6 +38,7 @@ def test_launches_one_by_one_obey_the_rule(name: str) -> None:
     assert_obeys_the_rule(load(name, Cuda(), gemm="kernel"), name)
 
 
+@needs_nvmath
 def test_products_by_the_library_obey_the_rule() -> None:
     assert_obeys_the_rule(load("gemma3_text", Cuda(), gemm="library"), "gemma3_text")
 
