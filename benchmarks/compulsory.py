@@ -31,7 +31,7 @@ class Compulsory:
 
 def sectors(array: Array) -> int:
     """Distinct 32-byte sectors of an array's elements, wherever its rows lie."""
-    run, starts = array.itemsize, np.array([array.ctypes.data], np.int64)
+    run, starts = array.itemsize, np.array([_address(array)], np.int64)
     for size, stride in sorted(zip(array.shape, array.strides, strict=True), key=lambda axis: axis[1]):
         if stride == run and len(starts) == 1:
             run *= size
@@ -46,9 +46,9 @@ def moved(reads: Iterable[Array], writes: Iterable[Array]) -> Compulsory:
 
 
 def embed(x: Array, ids: Array, table: Array) -> Compulsory:
-    """Of the table [V, E] the distinct rows of ids [N]; x [N, E] is written."""
-    starts = table.ctypes.data + np.unique(ids).astype(np.int64) * table.strides[0]
-    read = sectors(ids) + _sectors_of_runs(starts, table.shape[1] * table.itemsize)
+    """Of the table [V, E] the distinct rows of ids [N], which lie on the host, too; x [N, E] is written."""
+    starts = _address(table) + np.unique(ids).astype(np.int64) * table.strides[0]
+    read = -(-ids.nbytes // SECTOR_BYTES) + _sectors_of_runs(starts, table.shape[1] * table.itemsize)
     return Compulsory(read, sectors(x))
 
 
@@ -73,6 +73,11 @@ def attention(
             read += sectors(k[b, begin:end]) + sectors(v[b, begin:end])
     products = 2 * visible_pairs(key_begin, key_end) * math.prod(q.shape[1:])
     return Compulsory(read, sectors(o), products / MMA_PRODUCTS)
+
+
+def _address(array: Any) -> int:
+    """Of its first element, on the host or on a GPU."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def _sectors_of_runs(starts: NDArray[np.int64], run: int) -> int:

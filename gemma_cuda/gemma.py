@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
 from .device import DeviceChoice, choose_device, open_device
 from .device.protocol import Device
-from .errors import CacheError, DeviceError, InputError
+from .errors import CacheError, DeviceError, InputError, TokenizerError
 from .hub import resolve
 from .kv import HostMemory, KVCache, Memory
 from .memory import require_memory
@@ -64,7 +64,7 @@ class Gemma:
         config: GemmaConfig,
         weights: Weights,
         ops: ReferenceOps | KernelOps,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | None,
         device: DeviceChoice,
     ) -> None:
         self.config = config
@@ -125,6 +125,8 @@ class Gemma:
         """The checkpoint's tokenizer; TokenizerError if it has none."""
         from .tokenizer import Tokenizer
 
+        if self._checkpoint is None:
+            raise TokenizerError("weights that came from no checkpoint have no tokenizer")
         return Tokenizer.from_pretrained(self._checkpoint.tokenizer_source())
 
     @cached_property
@@ -140,6 +142,8 @@ class Gemma:
     def eos_token_ids(self) -> tuple[int, ...]:
         """Ids that end a generation: those of generation_config.json, else of the configuration and the tokenizer."""
         ids = set(self.config.eos_token_ids)
+        if self._checkpoint is None:
+            return tuple(sorted(ids))
         path = self._checkpoint.path / "generation_config.json"
         try:
             given = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None

@@ -1,26 +1,15 @@
-"""The tolerance rule of the project, and the error figures that tables show.
-
-r is the reference in float64, b the reference with every rounding point in the working dtype, y what is judged:
-
-    max|y - r| <= k * max|b - r| + 2 * max|(r + 0.3 - 0.3) - r|        k = 2, or 3 where the result passes a softcap
-
-The last term, evaluated in the working dtype, is the error of storing r near 0.3. There is no other constant.
-"""
+"""The tolerance rule as an assertion, and the error figures that tables show. gemma_cuda/bench/rule.py has the rule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-DTYPES: dict[str, Any] = {
-    "float64": np.float64,
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-}
+from gemma_cuda.bench.rule import DTYPES, as_float64, rounding_floor, tolerance, violation
+
+__all__ = ["DTYPES", "ErrorFigure", "as_float64", "assert_within_rule", "error", "rounding_floor", "tolerance"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +18,6 @@ class ErrorFigure:
 
     max: float
     rms: float
-
-
-def as_float64(array: Any) -> np.ndarray[Any, Any]:
-    """float64 copy, same shape, of a NumPy array (bfloat16 included) or a torch tensor."""
-    if hasattr(array, "detach"):
-        array = array.detach().double().cpu().numpy()
-    return np.asarray(array).astype(np.float64)
 
 
 def error(y: Any, r: Any) -> ErrorFigure:
@@ -48,47 +30,7 @@ def error(y: Any, r: Any) -> ErrorFigure:
     return ErrorFigure(float(difference.max()), float(np.sqrt(np.mean(difference**2))))
 
 
-def rounding_floor(r: Any, dtype: str) -> float:
-    """2 * max|(r + 0.3 - 0.3) - r| with the additions rounded to `dtype`."""
-    exact = as_float64(r)
-    finite = exact[np.isfinite(exact)]
-    if finite.size == 0:
-        return 0.0
-    offset = np.asarray(0.3).astype(DTYPES[dtype])
-    rounded = ((finite.astype(DTYPES[dtype]) + offset).astype(DTYPES[dtype]) - offset).astype(DTYPES[dtype])
-    return 2.0 * float(np.max(np.abs(rounded.astype(np.float64) - finite)))
-
-
-def tolerance(r: Any, b: Any, *, dtype: str, softcap: bool = False) -> float:
-    """Right-hand side of the rule: what max|y - r| may reach."""
-    r, b = as_float64(r), as_float64(b)
-    assert r.shape == b.shape, f"reference shapes differ: {r.shape} and {b.shape}"
-    finite = np.isfinite(r) & np.isfinite(b)
-    rounding = float(np.max(np.abs(b[finite] - r[finite]), initial=0.0))
-    return (3.0 if softcap else 2.0) * rounding + rounding_floor(r, dtype)
-
-
-def assert_within_rule(
-    y: Any, r: Any, b: Any, *, dtype: str, softcap: bool = False, at: Any = ..., what: str = "result"
-) -> None:
-    """Fails unless y obeys the rule against r and b; non-finite positions must agree first, a NaN in y always fails.
-
-    y may be a part of the result, r[at]: the rounding error of b is then still taken over all of r, since the largest
-    of a few samples says little.
-    """
-    y, r, b = as_float64(y), as_float64(r), as_float64(b)
-    bound = tolerance(r, b, dtype=dtype, softcap=softcap)
-    assert not np.isnan(r).any(), f"{what}: the reference holds NaN"
-    r = r[at]
-    assert y.shape == r.shape, f"{what}: shape {y.shape}, expected {r.shape}"
-    assert y.size > 0, f"{what}: empty, nothing was compared"
-    nan = np.argwhere(np.isnan(y))
-    assert nan.size == 0, f"{what}: {len(nan)} NaN, the first at {tuple(int(i) for i in nan[0])}"
-    assert np.array_equal(np.where(np.isinf(y), y, 0.0), np.where(np.isinf(r), r, 0.0)), f"{what}: infinities differ"
-    finite = np.isfinite(r)
-    difference = np.where(finite, np.abs(np.where(finite, y, 0.0) - np.where(finite, r, 0.0)), 0.0)
-    worst = np.unravel_index(int(np.argmax(difference)), difference.shape)
-    assert difference[worst] <= bound, (
-        f"{what}: |y - r| = {difference[worst]:.3g} at {tuple(int(i) for i in worst)} exceeds {bound:.3g} "
-        f"(y = {y[worst]:.6g}, r = {r[worst]:.6g}, {dtype})"
-    )
+def assert_within_rule(y: Any, r: Any, b: Any, *, what: str = "result", **options: Any) -> None:
+    """Fails unless y obeys the rule against r and b; see `violation`."""
+    broken = violation(y, r, b, **options)
+    assert broken is None, f"{what}: {broken}"

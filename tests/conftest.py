@@ -17,12 +17,64 @@ import hypothesis  # noqa: E402
 hypothesis.settings.register_profile("project", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("project")
 
+from pathlib import Path  # noqa: E402
+
 import pytest  # noqa: E402
 
+from gemma_cuda.device.emulator import Emulator  # noqa: E402
+from gemma_cuda.device.protocol import Device  # noqa: E402
 from tests.emulated import DeviceOf, on_cuda  # noqa: E402
 
 
 @pytest.fixture
 def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
-    """What launches on an emulator: the emulator itself or, if its schedule is random, CUDA's host path."""
-    return lambda emulator: on_cuda(emulator, monkeypatch) if emulator.schedule == "random" else emulator
+    """What launches on an emulator: the emulator itself or, if its schedule is random, CUDA's host path.
+
+    With --gpu it is the GPU.
+    """
+
+    def device(emulator: Emulator) -> Device:
+        is_emulated = isinstance(emulator, Emulator)
+        return on_cuda(emulator, monkeypatch) if is_emulated and emulator.schedule == "random" else emulator
+
+    return device
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu",
+        choices=["real", "fake"],
+        help="run the tests marked gpu, and no others, on a GPU or on our fake of one",
+    )
+    parser.addoption("--golden", type=Path, help="with --gpu: add what the primitives' kernels gave to this file")
+    parser.addoption("--no-pool", action="store_true", help="with --gpu: CuPy asks the driver for each array")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--gpu")
+    if wanted is None:
+        return
+    from tests import emulated, golden
+
+    if wanted == "fake":
+        from tests.fake_gpu import install
+
+        install(pytest.MonkeyPatch())
+    if config.getoption("--no-pool"):
+        import cupy
+
+        cupy.cuda.set_allocator(None)
+    emulated.use_gpu()
+    golden.record_to(config.getoption("--golden"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --gpu the tests marked gpu; without it all but those marked gpu(only=True)."""
+    on_gpu = config.getoption("--gpu") is not None
+
+    def is_wanted(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("gpu")
+        return marker is not None if on_gpu else marker is None or not marker.kwargs.get("only")
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = [item for item in items if is_wanted(item)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.compulsory import Compulsory
+from gemma_cuda.device import emulator
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Approximation, Emulator, Schedule
@@ -17,6 +20,7 @@ from gemma_cuda.device.protocol import Device
 from gemma_cuda.reference.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
 from tests.compare import DTYPES
 from tests.fake_cuda import Machine
+from tests.mirror import MirroredGpu
 
 Array = np.ndarray[Any, Any]
 SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
@@ -28,14 +32,30 @@ DeviceOf = Callable[[Emulator], Device]
 _MARGIN = 128
 
 
-def checked(schedule: Schedule = "forward", **options: Any) -> Emulator:
-    """An emulator that looks at every access."""
+_on_gpu = False
+
+
+def use_gpu() -> None:
+    """From now on `checked` is the GPU; pytest --gpu calls this."""
+    global _on_gpu
+    _on_gpu = True
+
+
+def checked(schedule: Schedule = "forward", **options: Any) -> Any:
+    """An emulator that looks at every access; with pytest --gpu the GPU, whose schedule nobody chooses."""
+    if _on_gpu:
+        return _gpu(options.get("kernels"), options.get("shared_bytes"))
     return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options})
 
 
-def on_cuda(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    """The CUDA device on a fake GPU whose launches `emulator` runs."""
-    Machine(emulator).install(monkeypatch)
+@functools.cache
+def _gpu(kernels: Path | None, shared_bytes: int | None) -> MirroredGpu:
+    return MirroredGpu(kernels=kernels, shared_bytes=shared_bytes)
+
+
+def on_cuda(runs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """The CUDA device on a fake GPU whose launches `runs` runs."""
+    Machine(runs).install(monkeypatch)
     return Cuda()
 
 
@@ -62,7 +82,7 @@ def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> 
 
 def poisoned(*shape: int, dtype: str) -> Array:
     """Memory that a kernel may write, and that nothing may read before."""
-    return np.asarray(Emulator().empty(shape, DTYPES[dtype]))
+    return emulator.poisoned(shape, DTYPES[dtype])
 
 
 def bounds(dtype: str, reference: Callable[[Precision], Any]) -> tuple[Any, Any]:
@@ -70,10 +90,10 @@ def bounds(dtype: str, reference: Callable[[Precision], Any]) -> tuple[Any, Any]
     return reference(FLOAT64), reference(ROUNDING[dtype])
 
 
-def counted(emulator: Emulator) -> Counters:
+def counted(device: Emulator) -> Counters:
     """What the last launch cost."""
-    assert emulator.counters is not None
-    return emulator.counters
+    assert device.counters is not None
+    return device.counters
 
 
 def assert_moves_little_more(counters: Counters, least: Compulsory) -> None:

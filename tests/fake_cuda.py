@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cuda.bindings.nvrtc  # before the driver is replaced: it looks into it
+import cuda.bindings.nvrtc  # these before the driver is replaced: they look into it
+import cuda.bindings.runtime  # and torch imports this
 import numpy as np
 import pytest
 
@@ -116,6 +117,7 @@ class Stream:
             work = self.queue.pop(0)
             try:
                 work.run()
+                machine.clock += machine.work_ms
             except KernelError as error:
                 machine.failure = f"{work.name}: {error}"
         if machine.failure is not None:
@@ -335,6 +337,7 @@ class Machine:
         self.attributes = {"MaxSharedMemoryPerBlockOptin": emulator.shared_bytes}
         self.failure: str | None = None
         self.clock = 0.0  # milliseconds, moved on by work that says how long it takes
+        self.work_ms = 0.0  # and by any work
         self.device = 0
         self.streams = [Stream(self, 0)]
         self.current_streams = self.streams[:1]

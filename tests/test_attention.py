@@ -40,15 +40,18 @@ def test_the_cases_hold_every_pair_of_factors() -> None:
     assert covered == all_pairs(FACTORS)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_attention_equals_the_reference(index: int, device_of: DeviceOf) -> None:
     case = CASES[index]
     emulated = checked(case.schedule, seed=index, approx=case.approx, shared_bytes=case.shared_kib * 1024)
     given = problem(case, seed=index)
     given.assert_right(given.run(device_of(emulated), split_keys=case.split_keys), str(case))
-    assert counted(emulated).shared_bank_conflicts == 0
+    if isinstance(emulated, Emulator):
+        assert counted(emulated).shared_bank_conflicts == 0
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_a_layer_of_gemma_2_equals_the_reference(head_dim: int) -> None:
     given = causal_problem([300], 300, group=2, kv_heads=2, head_dim=head_dim, window=256, seed=head_dim)
@@ -57,6 +60,7 @@ def test_a_layer_of_gemma_2_equals_the_reference(head_dim: int) -> None:
     given.assert_right(given.run(checked(checked=False)), f"D {head_dim}")
 
 
+@pytest.mark.gpu
 def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     """Maxima that rise by more than a rescaling from tile to tile, and then fall back."""
     given = causal_problem([40], 5 * TILE, group=1, dtype=np.float16)
@@ -66,6 +70,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     given.assert_right(given.run(checked()), "rising scores")
 
 
+@pytest.mark.gpu
 def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
     given = causal_problem([5], 70)
     given.masks["key_begin"] = np.array([0, 9, 9, 70, 70], INT32)
@@ -78,6 +83,7 @@ def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
         assert np.isneginf(lse[[0, 1, 3, 4]]).all() and np.isfinite(lse[2]).all()
 
 
+@pytest.mark.gpu
 def test_no_queries_and_empty_sequences() -> None:
     given = causal_problem([0, 3, 0], 66)
     given.assert_right(given.run(checked()), "empty sequences")
@@ -85,6 +91,7 @@ def test_no_queries_and_empty_sequences() -> None:
     assert nothing.run(checked()).shape == (0, 2, 64)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 128])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_log_sum_exp(softcap: float | None, split_keys: int | None, device_of: DeviceOf) -> None:
@@ -102,6 +109,7 @@ def test_log_sum_exp(softcap: float | None, split_keys: int | None, device_of: D
             assert abs(lse[n, head] - expected) < 2e-5, (n, head)
 
 
+@pytest.mark.gpu
 def test_bias_is_added_after_the_cap_and_may_hide_everything() -> None:
     given = causal_problem([9], 130, group=2)
     given.softcap = 1.0
@@ -116,6 +124,7 @@ def test_bias_is_added_after_the_cap_and_may_hide_everything() -> None:
 # --- the mask at real sizes ---
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("window", WINDOWS)
 def test_nothing_leaks_into_a_window(window: int) -> None:
     """What a query may not see is 1e4 and what it may is 0, for the first and the last query of a tile."""
@@ -131,6 +140,7 @@ def test_nothing_leaks_into_a_window(window: int) -> None:
         assert o[others].any(axis=(1, 2)).all(), "every other query sees at least one of the hidden keys"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("window", WINDOWS)
 def test_both_ends_of_a_window_are_seen(window: int) -> None:
     """The first or the last visible key of a query outweighs all others: the output is its value."""
@@ -153,6 +163,7 @@ def test_both_ends_of_a_window_are_seen(window: int) -> None:
 # --- the same bits ---
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 128])
 @pytest.mark.parametrize(("head_dim", "shared_kib"), [(64, 227), (128, 227), (128, 163), (256, 227)])
 def test_the_bits_do_not_depend_on_the_schedule(
@@ -167,6 +178,7 @@ def test_the_bits_do_not_depend_on_the_schedule(
         np.testing.assert_array_equal(bits(o), bits(results[0]))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(head_dim: int, softcap: float | None) -> None:
@@ -177,6 +189,7 @@ def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(head_dim: int, softcap: 
         np.testing.assert_array_equal(bits(o), bits(results[0]))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 64])
 def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(split_keys: int | None) -> None:
     queries = [70, 1, 200, 33]
@@ -187,6 +200,7 @@ def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(split_keys: int | N
         np.testing.assert_array_equal(bits(alone.run(checked(), split_keys=split_keys)), bits(together[rows]))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 64])
 def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(split_keys: int | None) -> None:
     given = causal_problem([230], 230, group=2, window=90)
@@ -233,6 +247,7 @@ def test_packed_keys_give_the_same_bits_as_rows_of_a_cache() -> None:
     np.testing.assert_array_equal(bits(o), bits(expected))
 
 
+@pytest.mark.gpu
 def test_strides_are_free() -> None:
     """BHSD tensors and a cache with its heads outside, with NaN between what is read."""
     given = causal_problem([75], 130, group=2, kv_heads=2)

@@ -34,6 +34,7 @@ def draw_ids(tokens: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, VOCABULARY, tokens).astype(np.int32)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> None:
@@ -48,6 +49,7 @@ def test_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> No
         assert np.array_equal(x.astype(np.float32), rounded)  # one product, rounded: nothing is left to chance
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("hidden_size", "factor"), [(640, 25.25), (1152, 34.0), (2560, 50.5), (3072, 55.5), (3840, 62.0), (5376, 73.5)]
 )
@@ -57,6 +59,7 @@ def test_the_scale_is_rounded_first(hidden_size: int, factor: float) -> None:
     assert (x.astype(np.float64) == factor).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("width", [7, 640])
 def test_features_take_the_places_of_their_tokens(width: int, dtype: str, device_of: DeviceOf) -> None:
@@ -76,6 +79,7 @@ def test_features_take_the_places_of_their_tokens(width: int, dtype: str, device
     assert np.array_equal(x[~is_feature].view(np.uint16), alone.view(np.uint16))
 
 
+@pytest.mark.gpu
 def test_every_schedule_build_and_batch_gives_the_same_bits() -> None:
     ids, table = draw_ids(6), values(0, VOCABULARY, 712, dtype="bfloat16")
     expected = embed(ids, table, scale=5.0, device=checked(workers=1)).tobytes()

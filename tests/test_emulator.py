@@ -286,16 +286,6 @@ def test_a_wait_does_not_replace_a_barrier() -> None:
     caught("wait_without_barrier", [floats(64), floats(64)], kind="data race", block=32)
 
 
-@pytest.mark.parametrize("checked", [True, False])
-@pytest.mark.parametrize("valid", [0, 4, 16])
-def test_async_copies_fill_with_zeros(valid: int, checked: bool) -> None:
-    out = floats(32)
-    emulator(checked=checked).launch("ok_async", (1,), (32,), 512, [out, floats(128) + 1, valid])
-    expected = (floats(128) + 1).reshape(32, 4)
-    expected[:, valid // 4 :] = 0
-    np.testing.assert_array_equal(out, expected.reshape(-1)[:32])
-
-
 # --- alignment, faults ---
 
 

@@ -38,6 +38,7 @@ def reference(gate: Array, up: Array, dtype: str) -> tuple[Any, Any]:
     return bounds(dtype, run)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_reference(shape: tuple[int, int], dtype: str, device_of: DeviceOf) -> None:
@@ -52,6 +53,7 @@ def test_equals_the_reference(shape: tuple[int, int], dtype: str, device_of: Dev
         )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 def test_every_gate_value_there_is(dtype: str) -> None:
     """All 2^16 values of the type, near zero relative to themselves: a small result is no less right than a large."""
@@ -66,18 +68,21 @@ def test_every_gate_value_there_is(dtype: str) -> None:
     assert (np.abs(y - exact) <= np.maximum(np.abs(stored - exact), spacing) + 1e-5 * np.abs(exact)).all()
 
 
+@pytest.mark.gpu
 def test_infinities_and_nan_go_through() -> None:
     gate = np.array([[np.inf, np.nan, -np.inf, 1.0]], np.float16)
     y = geglu(gate, np.ones_like(gate), device=checked())
     assert y[0, 0] == np.inf and np.isnan(y[0, 1:3]).all() and np.isfinite(y[0, 3])
 
 
+@pytest.mark.gpu
 def test_up_as_one_layer_of_the_per_layer_inputs() -> None:
     gate, inputs = values(0, 5, 256, dtype="bfloat16"), values(1, 5, 3, 256, dtype="bfloat16")
     y = geglu(gate, inputs[:, 1], device=checked())
     assert_within_rule(y, *reference(gate, inputs[:, 1], "bfloat16"), dtype="bfloat16")
 
 
+@pytest.mark.gpu
 def test_every_schedule_build_batch_and_alignment_gives_the_same_bits() -> None:
     packed = values(0, 5, 2 * 712, dtype="bfloat16")
     expected = geglu(packed[:, :712], packed[:, 712:], device=checked(workers=1)).tobytes()

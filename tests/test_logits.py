@@ -41,6 +41,7 @@ def ranked(z: Array, k: int) -> tuple[Array, Array]:
     return np.take_along_axis(z, order, axis=1), order
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1023), (1, 1024), (3, 1025), (2, 6), (5, 4100)])
 def test_softcap_equals_the_reference(shape: tuple[int, int], device_of: DeviceOf) -> None:
     for i, (cap, scale) in enumerate(((30.0, 40.0), (30.0, 0.01), (5.0, 2.0))):
@@ -56,6 +57,7 @@ def test_softcap_equals_the_reference(shape: tuple[int, int], device_of: DeviceO
         assert (np.abs(y.reshape(-1) - exact[: y.size]) <= 8 * 2.0**-24 * np.abs(exact[: y.size])).all()
 
 
+@pytest.mark.gpu
 def test_softcap_of_extremes() -> None:
     z = np.array([[np.inf, -np.inf, 3e38, -0.0, np.nan, 1e-40]], np.float32)
     y = softcap(z, 30.0, device=checked())
@@ -64,6 +66,7 @@ def test_softcap_of_extremes() -> None:
 
 
 # One logit, fewer than a warp, a block's threads, a slice less one, exactly, more, several; one slice of keys and more.
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("rows", "width", "k"),
     [
@@ -82,6 +85,7 @@ def test_top_k_equals_numpy(rows: int, width: int, k: int, device_of: DeviceOf) 
         assert np.array_equal(device.to_host(argmax(placed, device=device)), z.argmax(axis=1))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("width", [40, SLICE + 9])
 def test_ties_go_to_the_lowest_index(width: int) -> None:
     z = np.random.default_rng(0).integers(-2, 3, (2, width)).astype(np.float32)
@@ -95,6 +99,7 @@ def test_ties_go_to_the_lowest_index(width: int) -> None:
     assert top_k(same, k, device=checked())[1].tolist() == [list(range(k))]
 
 
+@pytest.mark.gpu
 def test_nan_and_infinities() -> None:
     z = np.full((1, 70), -np.inf, np.float32)
     z[0, [60, 5]], z[0, [50, 9]], z[0, 30] = np.nan, np.inf, -1.0
@@ -104,6 +109,7 @@ def test_nan_and_infinities() -> None:
     assert np.array_equal(found, z[:, indices[0]], equal_nan=True)
 
 
+@pytest.mark.gpu
 def test_every_schedule_build_and_batch_gives_the_same_bits() -> None:
     z = np.round(values(0, 3, SLICE + 300, dtype="float32"), 1)
 

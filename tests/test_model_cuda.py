@@ -18,9 +18,7 @@ from tests.compare import assert_within_rule
 from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
 from tests.hf_models import build
-from tests.test_model_emulator import MODELS, SIZE, numpy_model, prompt
-
-GRAPHS: dict[str, Any] = {"lengths": (2, 64, 160), "batch_size": 2, "kv_rows": 3, "kv_capacity": 400}
+from tests.test_model_emulator import GRAPHS, MODELS, SIZE, load, numpy_model, prompt, text
 
 
 @pytest.fixture
@@ -30,18 +28,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def load(name: str, device: Any, **options: Any) -> gemma_cuda.Gemma:
-    return gemma_cuda.Gemma.from_pretrained(build(name, SIZE).path, device=device, **options)
-
-
 @functools.cache
 def emulator_model(name: str) -> gemma_cuda.Gemma:
     return load(name, Emulator(), gemm="kernel")
-
-
-def text(name: str) -> dict[str, Any]:
-    """A prompt's arguments without logits_to_keep: of the last token, as graphs serve it."""
-    return {key: value for key, value in prompt(name).items() if key != "logits_to_keep"}
 
 
 def assert_same_bits(gpu: gemma_cuda.Gemma, y: Any, expected: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,8 +11,10 @@ import pytest
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.emulator import POISON, Approximation, Emulator
 from gemma_cuda.errors import LaunchError
+from tests import golden
+from tests.emulated import checked as device_for
+from tests.golden import KERNELS, GoldenLaunch
 
-KERNELS = Path(__file__).parent / "kernels"
 DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "half": np.float16}
 Array = np.ndarray[Any, Any]
 LANE = np.arange(32)
@@ -21,17 +22,20 @@ LANE = np.arange(32)
 
 def run(
     instance: str, args: list[Any], *, grid: Any = (1,), block: Any = (32,), shared: int = 0, **options: Any
-) -> Counters:
-    """Counters of a checked launch, whose results are the bits of an unchecked one."""
+) -> Any:
+    """Counters of a checked launch, whose results are the bits of an unchecked one; None on a GPU."""
     arrays = [i for i, value in enumerate(args) if isinstance(value, np.ndarray) and value.flags.writeable]
-    checked, fast = Emulator(checked=True, kernels=KERNELS, **options), Emulator(kernels=KERNELS, **options)
     copies = [np.array(value) if i in arrays else value for i, value in enumerate(args)]
-    fast.launch(instance, grid, block, shared, copies)
-    checked.launch(instance, grid, block, shared, args)
+    given = [np.array(value) if i in arrays else value for i, value in enumerate(args)]
+    device = device_for(kernels=KERNELS, workers=None, **options)
+    device_for(kernels=KERNELS, workers=None, **{**options, "checked": False}).launch(
+        instance, grid, block, shared, copies
+    )
+    device.launch(instance, grid, block, shared, args)
     for i in arrays:
-        assert args[i].tobytes() == copies[i].tobytes(), f"{instance}: checked and unchecked differ in argument {i}"
-    assert checked.counters is not None
-    return checked.counters
+        assert args[i].tobytes() == copies[i].tobytes(), f"{instance}: two launches differ in argument {i}"
+    golden.record(GoldenLaunch(instance, grid, block, shared, given, {i: args[i] for i in arrays}))
+    return device.counters
 
 
 def constant(array: Any) -> Array:
@@ -57,6 +61,7 @@ def hard_floats(dtype: Any) -> Array:
     return np.concatenate([around, *beside, special])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
 def test_rounding_is_to_nearest_even(name: str) -> None:
     dtype = DTYPES[name]
@@ -70,6 +75,7 @@ def test_rounding_is_to_nearest_even(name: str) -> None:
     np.testing.assert_array_equal(y[~nan].view(np.uint16), expected[~nan].view(np.uint16))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
 def test_widening_is_exact(name: str) -> None:
     bits = np.arange(65536, dtype=np.uint16)
@@ -79,6 +85,7 @@ def test_widening_is_exact(name: str) -> None:
     np.testing.assert_array_equal(out, bits.view(DTYPES[name]).astype(np.float32))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
 def test_pack_puts_the_first_value_low(name: str) -> None:
     x = np.linspace(-3, 3, 64, dtype=np.float32)
@@ -185,9 +192,39 @@ def test_approximations_flush_subnormals_and_keep_special_values(approx: Approxi
         assert (np.signbit(y) == np.signbit(expected))[~np.isnan(y)].all(), name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "x", "worst"),
+    [
+        ("Exp2", np.linspace(-125, 127, 8001), 2.0**-22),
+        ("Tanh", np.linspace(-9, 9, 8001), 2.0**-11),
+        ("Rsqrt", np.geomspace(1e-37, 3e38, 8001), 2.0**-22.9),
+        ("Reciprocal", np.geomspace(1e-37, 1e37, 8001), 2.0**-23),
+    ],
+)
+def test_no_approximation_is_worse_than_documented(name: str, x: Array, worst: float) -> None:
+    function = {"Exp2": np.exp2, "Tanh": np.tanh, "Rsqrt": lambda x: 1 / np.sqrt(x), "Reciprocal": lambda x: 1 / x}
+    x = x.astype(np.float32)
+    exact = function[name](x.astype(np.float64))
+    error = np.abs(approximated(name, x, "exact") - exact)
+    assert (error <= (worst + 2.0**-24) * np.abs(exact)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("valid", [0, 4, 16])
+def test_async_copies_fill_with_zeros(valid: int) -> None:
+    source = 1 + np.arange(128, dtype=np.float32)
+    out = np.zeros(32, np.float32)
+    run("ok_async", [out, constant(source), valid], shared=512)
+    expected = source.reshape(32, 4).copy()
+    expected[:, valid // 4 :] = 0
+    np.testing.assert_array_equal(out, expected.reshape(-1)[:32])
+
+
 # --- threads and warps ---
 
 
+@pytest.mark.gpu
 def test_threads_know_where_they_are() -> None:
     block, grid = (5, 3, 4), (2, 3, 2)
     out = np.zeros((12, 60, 12), np.int32)
@@ -198,6 +235,7 @@ def test_threads_know_where_they_are() -> None:
             assert out[b, t].tolist() == expected
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
 @pytest.mark.parametrize("width", [32, 16, 8, 4, 2, 1])
 def test_shuffles(width: int, schedule: Any) -> None:
@@ -214,6 +252,7 @@ def test_shuffles(width: int, schedule: Any) -> None:
             np.testing.assert_array_equal(out[op], 100 + np.where(inside[op], source[op], LANE), err_msg=f"op {op}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("mask", [0xFFFFFFFF, 0x0000FFFF, 0x80000001, 0x00010000])
 def test_votes(mask: int) -> None:
     random = np.random.default_rng(mask)
@@ -231,6 +270,7 @@ def test_votes(mask: int) -> None:
 NUMBERS = [("int", np.int32), ("unsigned", np.uint32), ("unsigned long long", np.uint64), ("float", np.float32)]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("cpp", "dtype"), NUMBERS)
 def test_atomics(cpp: str, dtype: Any) -> None:
     start = -7 if dtype in (np.int32, np.float32) else 7
@@ -260,6 +300,7 @@ def element(matrix: Array, lane: int, half: int) -> Any:
     return matrix[lane // 4, 2 * (lane % 4) + half]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("form", ["Straight", "Transposed"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ldmatrix(count: int, form: str) -> None:
@@ -275,6 +316,7 @@ def test_ldmatrix(count: int, form: str) -> None:
             assert out[lane, i] == int(element(matrix, lane, 0)) | int(element(matrix, lane, 1)) << 16
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("form", ["Straight", "Transposed"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_stmatrix(count: int, form: str) -> None:
@@ -304,6 +346,7 @@ def fragments(a: Array, b: Array, d: Array) -> tuple[Array, Array, Array]:
     return a[a_row, a_column], b[b_row, group[:, None]], d[d_row, d_column]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("tiles", [1, 2, 3, 8, 11])
 @pytest.mark.parametrize("name", DTYPES)
 def test_mma(name: str, tiles: int) -> None:
@@ -316,7 +359,7 @@ def test_mma(name: str, tiles: int) -> None:
     right = np.stack([np.ascontiguousarray(p[1]).view(np.uint32) for p in pieces])
     d = np.stack([p[2] for p in pieces])
     counters = run(f"multiply<{name}, {tiles}>", [d, constant(left), constant(right)])
-    assert counters.mma == tiles
+    assert counters is None or counters.mma == tiles
     expected = start.astype(np.float64) + a.astype(np.float64) @ b.astype(np.float64)
     magnitude = np.abs(start) + np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))
     for n in range(tiles):
@@ -324,6 +367,7 @@ def test_mma(name: str, tiles: int) -> None:
         assert (difference <= 17 * 2.0**-24 * fragments(a, b[n], magnitude[n])[2]).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
 def test_mma_keeps_infinities_nan_and_subnormals(name: str) -> None:
     dtype = DTYPES[name]
@@ -345,6 +389,7 @@ def test_mma_keeps_infinities_nan_and_subnormals(name: str) -> None:
     assert (sums[8:12, 0] == np.float32(tiny)).all() and np.isnan(sums[12:16, 0]).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("threads", [32, 64, 128, 256, 1024])
 def test_block_sum(threads: int) -> None:
     x = np.random.default_rng(0).standard_normal(threads).astype(np.float32)
@@ -353,6 +398,7 @@ def test_block_sum(threads: int) -> None:
     assert (out == out[0]).all() and abs(out[0] - x.astype(np.float64).sum()) < 1e-4
 
 
+@pytest.mark.gpu
 def test_dependent_launches_are_ordered() -> None:
     out = np.zeros(32, np.float32)
     run("ordered_launches", [out])

@@ -172,6 +172,7 @@ class Inputs:
         return device.to_host(q), k, v
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_equals_the_reference(index: int, dtype: str, device_of: DeviceOf) -> None:
@@ -192,6 +193,7 @@ def test_equals_the_reference(index: int, dtype: str, device_of: DeviceOf) -> No
         assert np.array_equal(results[2][inputs.slots].view(np.uint16), v.view(np.uint16))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", [CASES[11], CASES[20]], ids=str)
 def test_every_schedule_build_and_batch_gives_the_same_bits(case: Case) -> None:
     inputs = Inputs.draw(case, "bfloat16")
@@ -216,6 +218,7 @@ def test_every_schedule_build_and_batch_gives_the_same_bits(case: Case) -> None:
     assert [b"".join(parts) for parts in zip(*alone, strict=True)] == expected
 
 
+@pytest.mark.gpu
 def test_positions_and_slots_are_implied() -> None:
     case = Case(256, 4, 2, 5)
     inputs = Inputs.draw(case, "bfloat16")

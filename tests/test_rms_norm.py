@@ -47,6 +47,7 @@ def weights_of(weight: Array, plus_one: bool, dtype: Any) -> Array:
     return weight.astype(dtype) + (1 if plus_one else 0)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rms_norm_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> None:
@@ -62,6 +63,7 @@ def test_rms_norm_equals_the_reference(width: int, dtype: str, device_of: Device
         assert_within_rule(device.to_host(y), exact, rounded, dtype=dtype, what=f"rms_norm {schedule}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 def test_rms_norm_without_a_weight(dtype: str, device_of: DeviceOf) -> None:
     x = values(1, 3, 130, dtype=dtype)
@@ -73,6 +75,7 @@ def test_rms_norm_without_a_weight(dtype: str, device_of: DeviceOf) -> None:
     assert_within_rule(y, exact, rounded, dtype=dtype)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS[::2] + WIDTHS[-1:])
 def test_add_norm_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> None:
@@ -101,6 +104,7 @@ def test_add_norm_equals_the_reference(width: int, dtype: str, device_of: Device
             assert_within_rule(device.to_host(y_or_h), exact, rounded, dtype=dtype, what=f"{what} {i}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 2, 4])
 def test_any_alignment_gives_the_same_values(offset: int, dtype: str) -> None:
@@ -116,6 +120,7 @@ def test_any_alignment_gives_the_same_values(offset: int, dtype: str) -> None:
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("is_checked", [True, False])
 def test_every_schedule_and_batch_gives_the_same_bits(is_checked: bool) -> None:
     residual, branch = values(0, 6, 640, dtype="bfloat16"), values(1, 6, 640, dtype="bfloat16")

@@ -78,8 +78,9 @@ class Gemms:
     def __init__(self, cuda: Cuda, *, cache: Path | None = None) -> None:
         self._cuda = cuda
         self._library = Library(cuda)
+        self.version = self._library.version
         directory = (sources.cache_directory() if cache is None else cache) / "cublaslt"
-        self._known = AlgorithmCache(directory, cuda.gpu_name, self._library.version)
+        self._known = AlgorithmCache(directory, cuda.gpu_name, self.version)
         self._plans: dict[Product, GemmPlan] = {}
 
     def plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -130,9 +131,13 @@ class Cuda:
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of zeros, as of the current stream; raises OutOfMemoryError."""
         array = self.empty(shape, dtype)
-        with self._gpu, self._reporting():
-            array.data.memset_async(0, array.nbytes)
+        self.fill(array, 0)
         return array
+
+    def fill(self, array: Array, byte: int) -> None:
+        """Sets each byte of a contiguous array, as of the current stream; 0xFF makes NaN of every float type."""
+        with self._gpu, self._reporting():
+            array.data.memset_async(byte, array.nbytes)
 
     def copy(self, target: Array, source: Array) -> None:
         """Copies source to target in the current stream; as many rows of as many bytes, each row contiguous."""
@@ -205,15 +210,21 @@ class Cuda:
 
     def elapsed(self, work: Callable[[], None]) -> float:
         """Milliseconds that the GPU takes for what work() puts on the current stream, which is waited for."""
+        return self.timeline([work])[0]
+
+    def timeline(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        """Milliseconds from the start of what each puts on the current stream to the start of the next one's."""
         import cupy
 
         with self._gpu, self._reporting():
-            stream, begin, end = cupy.cuda.get_current_stream(), cupy.cuda.Event(), cupy.cuda.Event()
-            begin.record(stream)
-            work()
-            end.record(stream)
-            end.synchronize()
-            return float(cupy.cuda.get_elapsed_time(begin, end))
+            stream = cupy.cuda.get_current_stream()
+            events = [cupy.cuda.Event() for _ in range(len(works) + 1)]
+            events[0].record(stream)
+            for work, event in zip(works, events[1:], strict=True):
+                work()
+                event.record(stream)
+            events[-1].synchronize()
+            return [float(cupy.cuda.get_elapsed_time(*pair)) for pair in itertools.pairwise(events)]
 
     def launch(
         self,

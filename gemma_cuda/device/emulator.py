@@ -81,17 +81,11 @@ class Emulator:
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of the given shape that holds poison: a checked kernel that reads it before writing it is stopped."""
-        array = _aligned(shape, dtype)
-        data = array.reshape(-1).view(np.uint8)
-        if array.dtype.itemsize % 2 == 0:
-            data.view(np.uint16)[:] = POISON
-        else:
-            data[:] = POISON >> 8
-        return array
+        return poisoned(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of zeros."""
-        array = _aligned(shape, dtype)
+        array = aligned(shape, dtype)
         array.view(np.uint8)[...] = 0
         return array
 
@@ -105,7 +99,7 @@ class Emulator:
 
     def from_host(self, array: Array) -> Array:
         """Contiguous copy, same shape and dtype."""
-        copy = _aligned(array.shape, array.dtype)
+        copy = aligned(array.shape, array.dtype)
         copy[...] = array
         return copy
 
@@ -211,7 +205,18 @@ def _load(runtime: ModuleType, path: Path) -> Any:
     return _libraries[path]
 
 
-def _aligned(shape: Sequence[int], dtype: Any) -> Array:
+def poisoned(shape: Sequence[int], dtype: Any) -> Array:
+    """Array of the given shape that holds poison, NaN in every float type."""
+    array = aligned(shape, dtype)
+    data = array.reshape(-1).view(np.uint8)
+    if array.dtype.itemsize % 2 == 0:
+        data.view(np.uint16)[:] = POISON
+    else:
+        data[:] = POISON >> 8
+    return array
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> Array:
     """Array of the given shape at a multiple of 256 bytes, as cudaMalloc gives: counts do not depend on luck."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     room = np.empty(size + _ALIGNMENT, np.uint8)

@@ -56,19 +56,19 @@ class LaunchPlan:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._steps: list[Callable[[int], None]] = []
+        self.steps: list[Callable[[int], None]] = []
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self.steps)
 
     def add(self, name: str, step: Callable[[int], None]) -> None:
         """One more launch: step(stream) starts it."""
         self.names.append(name)
-        self._steps.append(step)
+        self.steps.append(step)
 
     def start(self, stream: int) -> None:
         """Starts all launches, one after another. Raises LaunchError."""
-        for step in self._steps:
+        for step in self.steps:
             step(stream)
 
     def count(self) -> Counter[str]:

@@ -53,6 +53,13 @@ def published() -> dict[str, GemmaConfig]:
     return {name: GemmaConfig.from_dict(fields, source=name) for name, fields in _PUBLISHED.items()}
 
 
+def text_fields(name: str) -> dict[str, Any]:
+    """What config.json says of a published size's text model, as HuggingFace's class of its model_type takes it."""
+    fields = _PUBLISHED[name]
+    text: dict[str, Any] = fields.get("text_config", fields)
+    return text
+
+
 def _dtype(name: str) -> np.dtype[Any]:
     import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 
@@ -167,19 +174,21 @@ def _with_vision(model_type: str, text: dict[str, Any], vision_hidden_size: int)
     return {"model_type": model_type, "text_config": text, "vision_config": {"hidden_size": vision_hidden_size}}
 
 
-# What decides an instance: hidden size, head size, heads, generation. The rest is what GemmaConfig takes for granted.
+# What decides an instance or a time: sizes, heads, windows. The rest is what GemmaConfig takes for granted.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma-2b": _fields("gemma", 18, 2048, 16384, 8, 1),
     "gemma-7b": _fields("gemma", 28, 3072, 24576, 16, 16),
     "gemma-2-2b": _fields("gemma2", 26, 2304, 9216, 8, 4),
     "gemma-2-9b": _fields("gemma2", 42, 3584, 14336, 16, 8),
     "gemma-2-27b": _fields("gemma2", 46, 4608, 36864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
-    "gemma-3-270m": _fields("gemma3_text", 18, 640, 2048, 4, 1),
-    "gemma-3-1b": _fields("gemma3_text", 26, 1152, 6912, 4, 1),
-    "embeddinggemma-300m": _fields("gemma3_text", 24, 768, 1152, 3, 1),
-    "gemma-3-4b": _with_vision("gemma3", _fields("gemma3_text", 34, 2560, 10240, 8, 4), 1152),
-    "gemma-3-12b": _with_vision("gemma3", _fields("gemma3_text", 48, 3840, 15360, 16, 8), 1152),
-    "gemma-3-27b": _with_vision("gemma3", _fields("gemma3_text", 62, 5376, 21504, 32, 16, head_dim=128), 1152),
+    "gemma-3-270m": _fields("gemma3_text", 18, 640, 2048, 4, 1, sliding_window=512),
+    "gemma-3-1b": _fields("gemma3_text", 26, 1152, 6912, 4, 1, sliding_window=512),
+    "embeddinggemma-300m": _fields("gemma3_text", 24, 768, 1152, 3, 1, sliding_window=512),
+    "gemma-3-4b": _with_vision("gemma3", _fields("gemma3_text", 34, 2560, 10240, 8, 4, sliding_window=1024), 1152),
+    "gemma-3-12b": _with_vision("gemma3", _fields("gemma3_text", 48, 3840, 15360, 16, 8, sliding_window=1024), 1152),
+    "gemma-3-27b": _with_vision(
+        "gemma3", _fields("gemma3_text", 62, 5376, 21504, 32, 16, head_dim=128, sliding_window=1024), 1152
+    ),
     "gemma-4-e2b": _with_vision("gemma4", _fields("gemma4_text", 35, 1536, 6144, 8, 1), 768),
     "gemma-4-e4b": _with_vision("gemma4", _fields("gemma4_text", 42, 2560, 10240, 8, 2), 768),
     "gemma-4-12b": _with_vision("gemma4_unified", _fields("gemma4_unified_text", 48, 3840, 15360, 16, 8), 1152),

@@ -1,0 +1,241 @@
+"""All that a GPU can tell in a few minutes: python -m benchmarks.checkup --out DIR [--minutes 8] [--only SECTION]
+
+Runs from a checkout in which nothing can be installed: packages that are missing may lie unpacked on PYTHONPATH, and
+kernels compiled before in $GEMMA_CUDA_CACHE. It needs NumPy, pytest, CuPy and cuda-bindings; the models' tests and the
+peers need torch and transformers. Sections, by value:
+
+device     what the GPU is, the bandwidth of a copy and the rate of a library's product   device.json
+golden     what each primitive gives; copy the file to tests/golden/                      golden.zip
+tests      every kernel's tests, then whole models                                        tests.json
+sanitizer  memcheck and racecheck of a small test of each kernel                          sanitizer.json
+bench      times of kernels beside peers, then of whole prefills                          bench.json, prefill.json
+ncu        bytes and bank conflicts beside the emulator's                                 ncu.json
+
+Each part has a process of its own, so what crashes or hangs costs only itself. summary.txt is what is printed last.
+Exit code 1 if something was wrong: a test, a golden launch, a finding of the sanitizer, the output of a timed kernel.
+--gpu fake rehearses all of it on the emulator, with no figure of any worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import profilers
+from .isolated_tests import ROOT, Result, run_isolated
+
+GOLDEN = ("tests/test_primitives.py",)
+KERNELS = tuple(f"tests/test_{name}.py" for name in (
+    "rms_norm", "geglu", "embed", "logits", "qk_norm_rope", "linear", "attention"
+))  # fmt: skip
+MODELS = ("tests/test_model_gpu.py",)
+TEST_LIMIT_S, MODEL_LIMIT_S, SANITIZER_LIMIT_S = 20.0, 60.0, 45.0
+_MOST_JOBS = 8
+_OUTCOMES = {"passed": "ok", "skipped": "skipped"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was looked at. outcome: ok, failed or skipped; wrong: it failed, and not for want of a tool."""
+
+    section: str
+    name: str
+    outcome: str
+    detail: str = ""
+    wrong: bool = False
+
+
+@dataclass
+class Checkup:
+    """One run. fractions: how much of the time may be used up when a section ends."""
+
+    out: Path
+    gpu: str
+    begin: float
+    seconds: float
+    limit_s: float | None
+    tests: dict[str, tuple[str, ...]]
+    items: list[Item] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def deadline(self, fraction: float) -> float:
+        return self.begin + fraction * self.seconds
+
+    def write(self, name: str, value: Any) -> None:
+        (self.out / name).write_text(json.dumps(value, indent=1) + "\n")
+
+    def part(self, name: str, file: str, limit_s: float) -> dict[str, Any]:
+        """What a part of benchmarks/gpu_parts.py wrote. Raises SubprocessError where it did not."""
+        command = [sys.executable, "-m", "benchmarks.gpu_parts", name, "--gpu", self.gpu, "--json"]
+        path = (self.out / file).resolve()
+        done = subprocess.run(
+            [*command, str(path), "--seconds", str(max(limit_s - 20, 10))],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(limit_s, 20),
+        )  # fmt: skip
+        if done.returncode:
+            raise subprocess.SubprocessError(done.stdout[-1500:])
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
+    def run_tests(
+        self, section: str, files: Sequence[str], limit_s: float, deadline: float, *more: str
+    ) -> list[Result]:
+        results: list[Result] = []
+        if not files:
+            return results
+        wanted = self.tests.get(section, ())
+        arguments = [f"--gpu={self.gpu}", *more, *files, *wanted]
+        jobs = 1 if more else min(_MOST_JOBS, max(1, (os.cpu_count() or 1) // 2))  # a golden file has one writer
+        for result in run_isolated(arguments, limit_s=self.limit_s or limit_s, deadline=deadline, jobs=jobs):
+            results.append(result)
+            outcome = _OUTCOMES.get(result.outcome, "failed")
+            detail = "" if outcome == "ok" else f"{result.outcome}: {_last_line(result.detail)}"
+            self.items.append(Item(section, result.test, outcome, detail, wrong=outcome == "failed"))
+        return results
+
+
+def device(run: Checkup) -> Iterator[Item]:
+    run.facts = run.part("facts", "device.json", run.deadline(0.12) - time.monotonic())
+    yield Item("device", f"{run.facts['gpu']}, {run.facts['architecture']}", "ok")
+    top = run.facts["ceilings"]
+    yield Item("device", f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s", "ok")
+    if top["product_flops_per_s"] is None:
+        yield Item("device", "product", "skipped", "neither nvmath-python nor torch can multiply here")
+    else:
+        yield Item("device", f"product {top['product_flops_per_s'] / 1e12:.0f} TFLOP/s by {top['product_by']}", "ok")
+
+
+def golden(run: Checkup) -> Iterator[Item]:
+    path = (run.out / "golden.zip").resolve()
+    path.unlink(missing_ok=True)
+    run.run_tests("golden", GOLDEN, TEST_LIMIT_S, run.deadline(0.2), f"--golden={path}")
+    yield from ()
+
+
+def tests(run: Checkup) -> Iterator[Item]:
+    results = run.run_tests("tests", KERNELS, TEST_LIMIT_S, run.deadline(0.5))
+    results += run.run_tests("models", MODELS, MODEL_LIMIT_S, run.deadline(0.62))
+    run.write("tests.json", [asdict(result) for result in results])
+    yield from ()
+
+
+def sanitizer(run: Checkup) -> Iterator[Item]:
+    if shutil.which("compute-sanitizer") is None:
+        yield Item("sanitizer", "memcheck, racecheck", "skipped", "compute-sanitizer is not on the PATH")
+        return
+    verdicts = []
+    for test in profilers.SANITIZED:
+        for tool in ("memcheck", "racecheck"):
+            left = run.deadline(0.75) - time.monotonic()
+            if left < 5:
+                yield Item("sanitizer", f"{tool} {test}", "skipped", "no time was left")
+                continue
+            verdict = profilers.sanitize(tool, test, run.gpu, min(left, SANITIZER_LIMIT_S))
+            verdicts.append(verdict)
+            outcome = {"ok": "ok", "found": "failed"}.get(verdict.outcome, "skipped")
+            detail = "" if outcome == "ok" else f"{verdict.outcome}: {_last_line(verdict.text)}"
+            yield Item("sanitizer", f"{tool} {test}", outcome, detail, wrong=verdict.outcome == "found")
+    run.write("sanitizer.json", [asdict(verdict) for verdict in verdicts])
+
+
+def bench(run: Checkup) -> Iterator[Item]:
+    result = run.part("bench", "bench.json", run.deadline(0.85) - time.monotonic())
+    for row in result["rows"]:
+        name = f"{row['op']} {row['shape']}"
+        outcome = "ok" if row["wrong"] is None else "failed"
+        yield Item("bench", name, outcome, row["wrong"] or "", wrong=row["wrong"] is not None)
+    for peer, reason in result["absent"].items():
+        yield Item("bench", peer, "skipped", reason)
+    result = run.part("prefill", "prefill.json", run.deadline(0.94) - time.monotonic())
+    yield from (Item("bench", f"prefill {row['model']} {row['tokens']}", "ok") for row in result["rows"])
+
+
+def ncu(run: Checkup) -> Iterator[Item]:
+    if shutil.which("ncu") is None:
+        yield Item("ncu", "all", "skipped", "ncu is not on the PATH")
+        return
+    command = [sys.executable, "-m", "benchmarks.gpu_parts", "launches", "--gpu", run.gpu]
+    kernels = profilers.profile(command, max(run.deadline(1.0) - time.monotonic(), 20))
+    run.write("ncu.json", kernels)  # as they are, should they not fit the cases
+    rows = list(profilers.beside_counters(kernels))
+    run.write("ncu.json", rows)
+    for row in rows:
+        conflicts = row["ncu"]["shared_bank_conflicts"]
+        yield Item("ncu", f"{row['kernel']} {row['model']} {row['shape']}", "ok", f"{conflicts:.0f} bank conflicts")
+
+
+SECTIONS: dict[str, Callable[[Checkup], Iterator[Item]]] = {
+    "device": device, "golden": golden, "tests": tests, "sanitizer": sanitizer, "bench": bench, "ncu": ncu,
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the result files, at most eight")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given several times")
+    parser.add_argument("--gpu", choices=["real", "fake"], default="real")
+    parser.add_argument("--test-limit", type=float, metavar="SECONDS", help="for one test, instead of 20 (models 60)")
+    parser.add_argument("--tests", action="append", default=[], metavar="SECTION=EXPRESSION", help="pytest's -k of it")
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    chosen = {name: ("-k", expression) for name, _, expression in (given.partition("=") for given in options.tests)}
+    run = Checkup(options.out, options.gpu, time.monotonic(), 60 * options.minutes, options.test_limit, chosen)
+    for name in options.only or SECTIONS:
+        _run_section(run, name)
+    text = summary(run.items, run.facts, time.monotonic() - run.begin)
+    (options.out / "summary.txt").write_text(text)
+    print(text, end="")
+    return int(any(item.wrong for item in run.items))
+
+
+def _run_section(run: Checkup, name: str) -> None:
+    print(f"--- {name}, {time.monotonic() - run.begin:.0f} s after the start", flush=True)
+    before = len(run.items)
+    try:
+        for item in SECTIONS[name](run):
+            run.items.append(item)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        text = f"{type(error).__name__}: {_last_line(str(error))}"
+        run.items.append(Item(name, name, "failed", text, wrong=name != "ncu"))
+    for item in run.items[before:]:
+        print(f"{item.outcome:<8} {item.section:<10} {item.name}  {item.detail}".rstrip(), flush=True)
+
+
+def summary(items: Iterable[Item], facts: dict[str, Any], seconds: float) -> str:
+    """One page: counts of each section, then everything that failed, then what was skipped and why."""
+    items = list(items)
+    lines = ["", f"check-up of {facts.get('gpu', 'a GPU of which nothing is known')}, {seconds:.0f} s", ""]
+    for section in dict.fromkeys(item.section for item in items):
+        counts = Counter(item.outcome for item in items if item.section == section)
+        numbers = "  ".join(f"{counts[outcome]:>4} {outcome}" for outcome in ("ok", "failed", "skipped"))
+        lines.append(f"{section:<10} {numbers}")
+    failed = [item for item in items if item.outcome == "failed"]
+    lines += ["", *(f"failed   {item.name}  {item.detail}"[:200] for item in failed[:25])]
+    lines += [f"and {len(failed) - 25} more"] if len(failed) > 25 else []
+    reasons = Counter((item.section, item.detail) for item in items if item.outcome == "skipped")
+    lines += [f"skipped  {section}: {count}, {detail}"[:200] for (section, detail), count in reasons.most_common(8)]
+    lines.append("WRONG" if any(item.wrong for item in items) else "nothing was wrong")
+    return "\n".join(lines) + "\n"
+
+
+def _last_line(text: str) -> str:
+    """The one that says most of pytest's and Python's reports: the first with the error, or else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line[2:].strip() for line in lines if line.startswith("E ")), lines[-1] if lines else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Parts of the check-up that use a GPU, each in a process of its own: python -m benchmarks.gpu_parts PART --json FILE
+
+facts     what the GPU is, and its ceilings
+bench     the kernels' times beside peers, until --seconds are over
+prefill   whole prefills of random models
+launches  each case of benchmarks/cost_cases.py once, for a profiler
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_cuda.device.cuda import Cuda
+
+_PACKAGES = ("cupy-cuda13x", "cuda-bindings", "nvidia-cuda-nvrtc", "nvmath-python", "torch", "triton", "transformers")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts")
+    parser.add_argument("part", choices=["facts", "bench", "prefill", "launches"])
+    parser.add_argument("--gpu", choices=["real", "fake"], default="real")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    options = parser.parse_args()
+    if options.gpu == "fake":
+        from tests import fake_gpu
+
+        fake_gpu.install(pytest.MonkeyPatch())
+    part = {"facts": facts, "bench": bench, "prefill": prefill, "launches": launches}[options.part]
+    result = part(options.gpu == "fake", options.seconds)
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def facts(is_rehearsal: bool, seconds: float) -> dict[str, Any]:
+    """What the figures of this GPU are to be read with."""
+    from gemma_cuda.bench.measure import ceilings
+
+    cuda = Cuda()
+    sizes = {"copy_bytes": 2**12, "size": 64} if is_rehearsal else {}
+    return {
+        "gpu": cuda.gpu_name,
+        "architecture": cuda.architecture,
+        "l2_bytes": cuda.cache_bytes,
+        "shared_bytes_of_a_block": cuda.shared_bytes,
+        "free_bytes": cuda.free_bytes(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "nvidia_smi": _nvidia_smi(),
+        "ceilings": asdict(ceilings(cuda, **sizes)),
+        "nvidia_smi_after": _nvidia_smi(),
+    }
+
+
+def bench(is_rehearsal: bool, seconds: float) -> dict[str, Any]:
+    """See gemma_cuda/bench/run.py."""
+    from gemma_cuda.bench import cases, run
+
+    chosen = cases.chosen(["rms_norm", "attention"], ["gemma-3-270m"], [16]) if is_rehearsal else cases.default()
+    return run.run(Cuda(), chosen, run.PEERS, seconds=seconds, is_rehearsal=is_rehearsal)
+
+
+def prefill(is_rehearsal: bool, seconds: float) -> dict[str, Any]:
+    """See gemma_cuda/bench/prefill.py."""
+    from gemma_cuda.bench import prefill as prefills
+
+    if is_rehearsal:
+        return prefills.rehearse(Cuda())
+    return prefills.run_random(Cuda(), ("gemma-3-270m", "gemma-2-2b"), prefills.TOKENS, seconds=seconds)
+
+
+def launches(is_rehearsal: bool, seconds: float) -> dict[str, Any]:
+    """In the order of benchmarks/results/cost-emulator.json."""
+    from . import cost_cases
+
+    cuda, count = Cuda(), 0
+    for case in cost_cases.cases():
+        if not is_rehearsal or count < 2:
+            case.run(cuda)
+            cuda.synchronize()
+            count += 1
+    return {"cases": count}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _nvidia_smi() -> str | None:
+    """Driver, clocks, power and temperature, as text."""
+    query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,ecc.mode.current"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

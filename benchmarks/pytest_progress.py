@@ -1,0 +1,42 @@
+"""A pytest plugin that tells another process how far the tests are: JSON lines to the file descriptor in the
+environment variable PROGRESS_FD, "collected" once, "start" and "end" of each test, "compiled" in between."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from gemma_cuda.device import cuda
+
+_compile = cuda.compile_kernel
+
+
+def _tell(**message: object) -> None:
+    os.write(int(os.environ["PROGRESS_FD"]), json.dumps(message).encode() + b"\n")
+
+
+def _compile_and_tell(*arguments: Any, **options: Any) -> Any:
+    compiled = _compile(*arguments, **options)
+    _tell(event="compiled")
+    return compiled
+
+
+def pytest_configure() -> None:
+    cuda.compile_kernel = _compile_and_tell
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _tell(event="collected", tests=[item.nodeid for item in session.items])
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _tell(event="start", test=nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        detail = report.longreprtext if report.failed else str(report.longrepr) if report.skipped else ""
+        _tell(event="end", test=report.nodeid, outcome=report.outcome, seconds=report.duration, detail=detail)

@@ -1,0 +1,148 @@
+"""Timing on a GPU: launches over rotating inputs as one graph, and the two ceilings that nothing exceeds."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..device.arena import Arena
+from ..device.cuda import Cuda
+from ..device.launch_plan import LaunchPlan
+from ..device.protocol import Array, Device
+from ..device.recorder import Recorder
+from ..errors import GemmaError
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 7, 100, 0.3
+_BLOCK = 1 << 22  # random values that are drawn; larger arrays repeat them
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one launch: the median and the 10th and 90th percentile of `rounds` rounds, in microseconds."""
+
+    median_us: float
+    low_us: float
+    high_us: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this GPU does at best, measured: bytes read and written per second by a copy, operations by a product.
+
+    product_by: who multiplied. None: it could not be measured.
+    """
+
+    copy_bytes_per_s: float
+    product_flops_per_s: float | None
+    product_by: str | None
+
+
+class Recording:
+    """Calls that each launch something on a device, as one graph; their outputs lie in memory of its own."""
+
+    def __init__(self, cuda: Cuda, calls: Sequence[Callable[[Device], Array]]) -> None:
+        arena = Arena()
+        recorder = Recorder(cuda.shared_bytes, arena)
+        kept = [call(recorder) for call in calls]
+        cuda.load(recorder.launches)
+        self._cuda, self.count = cuda, len(calls)
+        self._memory = cuda.empty((max(arena.peak, 1),), np.uint8)
+        self.plan: LaunchPlan
+        with cuda.recording(Arena(arena.peak), self._memory) as self.plan:
+            self.outputs = [call(cuda) for call in calls]
+        del kept
+        self.poison()
+        cuda.start(self.plan)  # what loads at a first launch does so before the capture
+        cuda.synchronize()
+        self._graph = cuda.capture(self.plan)
+
+    def poison(self) -> None:
+        """Makes every output NaN."""
+        self._cuda.fill(self._memory, 0xFF)
+
+    def replay(self) -> None:
+        self._cuda.launch_graph(self._graph)
+
+    def time(self) -> Timing:
+        """Of one call, after a few that are not counted."""
+        return timed(lambda: self._cuda.elapsed(self.replay), self.count)
+
+
+def timed(elapsed_ms: Callable[[], float], count: int = 1) -> Timing:
+    """The Timing of something that takes elapsed_ms() milliseconds for `count` of what is meant."""
+    for _ in range(2):
+        elapsed_ms()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < ENOUGH_SECONDS):
+        times.append(1e3 * elapsed_ms() / count)
+    deciles = statistics.quantiles(times, n=10)
+    return Timing(statistics.median(times), deciles[0], deciles[-1], len(times))
+
+
+@functools.cache
+def _drawn() -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(_BLOCK, np.float32)
+
+
+def noise(device: Device, seed: int, shape: Sequence[int], *, dtype: Any = BF16, scale: float = 1.0) -> Array:
+    """Normal values of standard deviation `scale`, on the device; beyond 4 million of them they repeat."""
+    size = math.prod(shape)
+    block = (np.roll(_drawn(), 7919 * seed)[: min(size, _BLOCK)] * np.float32(scale)).astype(dtype)
+    if size <= _BLOCK:
+        return device.from_host(block.reshape(tuple(shape)))
+    source, array = device.from_host(block[None]), device.empty((size,), dtype)
+    whole = size // _BLOCK
+    blocks = array[: whole * _BLOCK].reshape(whole, _BLOCK)
+    for i in range(whole):
+        device.copy(blocks[i : i + 1], source)
+    if size % _BLOCK:
+        device.copy(array[whole * _BLOCK :].reshape(1, -1), source[:, : size % _BLOCK])
+    return array.reshape(tuple(shape))
+
+
+def ceilings(cuda: Cuda, *, copy_bytes: int = 2**30, size: int = 8192) -> Ceilings:
+    """Measured now: a copy on the device, and a bfloat16 product [size, size] of random values by a library."""
+    copy = _copy_us(cuda, copy_bytes)
+    median_ms, by = _product_ms(cuda, size)
+    flops = None if median_ms is None else 2.0 * size**3 / (1e-3 * median_ms)
+    return Ceilings(2 * copy_bytes / (1e-6 * copy), flops, by)
+
+
+def _copy_us(cuda: Cuda, size: int) -> float:
+    source = noise(cuda, 0, (1, size // 2))
+    target = cuda.empty(source.shape, source.dtype)
+    return timed(lambda: cuda.elapsed(lambda: cuda.copy(target, source))).median_us
+
+
+def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
+    """Milliseconds of a product by cuBLASLt, or else by torch's library, and who it was."""
+    try:
+        from ..device.cublaslt import Gemms
+
+        gemms = Gemms(cuda)
+        plan = gemms.tune(size, size, size, BF16)
+        x, weight = noise(cuda, 1, (size, size)), noise(cuda, 2, (size, size))
+        out = cuda.empty((size, size), BF16)
+        result = timed(lambda: cuda.elapsed(lambda: gemms.run(plan, out, x, weight)))
+        return 1e-3 * result.median_us, f"cuBLASLt {gemms.version}"
+    except GemmaError:
+        pass
+    from .peers import torch_on_gpu, torch_timing
+
+    torch = torch_on_gpu()
+    if torch is None:
+        return None, None
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 1e-3 * torch_timing(lambda: left @ right).median_us, f"torch {torch.__version__}"

@@ -1,0 +1,194 @@
+"""Other libraries that do what our kernels do, where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from .cases import Case
+from .measure import Timing, timed
+
+if TYPE_CHECKING:
+    from ..device.cuda import Cuda
+    from ..device.protocol import Array, Device
+
+NAMES = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
+_MODULES = {
+    "torch": "torch", "flex": "torch.nn.attention.flex_attention", "flash-attn": "flash_attn",
+    "flashinfer": "flashinfer",
+}  # fmt: skip
+Call = Callable[[], Any]
+
+
+def absent(name: str, cuda: Cuda) -> str | None:
+    """Why a peer cannot be measured here; None if it can."""
+    if name == "cublas":
+        from ..device.cublaslt import Gemms
+        from ..errors import GemmaError
+
+        try:
+            Gemms(cuda).close()
+        except GemmaError as error:
+            return str(error)
+        return None
+    try:
+        importlib.import_module(_MODULES[name])
+    except Exception as error:  # what a half-installed package raises is its own affair
+        return f"{type(error).__name__}: {error}"
+    return None if torch_on_gpu() is not None else "torch sees no GPU"
+
+
+def torch_on_gpu() -> Any:
+    """The module, or None."""
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+def torch_timing(*calls: Call) -> Timing:
+    """Of one of these calls on torch's current GPU: as one CUDA graph, or one by one where they cannot be captured."""
+    torch: Any = importlib.import_module("torch")
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    replay = run
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        replay = graph.replay
+    except RuntimeError:
+        torch.cuda.synchronize()
+
+    def elapsed() -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    return timed(elapsed, len(calls))
+
+
+def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]], Array] | None]:
+    """Of a case of `linear` the same product by cuBLASLt, its algorithm the fastest of those that it proposes."""
+    from ..device.cublaslt import Gemms
+
+    gemms, dtype = Gemms(cuda), np.dtype(ml_dtypes.bfloat16)
+
+    def of(case: Case) -> Callable[[Device, dict[str, Any]], Array] | None:
+        if case.op != "linear":
+            return None
+        m, n, k = (case.params[name] for name in ("tokens", "columns", "depth"))
+        plan = gemms.tune(m, n, k, dtype)
+
+        def run(device: Device, given: dict[str, Any]) -> Array:
+            out = device.empty((m, n), dtype)
+            if device is cuda:
+                gemms.run(plan, out, given["x"], given["weight"])
+            return out
+
+        return run
+
+    return of
+
+
+def torch_call(name: str, case: Case) -> Call | None:
+    """What a peer in torch does of a case, over inputs of its own; None for what it does not have."""
+    return _MAKERS[name](importlib.import_module("torch"), case)
+
+
+def _normal(torch: Any, *shape: int, dtype: str = "bfloat16") -> Any:
+    return torch.randn(*shape, device="cuda", dtype=getattr(torch, dtype))
+
+
+def _torch(torch: Any, case: Case) -> Call | None:
+    f, p = torch.nn.functional, case.params
+    if case.op == "rms_norm":
+        x, weight = _normal(torch, p["tokens"], p["width"]), _normal(torch, p["width"])
+        return lambda: f.rms_norm(x, (p["width"],), weight, 1e-6)
+    if case.op == "geglu":
+        gate, up = _normal(torch, p["tokens"], 2 * p["width"]).chunk(2, dim=1)
+        return lambda: f.gelu(gate, approximate="tanh") * up
+    if case.op == "linear":
+        x, weight = _normal(torch, p["tokens"], p["depth"]), _normal(torch, p["columns"], p["depth"])
+        return lambda: f.linear(x, weight)
+    if case.op == "top_k":
+        z = _normal(torch, 1, p["width"], dtype="float32")
+        return lambda: torch.topk(z, p["k"])
+    if case.op == "attention" and p["window"] is None and p["softcap"] is None:
+        q, k, v = _heads_first(torch, p)
+        return lambda: f.scaled_dot_product_attention(
+            q, k, v, is_causal=p["causal"], scale=p["scale"], enable_gqa=p["heads"] != p["kv_heads"]
+        )
+    return None
+
+
+def _heads_first(torch: Any, p: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """q, k, v [B, H, S, D] as views of [B, S, H, D]."""
+    sizes = (p["heads"], p["kv_heads"], p["kv_heads"])
+    q, k, v = (_normal(torch, p["batch"], p["tokens"], n, p["head_dim"]).transpose(1, 2) for n in sizes)
+    return q, k, v
+
+
+def _flex(torch: Any, case: Case) -> Call | None:
+    if case.op != "attention":
+        return None
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    p, cap = case.params, case.params["softcap"]
+    q, k, v = _heads_first(torch, p)
+
+    def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
+        seen = i >= j
+        return seen if p["window"] is None else seen & (i - j < p["window"])
+
+    block_mask = create_block_mask(mask, None, None, p["tokens"], p["tokens"], device="cuda") if p["causal"] else None
+    score = None if cap is None else lambda s, b, h, i, j: cap * torch.tanh(s / cap)
+    compiled = torch.compile(flex_attention)
+    return lambda: compiled(
+        q, k, v, score_mod=score, block_mask=block_mask, scale=p["scale"], enable_gqa=p["heads"] != p["kv_heads"]
+    )
+
+
+def _flash_attn(torch: Any, case: Case) -> Call | None:
+    if case.op != "attention":
+        return None
+    from flash_attn import flash_attn_func
+
+    p = case.params
+    q, k, v = (x.transpose(1, 2) for x in _heads_first(torch, p))
+    window = (-1, -1) if p["window"] is None else (p["window"] - 1, 0)
+    options = {"softmax_scale": p["scale"], "causal": p["causal"], "window_size": window}
+    return lambda: flash_attn_func(q, k, v, softcap=p["softcap"] or 0.0, **options)
+
+
+def _flashinfer(torch: Any, case: Case) -> Call | None:
+    if case.op != "attention" or case.params["batch"] > 1:
+        return None
+    import flashinfer
+
+    p = case.params
+    q, k, v = (x.transpose(1, 2)[0] for x in _heads_first(torch, p))
+    window = -1 if p["window"] is None else p["window"] - 1
+    options = {"causal": p["causal"], "sm_scale": p["scale"], "window_left": window}
+    return lambda: flashinfer.single_prefill_with_kv_cache(q, k, v, logits_soft_cap=p["softcap"], **options)
+
+
+_MAKERS: dict[str, Callable[[Any, Case], Call | None]] = {
+    "torch": _torch, "flex": _flex, "flash-attn": _flash_attn, "flashinfer": _flashinfer,
+}  # fmt: skip

@@ -1,0 +1,123 @@
+"""Times cases beside peers; a row whose output was wrong is marked so and has no time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..device.cuda import Cuda
+from ..errors import GemmaError
+from . import peers
+from .cases import Case, Inputs
+from .measure import Ceilings, Recording, Timing, ceilings
+
+PEERS = peers.NAMES
+_MOST_SETS, _MOST_TORCH_SETS = 20, 8
+Row = dict[str, Any]
+
+
+def run(
+    cuda: Cuda,
+    cases: Iterable[Case],
+    wanted: Sequence[str],
+    *,
+    seconds: float = float("inf"),
+    is_rehearsal: bool = False,
+    report: Callable[[Row], None] = lambda row: None,
+) -> dict[str, Any]:
+    """{gpu, architecture, ceilings, absent: peer -> why, rows, left_out: cases for which there was no time}.
+
+    report: called with each row as it comes. is_rehearsal: small ceilings, whose figures mean nothing.
+    """
+    end = time.monotonic() + seconds
+    sizes = {"copy_bytes": 2**12, "size": 64} if is_rehearsal else {}
+    top = ceilings(cuda, **sizes)
+    missing = {name: why for name in wanted if (why := peers.absent(name, cuda)) is not None}
+    present = [name for name in wanted if name not in missing]
+    cublas = peers.cublas_call(cuda) if "cublas" in present else None
+    rows: list[Row] = []
+    left_out = 0
+    for case in cases:
+        if time.monotonic() > end:
+            left_out += 1
+            continue
+        row = _row(cuda, case, top)
+        for name in present if row["wrong"] is None else []:
+            timing = _peer(cuda, case, name, cublas, row["sets"])
+            if timing is not None:
+                row["peers"][name] = timing | {"ours_to_peer": row["median_us"] / timing["median_us"]}
+        rows.append(row)
+        report(row)
+    facts = {"gpu": cuda.gpu_name, "architecture": cuda.architecture, "ceilings": asdict(top)}
+    return {**facts, "absent": missing, "rows": rows, "left_out": left_out}
+
+
+def _row(cuda: Cuda, case: Case, top: Ceilings) -> Row:
+    """The row of a case; `wrong` says what was wrong, the other figures are there if nothing was."""
+    row: Row = {"op": case.op, "model": case.model, "shape": case.shape, "params": case.params, "peers": {}}
+    try:
+        sets = input_sets(cuda, case)
+        recording = Recording(cuda, [_call(case.run, given) for given in sets])
+        wrong = case.check(cuda, sets[0], recording.outputs[0])
+        timing = None
+        if wrong is None:
+            if not case.in_place:
+                recording.poison()
+            timing = recording.time()
+            if not case.in_place:
+                wrong = case.check(cuda, sets[-1], recording.outputs[-1])
+    except GemmaError as error:
+        return row | {"wrong": f"{type(error).__name__}: {error}"}
+    if wrong is not None or timing is None:
+        return row | {"wrong": wrong}
+    return row | {"wrong": None, "sets": len(sets)} | figures(case, timing, top)
+
+
+def figures(case: Case, timing: Timing, top: Ceilings) -> Row:
+    """Of a timed case: microseconds, rates, the floor and the share of it that is reached.
+
+    floor_us: max(bytes / bandwidth, operations / rate) at the measured ceilings; None where the rate was not measured.
+    """
+    seconds = 1e-6 * timing.median_us
+    floor: float | None = case.bytes / top.copy_bytes_per_s
+    if case.by_tensor_cores:
+        rate = top.product_flops_per_s
+        floor = None if rate is None or floor is None else max(floor, case.flops / rate)
+    return {
+        **asdict(timing),
+        "tflops": case.flops / seconds / 1e12 if case.flops else None,
+        "gbytes_per_s": case.bytes / seconds / 1e9,
+        "floor_us": None if floor is None else 1e6 * floor,
+        "share": None if floor is None else floor / seconds,
+    }
+
+
+def input_sets(cuda: Cuda, case: Case) -> list[Inputs]:
+    """Inputs of their own for each launch of a graph: more than the L2 cache holds, as far as memory allows."""
+    wanted = min(max(2, -(-2 * cuda.cache_bytes // max(case.bytes, 1)) + 1), _MOST_SETS)
+    enough = cuda.free_bytes() // 2
+    sets: list[Inputs] = []
+    while len(sets) < wanted and (not sets or cuda.free_bytes() > enough):
+        sets.append(case.make(cuda, 10 * len(sets)))
+    return sets
+
+
+def _call(run: Callable[[Any, Inputs], Any], given: Inputs) -> Callable[[Any], Any]:
+    return lambda device: run(device, given)
+
+
+def _peer(cuda: Cuda, case: Case, name: str, cublas: Any, count: int) -> dict[str, Any] | None:
+    """Its Timing as a dict; None for what the peer does not have or could not do."""
+    try:
+        if name == "cublas":
+            run = cublas(case)
+            if run is None:
+                return None
+            sets = input_sets(cuda, case)
+            return asdict(Recording(cuda, [_call(run, given) for given in sets]).time())
+        calls = [peers.torch_call(name, case) for _ in range(min(count, _MOST_TORCH_SETS))]
+        return None if None in calls else asdict(peers.torch_timing(*(c for c in calls if c is not None)))
+    except (GemmaError, RuntimeError, TypeError, ValueError):  # of a shape or an option that it refuses
+        return None

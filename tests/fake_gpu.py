@@ -1,0 +1,37 @@
+"""The fake GPU with the fake cuBLASLt, for a whole process: what rehearses work on a GPU where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gemma_cuda.device import sources
+from gemma_cuda.device.emulator import Emulator
+from tests.fake_cublaslt import CublasLt
+from tests.fake_cuda import Machine
+from tests.golden import KERNELS
+
+WORK_MS = 1e-3  # what events make of a launch or a copy; no time of anything
+
+
+class _AnyKernels(Emulator):
+    """An emulator of the package's kernels and of those of the tests."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._of_tests = Emulator(kernels=KERNELS, **options)
+
+    def launch(self, instance: str, *arguments: Any, **options: Any) -> None:
+        is_of_tests = sources.kernel_name(instance) in sources.kernels_in(KERNELS)
+        launch = self._of_tests.launch if is_of_tests else super().launch
+        launch(instance, *arguments, **options)
+
+
+def install(patch: pytest.MonkeyPatch) -> Machine:
+    """Makes both what `import cupy` and nvmath-python's bindings find."""
+    machine = Machine(_AnyKernels(workers=2), memory=2**33)
+    machine.work_ms = WORK_MS
+    machine.install(patch)
+    CublasLt(machine).install(patch)
+    return machine

@@ -1,0 +1,78 @@
+"""Whole models on a GPU (pytest --gpu real) against NumPy; tests/test_model_cuda.py has the bits, on a fake one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+import gemma_cuda
+from gemma_cuda.device.cuda import Cuda
+from tests.compare import assert_within_rule
+from tests.hf_models import build
+from tests.parity import is_capped
+from tests.test_model_emulator import GRAPHS, MODELS, SIZE, assert_obeys_the_rule, load, numpy_model, text
+
+pytestmark = pytest.mark.gpu(only=True)
+
+
+def has_nvmath() -> bool:
+    try:
+        from nvmath.bindings import cublasLt  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+needs_nvmath = pytest.mark.skipif(not has_nvmath(), reason="nvmath-python is not installed")
+GEMMS = ("kernel", pytest.param("library", marks=needs_nvmath))
+
+
+def assert_same_logits(model: gemma_cuda.Gemma, y: Any, other: gemma_cuda.Gemma, expected: Any) -> None:
+    assert model.to_host(y.logits).tobytes() == other.to_host(expected.logits).tobytes()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_launches_one_by_one_obey_the_rule(name: str) -> None:
+    assert_obeys_the_rule(load(name, Cuda(), gemm="kernel"), name)
+
+
+@needs_nvmath
+def test_products_by_the_library_obey_the_rule() -> None:
+    assert_obeys_the_rule(load("gemma3_text", Cuda(), gemm="library"), "gemma3_text")
+
+
+@pytest.mark.parametrize("gemm", GEMMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_gives_the_bits_of_its_launches_one_by_one(name: str, gemm: str) -> None:
+    graph, single = (load(name, Cuda(), gemm=gemm) for _ in range(2))
+    graph.warmup(**GRAPHS)
+    single.warmup(**GRAPHS, graphs=False)
+    outputs = graph.prefill(**text(name)), single.prefill(**text(name))
+    assert_same_logits(graph, outputs[0], single, outputs[1])
+    r, b = (numpy_model(name, dtype).prefill(**text(name)).logits for dtype in ("float64", "bfloat16"))
+    capped = is_capped(build(name, SIZE))
+    assert_within_rule(graph.to_host(outputs[0].logits), r, b, dtype="bfloat16", softcap=capped)
+
+
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_chunks_ragged_rows_and_decoding_obey_the_rule(gemm: str) -> None:
+    name = "gemma2"
+    ids = build(name, SIZE).ids()[0].tolist()
+    steps = ([ids[:70], ids[:50]], [ids[70:90], ids[50:101]], [[5], [7]], [[9], [3]])
+    models = graph, single = [load(name, Cuda(), gemm=gemm) for _ in range(2)]
+    graph.warmup(**GRAPHS)
+    single.warmup(**GRAPHS, graphs=False)
+    rule = functools.partial(assert_within_rule, dtype="bfloat16", softcap=is_capped(build(name, SIZE)))
+    caches: list[Any] = [None, None]
+    rows: list[list[int]] = [[], []]
+    for chunk in steps:
+        outputs = [m.prefill(chunk, past_key_values=cache) for m, cache in zip(models, caches, strict=True)]
+        caches = [y.past_key_values for y in outputs]
+        assert_same_logits(graph, outputs[0], single, outputs[1])
+        rows = [row + more for row, more in zip(rows, chunk, strict=True)]
+        logits = graph.to_host(outputs[0].logits)
+        for i, row in enumerate(rows):
+            r, b = (numpy_model(name, dtype).prefill(row).logits[0] for dtype in ("float64", "bfloat16"))
+            rule(logits[i], r, b, what=f"row {i} of {len(row)} tokens")
