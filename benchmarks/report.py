@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, docs/costs.md and a part of docs/emulator.md from benchmarks/results/*.json."""
+"""Writes docs/benchmarks.md, costs.md, mutants.md and a part of emulator.md from benchmarks/results/*.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs_page, emulator_speed
+from benchmarks import costs_page, emulator_speed, mutants_page
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
@@ -35,6 +35,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "benchmarks.md": benchmarks_page(results),
         DOCS / "costs.md": costs_page.page(results["cost-emulator"]),
+        DOCS / "mutants.md": mutants_page.page(results["mutants"]),
         DOCS / "emulator.md": with_section(
             (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(results["emulator-speed"])
         ),

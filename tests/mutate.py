@@ -1,6 +1,6 @@
 """How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--n 300] [--seed 0] [--json FILE]
 
-Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that it includes, at a time; runs
+Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs
 tests/test_KERNEL.py on the emulator; and prints the share of mutants that a test kills, with the survivors to explain.
 Mutants that do not compile do not count.
 """
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = re.compile(
@@ -48,6 +49,8 @@ REPLACEMENTS: dict[str, tuple[str, ...]] = {
         "false": ("true",),
     },
 }
+# Each header with the kernel that uses all of it.
+HEADERS = {"attention": ("logit", "softmax", "tile"), "geglu": ("gelu", "vec"), "rms_norm": ("reduce",)}
 # A test that hangs costs CPU time, however busy the machine is.
 SPARE_CPU_S = 30
 WAIT_S = 3600
@@ -82,15 +85,8 @@ class Running:
 
 
 def source_files(kernel: str) -> list[str]:
-    """The kernel's file and the common headers that it includes, by name below kernels/."""
-    found, waiting = [], [f"{kernel}.cu"]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.append(name)
-            text = (ROOT / "kernels" / name).read_text()
-            waiting += [f"common/{Path(header).name}" for header in re.findall(r'#include "(.*?)"', text)]
-    return found
+    """The kernel's file, and the common headers that its tests are to guard, by name below kernels/."""
+    return [f"{kernel}.cu", *(f"common/{name}.cuh" for name in HEADERS.get(kernel, ()))]
 
 
 def mutants(source: str, text: str) -> Iterator[Mutant]:
@@ -197,7 +193,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300, help="how many mutants that compile are tested")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the result there, too")
+    parser.add_argument("--json", type=Path, help="put the result into this file, too")
     options = parser.parse_args()
     # What every process needs is imported once, before they fork.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -221,16 +217,25 @@ def main() -> None:
     for mutant in survivors:
         print(f"  survived: {mutant}")
     if options.json is not None:
-        summary = {
-            "kernel": options.kernel,
-            "seed": options.seed,
-            "mutants": len(every),
-            "drawn": len(results),
-            "counted": len(counted),
-            "killed": killed,
-            "survivors": [asdict(m) for m in survivors],
-        }
-        options.json.write_text(json.dumps(summary, indent=1) + "\n")
+        summary = {"seed": options.seed, "mutants": len(every), "drawn": len(results), "counted": len(counted)}
+        write(options.json, options.kernel, summary | {"killed": killed}, survivors)
+
+
+def write(path: Path, kernel: str, summary: dict[str, int], survivors: list[Mutant]) -> None:
+    """Puts a kernel's result into a file of them; why a survivor lives is kept from before, and else to be written."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    reasons = {_change(m): m["why"] for m in known.get(kernel, {}).get("survivors", ())}
+    found: list[dict[str, Any]] = []
+    for survivor in survivors:
+        described = asdict(survivor)
+        del described["position"]
+        found.append(described | {"why": reasons.get(_change(described), "")})
+    known[kernel] = summary | {"survivors": found}
+    path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+
+
+def _change(mutant: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(mutant[name] for name in ("source", "code", "before", "after"))
 
 
 if __name__ == "__main__":

@@ -245,6 +245,17 @@ def test_what_has_no_slot_is_not_kept(device_of: DeviceOf) -> None:
         assert changed.tolist() == [slot]
 
 
+def test_heads_of_zeros_and_of_small_values(device_of: DeviceOf) -> None:
+    """Where the mean square is as small as eps, eps decides."""
+    inputs, device = Inputs.draw(CASES[10], "bfloat16"), device_of(checked("random"))
+    inputs.x = (inputs.x.astype(np.float32) * 1e-3).astype(inputs.x.dtype)
+    inputs.x[0] = 0
+    results = inputs.run(device, "bfloat16")
+    exact, rounded = bounds("bfloat16", inputs.reference)
+    assert not results[0][0].astype(np.float32).any()
+    assert_within_rule(results[0], exact[0], rounded[0], dtype="bfloat16", what="q")
+
+
 def test_no_tokens() -> None:
     empty = np.zeros((0, 256), np.float16)
     table = np.ones((1, 32), np.float32)

@@ -42,6 +42,9 @@ class UnownedMemory:
 class ExternalStream(Stream):
     def __init__(self, ptr: int) -> None: ...
 
+class MemoryPool:
+    def free_bytes(self) -> int: ...
+
 class MemoryPointer:
     ptr: int
     def __init__(self, mem: UnownedMemory, offset: int) -> None: ...
