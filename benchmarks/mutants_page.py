@@ -20,8 +20,9 @@ def page(results: Mapping[str, Any]) -> str:
     lines = ["# What the tests catch"]
     lines += prose(
         """
-        `python -m tests.mutate KERNEL` changes one token of a kernel, or of a common header that only it uses in full, and
-        runs the kernel's tests on the emulator. Some of all such changes are drawn; those that do not compile do not count.
+        `python -m tests.mutate KERNEL` changes one token of a kernel, or of a common header that only it uses in full,
+        and runs the kernel's tests on the emulator. Some of all such changes are drawn; those that do not compile do
+        not count.
         Written by `python -m benchmarks.report` from `benchmarks/results/mutants.json`.
         """
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,10 +69,6 @@ class LaunchPlan:
         """Starts all launches, one after another. Raises LaunchError."""
         for step in self.steps:
             step(stream)
-
-    def count(self) -> Counter[str]:
-        """How many launches there are of each kernel."""
-        return Counter(name.partition("<")[0] for name in self.names)
 
 
 class Pinned:
