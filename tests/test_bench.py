@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.bench import cases, counted, peers, prefill, run, tables
+from gemma_cuda.bench import cases, counted, measure, peers, prefill, run, tables
 from gemma_cuda.bench.measure import Ceilings, Recording, Timing, noise
 from gemma_cuda.cli import main
 from gemma_cuda.config import GemmaConfig
@@ -34,6 +34,8 @@ FIELDS = {
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     fake_gpu.install(monkeypatch)
     monkeypatch.setattr(run, "_MOST_SETS", 2)
+    monkeypatch.setattr(measure, "FEWEST_ROUNDS", 3)
+    monkeypatch.setattr(measure, "ENOUGH_SECONDS", 0.0)
     monkeypatch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
     return Cuda()
 
