@@ -33,9 +33,9 @@ def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str])
     from ..device.compile import SHARED_BYTES
     from ..ops.instances import launches
 
-    configs, dtypes = list(_configs(arguments.model)), arguments.dtype or DTYPES
+    chosen, dtypes = list(configs(arguments.model)), arguments.dtype or DTYPES
     smallest = min(SHARED_BYTES.values())
-    return {name: launches(configs, dtypes, shared_bytes=SHARED_BYTES.get(name, smallest)) for name in architectures}
+    return {name: launches(chosen, dtypes, shared_bytes=SHARED_BYTES.get(name, smallest)) for name in architectures}
 
 
 def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) -> list[str]:
@@ -47,7 +47,8 @@ def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) 
     return chosen
 
 
-def _configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
+def configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
+    """Of each published size or checkpoint; of every published size for None."""
     from ..ops.instances import published
 
     sizes = published()
