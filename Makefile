@@ -11,7 +11,7 @@ OLDEST_NVRTC := $(VENV)/nvrtc-13.0
 BUILD_FILES := pyproject.toml CMakeLists.txt $(wildcard bindings/*.cc bindings/*.h bindings/emulator/*)
 DEMO_PROMPT := examples/fibonacci.txt
 
-.PHONY: help demo test test-slow lint format bench doctor clean distclean
+.PHONY: help demo test test-slow lint format bench bench-host doctor clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,7 +19,7 @@ help:
 	@echo 'make test       install what the tests need and run them; make test-slow runs those of more than a minute'
 	@echo 'make lint       ruff, mypy, clang-format'
 	@echo 'make format     rewrite the sources as make lint wants them'
-	@echo 'make bench      compare the prefill with Transformers'
+	@echo 'make bench      count what kernels cost and write docs/; make bench-host times NumPy, loaders and the host'
 	@echo 'make doctor     say what this machine can run, and what to install for the rest'
 	@echo 'make clean      remove what was built; make distclean also removes .venv'
 
@@ -49,8 +49,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
 
+# Counts and static tables, on any machine; python -m benchmarks.checkup --out DIR measures a GPU.
 bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.report
+
+# Times of NumPy, the loaders and the host's part of a GPU's prefill; BENCH=--benchmark-compare=0001 for a comparison.
+bench-host: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run prefill --vs transformers
+	$(PYTEST) benchmarks/suite --benchmark-autosave $(BENCH)
 
 doctor: $(VENV)/.demo
 	$(BIN)/gemma-cuda doctor

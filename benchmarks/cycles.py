@@ -8,9 +8,11 @@ of FlashAttention-2, a kernel of the same instructions (`python -m benchmarks.cy
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 CLOCK_HZ = 1.83e9  # that of the 989 TFLOP/s in NVIDIA's data sheet of the H100 SXM; a GPU under load may be slower
 MULTIPROCESSORS = 132
@@ -133,10 +135,9 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 # TFLOP/s on an H100 SXM by (head_dim, causal): FlashAttention-3's figure of the forward pass in float16 at 16k tokens
 # in all, 2048 / head_dim heads (github.com/Dao-AILab/flash-attention, assets/flash3_fp16_fwd.png).
 PUBLISHED = {
-    (128, False): (309, 350, 362, 368, 370, 370),
-    (128, True): (191, 260, 298, 319, 333, 335),
-    (256, False): (275, 313, 321, 323, 324, 326),
-    (256, True): (208, 251, 278, 293, 297, 298),
+    (row["head_dim"], row["mask"] == "causal"): tuple(row["tflops"].values())
+    for row in json.loads((Path(__file__).parent / "published" / "attention.json").read_text())["attention"]
+    if row["by"] == "FlashAttention-2"
 }
 TOKENS, WIDTH = 16384, 2048
 

@@ -30,7 +30,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines += prose("The survivors, and why no test of the kernel fails:")
     for kernel, r in results.items():
         if r["survivors"]:
-            lines += heading(2, kernel) + [""]
+            lines += [*heading(2, kernel), ""]
         for m in r["survivors"]:
             place = f"{m['source']}:{m['line']}"
             lines += prose(f"- `{m['before']}` to `{m['after']}` in `{m['code']}` ({place}): {m['why']}")[1:]

@@ -1,4 +1,8 @@
-"""Writes docs/benchmarks.md, costs.md, mutants.md and a part of emulator.md from benchmarks/results/*.json."""
+"""Writes docs/benchmarks.md, costs.md, mutants.md and a part of emulator.md from benchmarks/results/*.json.
+
+What a GPU gave lies there as gpu-bench.json and gpu-prefill.json: bench.json and prefill.json of benchmarks.checkup.
+Plots are written beside the pages; --check looks at the pages only.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs_page, emulator_speed, mutants_page
+from benchmarks import costs_page, emulator_speed, gpu_page, mutants_page
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
@@ -26,20 +30,27 @@ def main() -> int:
         print(f"{path.relative_to(ROOT.parent)} {'is stale' if is_check else 'written'}")
         if not is_check:
             path.write_text(text)
+    if not is_check:
+        gpu_page.write_plots(results(), DOCS)
     return int(is_check and bool(stale))
 
 
 def pages() -> dict[Path, str]:
     """Each generated page and its text."""
-    results = {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))}
+    known = results()
     return {
-        DOCS / "benchmarks.md": benchmarks_page(results),
-        DOCS / "costs.md": costs_page.page(results["cost-emulator"]),
-        DOCS / "mutants.md": mutants_page.page(results["mutants"]),
+        DOCS / "benchmarks.md": benchmarks_page(known),
+        DOCS / "costs.md": costs_page.page(known["cost-emulator"]),
+        DOCS / "mutants.md": mutants_page.page(known["mutants"]),
         DOCS / "emulator.md": with_section(
-            (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(results["emulator-speed"])
+            (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(known["emulator-speed"])
         ),
     }
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """What benchmarks/results/ holds, by file name."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))}
 
 
 def with_section(text: str, title: str, lines: list[str]) -> str:
@@ -56,8 +67,9 @@ def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python -m benchmarks.report` from `benchmarks/results/`. Nobody has measured a GPU yet,",
-        "so no figure for one stands here.",
+        "Written by `python -m benchmarks.report` from `benchmarks/results/`.",
+        "",
+        *gpu_page.lines(results),
         "",
         "## NumPy backend beside Transformers",
         "",

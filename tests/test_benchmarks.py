@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from benchmarks import report, timing
+from benchmarks import gpu_page, report, timing
 
 
 @pytest.mark.parametrize("path", ["benchmarks.md", "costs.md", "emulator.md"])
 def test_the_page_is_up_to_date(path: str) -> None:
     assert (report.DOCS / path).read_text() == report.pages()[report.DOCS / path], "run: python -m benchmarks.report"
+
+
+def test_a_stale_page_fails_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["report", "--check"])
+    assert report.main() == 0
+    page = report.DOCS.parent / "docs" / "benchmarks.md"
+    monkeypatch.setattr(report, "pages", lambda: {page: page.read_text() + "more\n"})
+    assert report.main() == 1
+
+
+CEILINGS = {"copy_bytes_per_s": 3e12, "product_flops_per_s": 7e14, "product_by": "a library"}
+ATTENTION = {
+    "op": "attention", "model": "fa3", "shape": "S 2048", "params": {"head_dim": 128, "causal": True, "tokens": 2048},
+    "wrong": None, "median_us": 12.5, "low_us": 12.0, "high_us": 13.0, "tflops": 321.4, "gbytes_per_s": 100.0,
+    "share": 0.45, "peers": {"torch": {"ours_to_peer": 1.25}},
+}  # fmt: skip
+PREFILL = {
+    "model": "gemma-2-2b", "tokens": 128, "median_ms": 5.25, "host_ms": 0.5, "floor_ms": 2.0, "times_floor": 2.6,
+    "launches_per_layer": 9, "peers": {"transformers sdpa": 20.5, "transformers eager": None},
+}  # fmt: skip
+
+
+def test_what_a_gpu_gave_is_on_the_page_and_what_it_did_not_is_said(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [ATTENTION, {**ATTENTION, "op": "linear", "wrong": "NaN"}]
+    measured = {
+        "gpu-bench": {"gpu": "A GPU", "ceilings": CEILINGS, "rows": rows},
+        "gpu-prefill": {"gpu": "A GPU", "ceilings": CEILINGS, "rows": [PREFILL]},
+    }
+    text = "\n".join(gpu_page.lines(measured))
+    assert "| attention | fa3 S 2048 | 12.5 (12.0 to 13.0) | 321.4 TFLOP/s | 45 | torch ×1.25 |" in text
+    assert "| linear | S 2048 | wrong |" in text
+    assert (
+        "| gemma-2-2b | 128 | 5.25 | 0.50 | 2.6 | 9 | transformers sdpa 20.5, transformers eager not measured |" in text
+    )
+    assert "| 128 causal | ours | not measured | not measured | 321 |" in text
+    gpu_page.write_plots(measured, tmp_path)
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"over-length.svg", "roofline.svg", "latency.svg"}
+    nothing = "\n".join(gpu_page.lines({}))
+    assert "Nobody has measured a GPU yet" in nothing and "| 128 causal | ours | not measured | not" in nothing
 
 
 def test_interleaved_runs_everyone_once_per_round_in_turning_order() -> None:

@@ -83,15 +83,22 @@ def least(config: GemmaConfig, tokens: int) -> tuple[float, float]:
     return size, operations
 
 
-def run_random(cuda: Cuda, names: Sequence[str], tokens: Sequence[int], *, seconds: float, **options: Any) -> Row:
+def run_random(cuda: Cuda, names: Sequence[str], tokens: Sequence[int], *, seconds: float) -> Row:
     """{ceilings, rows} of random models of published sizes."""
     top, end = ceilings(cuda), time.monotonic() + seconds
     rows: list[Row] = []
     for i, name in enumerate(names):
         share = (end - time.monotonic()) / (len(names) - i)
         model = random_gemma(published()[name], cuda)
-        rows += measure(cuda, model, name, tokens, top, seconds=share, peers=transformers_prefills(name), **options)
+        rows += measure(cuda, model, name, tokens, top, seconds=share, peers=transformers_prefills(text_fields(name)))
         del model
+    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
+
+
+def run_checkpoint(cuda: Cuda, model: str, tokens: Sequence[int], *, seconds: float) -> Row:
+    """{ceilings, rows} of a checkpoint, without peers: those are compared on random weights."""
+    top, gemma = ceilings(cuda), Gemma.from_pretrained(model, device=cuda)
+    rows = measure(cuda, gemma, model, tokens, top, seconds=seconds, peers={})
     return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
 
 
@@ -150,16 +157,18 @@ def measure(
     return rows
 
 
-def transformers_prefills(name: str) -> dict[str, Callable[[Any], Any]]:
-    """Eager, SDPA and compiled SDPA of Transformers for a random model of a published size; {} where it is missing."""
-    torch = torch_on_gpu()
-    if torch is None:
+def transformers_prefills(fields: dict[str, Any], *, device: str = "cuda") -> dict[str, Callable[[Any], Any]]:
+    """Eager, SDPA and compiled SDPA of Transformers for a random model with these fields of a config.json.
+
+    Each takes ids [S] to the last logits [V], float32 on the host. {} where there is no GPU or no Transformers.
+    """
+    if device == "cuda" and torch_on_gpu() is None:
         return {}
     try:
+        torch: Any = importlib.import_module("torch")
         transformers: Any = importlib.import_module("transformers")
-        fields = dict(text_fields(name))
-        config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-        with torch.device("cuda"):
+        config = transformers.AutoConfig.for_model(**fields)
+        with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     except (ImportError, RuntimeError, ValueError):
         return {}
@@ -169,7 +178,7 @@ def transformers_prefills(name: str) -> dict[str, Callable[[Any], Any]]:
         def run(ids: Any) -> Any:
             model.set_attn_implementation(attention)
             with torch.no_grad():
-                inputs = torch.as_tensor(ids, device="cuda")[None]
+                inputs = torch.as_tensor(ids, device=device)[None]
                 return forward(inputs, logits_to_keep=1, use_cache=True).logits[0, -1].float().cpu()
 
         return run

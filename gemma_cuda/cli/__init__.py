@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import GemmaError
-from . import compile, doctor, generate, info, kernels, prefill, score
+from . import bench, compile, doctor, generate, info, kernels, mask, prefill, score
 
 _DESCRIPTION = "Run Google's Gemma models: the prefill of a prompt, generation, scoring."
 _EPILOG = """\
@@ -19,6 +19,9 @@ examples:
   gemma-cuda doctor
   gemma-cuda kernels --arch sm_90a
   gemma-cuda compile --model gemma-3-1b --arch sm_90a
+  gemma-cuda bench attention linear --shapes gemma-2-2b --tokens 128,2048 --vs cublas,torch
+  gemma-cuda bench prefill --random gemma-2-2b
+  gemma-cuda mask gemma-3-4b --tokens 2048 --image 40:296
 
 exit codes: 0 done, 2 an error of the caller's or the machine's, in one line on stderr, 130 interrupted
 """
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (prefill, generate, score, info, doctor, kernels, compile):
+    for module in (prefill, generate, score, info, doctor, kernels, compile, bench, mask):
         module.add_parser(commands)
     return parser
 

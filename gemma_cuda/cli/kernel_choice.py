@@ -36,9 +36,9 @@ def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str])
     from ..device.compile import SHARED_BYTES
     from ..ops.instances import launches
 
-    configs, dtypes, biases = list(_configs(arguments.model)), arguments.dtype or DTYPES, arguments.attn_bias or ()
+    chosen, dtypes, biases = list(configs(arguments.model)), arguments.dtype or DTYPES, arguments.attn_bias or ()
     shared_bytes = {name: SHARED_BYTES.get(name, min(SHARED_BYTES.values())) for name in architectures}
-    return {name: launches(configs, dtypes, shared_bytes=size, attn_bias=biases) for name, size in shared_bytes.items()}
+    return {name: launches(chosen, dtypes, shared_bytes=size, attn_bias=biases) for name, size in shared_bytes.items()}
 
 
 def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) -> list[str]:
@@ -50,7 +50,8 @@ def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) 
     return chosen
 
 
-def _configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
+def configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
+    """Of each published size or checkpoint; of every published size for None."""
     from ..ops.instances import published
 
     sizes = published()

@@ -1,0 +1,72 @@
+"""Rows of measurements as lines of text and as a plot."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+Row = dict[str, Any]
+
+
+def timed_line(row: Row) -> str:
+    """Of a row of bench.run: time and spread, rate, share of the ceiling, peers."""
+    what = f"{row['op']:<13} {row['model']:<13} {row['shape']:<52}"
+    if row["wrong"] is not None:
+        return f"{what} WRONG: {row['wrong']}"
+    spread = f"{row['median_us']:>10.2f} us ({row['low_us']:.2f} to {row['high_us']:.2f})"
+    rate = f"{row['gbytes_per_s']:.0f} GB/s" if row["tflops"] is None else f"{row['tflops']:.1f} TFLOP/s"
+    share = "" if row["share"] is None else f"  {row['share']:.0%} of the ceiling"
+    peers = "".join(f"  {name} ×{peer['ours_to_peer']:.2f}" for name, peer in row["peers"].items())
+    return f"{what} {spread}  {rate}{share}{peers}"
+
+
+def ceilings_line(result: dict[str, Any]) -> str:
+    """The GPU and its ceilings."""
+    top = result["ceilings"]
+    product = "no product was measured"
+    if top["product_flops_per_s"] is not None:
+        product = f"product {top['product_flops_per_s'] / 1e12:.0f} TFLOP/s by {top['product_by']}"
+    return f"{result['gpu']}: copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s, {product}"
+
+
+def counted_line(row: Row) -> str:
+    """Of a row of bench.counted."""
+    what = f"{row['op']:<13} {row['model']:<13} {row['shape']:<52}"
+    if row["wrong"] is not None:
+        return f"{what} WRONG: {row['wrong']}"
+    mma = "" if row["mma"] is None else f"  matrix operations ×{row['mma']:.2f}"
+    memory = f"memory ×{row['traffic']:.2f}  sectors/request {row['sectors_per_request']:.1f}"
+    return f"{what} {memory}  bank conflicts/request {row['conflicts']:.2f}{mma}"
+
+
+def prefill_line(row: Row) -> str:
+    """Of a row of bench.prefill."""
+    peers = "".join(f"  {name} {ms:.2f} ms" for name, ms in row["peers"].items() if ms is not None)
+    return (
+        f"{row['model']:<13} {row['tokens']:>6} tokens  {row['median_ms']:8.3f} ms ({row['low_ms']:.3f} to "
+        f"{row['high_ms']:.3f}), host {row['host_ms']:.3f} ms, ×{row['times_floor']:.1f} of the floor, "
+        f"{row['launches_per_layer']} launches a layer{peers}"
+    )
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """A plot of each op's share of its ceiling over the case's operations or bytes. Raises InputError without rows."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("a plot needs matplotlib: pip install 'gemma-cuda[bench]'") from error
+    right = [row for row in rows if row["wrong"] is None and row["share"] is not None]
+    if not right:
+        raise InputError(f"{path}: there is no row with a time and a ceiling to plot")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for op, group in itertools.groupby(sorted(right, key=lambda row: str(row["op"])), key=lambda row: str(row["op"])):
+        own = list(group)
+        axes.plot([row["floor_us"] for row in own], [100 * row["share"] for row in own], "o", label=op)
+    axes.set(xscale="log", xlabel="least possible time, us", ylabel="% of the ceiling", ylim=(0, 105))
+    axes.legend()
+    figure.savefig(path)

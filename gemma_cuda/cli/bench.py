@@ -1,0 +1,127 @@
+"""`gemma-cuda bench`: times of kernels and prefills on a GPU, beside peers; on the emulator what can be counted."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from . import common
+
+_OPS = ("rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "linear", "linear_geglu", "attention", "softcap",
+        "top_k")  # fmt: skip
+_PEERS = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
+
+
+def add_parser(commands: common.Commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time kernels, or whole prefills, on a GPU beside other libraries",
+        description="Time kernels at the sizes of published models: medians of CUDA graphs over rotating random inputs "
+        "that the L2 cache does not hold, with the share of what this GPU's copy and product reach in the same "
+        "process. An output that is wrong is marked and has no time. `bench prefill` times whole models to the first "
+        "token. --device emulator counts instead: memory traffic, matrix operations, bank conflicts; no times.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("op", nargs="*", metavar="OP", help=f"{', '.join(_OPS)}, or prefill alone (default: all ops)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or emulator (default: %(default)s)")
+    parser.add_argument("--shapes", metavar="MODELS", help="published sizes, or fa3 for FlashAttention-3's, by commas")
+    parser.add_argument("--tokens", metavar="N", help="numbers of tokens, by commas")
+    parser.add_argument("--vs", metavar="PEERS", help=f"of {', '.join(_PEERS)}, by commas (default: none)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after so long")
+    parser.add_argument("--model", metavar="MODEL", help=f"of prefill: {common.MODEL_HELP}")
+    parser.add_argument("--random", metavar="SIZE", help="of prefill: random weights of a published size")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=Path, help="also plot the shares of the ceilings, as .png or .svg"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    unknown = set(arguments.op) - {*_OPS, "prefill"}
+    if unknown or ("prefill" in arguments.op and len(arguments.op) > 1):
+        raise InputError(f"bench {' '.join(arguments.op)}: expected some of {', '.join(_OPS)}, or prefill alone")
+    if arguments.op == ["prefill"]:
+        result = _prefill(arguments)
+    elif arguments.device == "emulator":
+        result = _counted(arguments)
+    else:
+        result = _timed(arguments)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(row.get("wrong") is not None for row in result["rows"]))
+
+
+def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..bench import cases, run, tables
+    from ..device.cuda import Cuda
+
+    wanted = _words(arguments.vs) or []
+    if set(wanted) - set(_PEERS):
+        raise InputError(f"--vs {arguments.vs}: expected some of {', '.join(_PEERS)}")
+    chosen = _chosen(arguments, cases.DEFAULT_MODELS, cases.TOKENS)
+    result = run.run(
+        Cuda.named(arguments.device), chosen, wanted, seconds=arguments.seconds,
+        report=lambda row: print(tables.timed_line(row), flush=True),
+    )  # fmt: skip
+    print(tables.ceilings_line(result))
+    for peer, why in result["absent"].items():
+        print(f"{peer} is absent: {why}")
+    if result["left_out"]:
+        print(f"{result['left_out']} cases had no time left")
+    if arguments.plot is not None:
+        tables.plot(result["rows"], arguments.plot)
+    return result
+
+
+def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..bench import counted, tables
+
+    if arguments.vs is not None or arguments.plot is not None:
+        raise InputError("--vs and --plot are for times, and the emulator has none")
+    chosen = _chosen(arguments, ("gemma-3-270m",), (1, 16))
+    result = counted.run(chosen, report=lambda row: print(tables.counted_line(row), flush=True))
+    print("× is what was counted, as a multiple of what any kernel needs; docs/costs.md explains")
+    return result
+
+
+def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..bench import prefill, tables
+    from ..device.cuda import Cuda
+    from ..ops.instances import published
+
+    if (arguments.model is None) == (arguments.random is None):
+        raise InputError("bench prefill: expected either --model or --random")
+    tokens = _numbers(arguments.tokens) or prefill.TOKENS
+    if arguments.random is not None and arguments.random not in published():
+        raise InputError(f"--random {arguments.random}: expected one of {', '.join(published())}")
+    cuda = Cuda.named(arguments.device)
+    if arguments.random is not None:
+        result = prefill.run_random(cuda, [arguments.random], tokens, seconds=arguments.seconds)
+    else:
+        result = prefill.run_checkpoint(cuda, arguments.model, tokens, seconds=arguments.seconds)
+    for row in result["rows"]:
+        print(tables.prefill_line(row))
+        slowest = sorted(row["kernels_ms"].items(), key=lambda item: -item[1])
+        print("".join(f"  {name} {ms:.3f} ms" for name, ms in slowest))
+    print(tables.ceilings_line(result))
+    return result
+
+
+def _chosen(arguments: argparse.Namespace, models: tuple[str, ...], tokens: tuple[int, ...]) -> Any:
+    from ..bench import cases
+
+    ops = arguments.op or _OPS
+    return cases.chosen(ops, _words(arguments.shapes) or models, _numbers(arguments.tokens) or tokens)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    words = _words(text)
+    if words is not None and not all(word.isdigit() and int(word) > 0 for word in words):
+        raise InputError(f"--tokens {text}: expected numbers of tokens such as 1,128,2048")
+    return None if words is None else [int(word) for word in words]

@@ -1,0 +1,121 @@
+"""`gemma-cuda mask`: one layer's attention as a picture, with the tiles that the kernel skips, tests and takes."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from . import common, kernel_choice
+
+if TYPE_CHECKING:
+    from ..mask_tiles import MaskTiles
+
+_LETTERS = " ░█"  # by state
+_MOST_COLUMNS = 100
+
+
+def add_parser(commands: common.Commands) -> None:
+    parser = commands.add_parser(
+        "mask",
+        help="one layer's attention as a picture: tiles skipped, at an edge, full",
+        description="Show which keys the queries of a prompt see in one layer, as the kernel cuts it into tiles: it "
+        "skips some, tests every element of those at an edge, and takes the others whole. Weights are not loaded.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help=f"a published size such as gemma-3-4b, {common.MODEL_HELP}")
+    parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="of the prompt (default: %(default)s)")
+    parser.add_argument("--layer", type=int, default=0, metavar="I", help="from 0 (default: %(default)s)")
+    parser.add_argument("--image", action="append", default=[], metavar="B:E", help="its tokens; may be given again")
+    parser.add_argument("--arch", default="sm_90a", help="whose tiles (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a .png or .svg instead of text; needs matplotlib")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..device.compile import SHARED_BYTES
+    from ..mask_tiles import mask_tiles
+
+    (config,) = kernel_choice.configs([arguments.model])
+    if not 0 <= arguments.layer < len(config.layers):
+        raise InputError(f"--layer {arguments.layer}: the model has layers 0 to {len(config.layers) - 1}")
+    if arguments.tokens < 1:
+        raise InputError(f"--tokens {arguments.tokens}: expected at least 1")
+    if arguments.arch not in SHARED_BYTES:
+        raise InputError(f"--arch {arguments.arch}: expected one of {', '.join(SHARED_BYTES)}")
+    layer = config.layers[arguments.layer]
+    images = [_span(text) for text in arguments.image]
+    tiles = mask_tiles(config, layer, arguments.tokens, images, SHARED_BYTES[arguments.arch])
+    window = "" if layer.sliding_window is None else f", window {layer.sliding_window}"
+    title = f"{arguments.model}, layer {arguments.layer} ({layer.layer_type}{window}), {arguments.tokens} tokens"
+    if arguments.out is None:
+        print(title)
+        print("\n".join(text(tiles)))
+    else:
+        draw(tiles, title, arguments.out)
+    print(counts(tiles))
+    return 0
+
+
+def _span(text: str) -> tuple[int, int]:
+    begin, colon, end = text.partition(":")
+    if not (colon and begin.isdigit() and end.isdigit()):
+        raise InputError(f"--image {text}: expected tokens such as 40:296")
+    return int(begin), int(end)
+
+
+def counts(tiles: "MaskTiles") -> str:
+    """How many tiles of one KV head are in each state."""
+    from ..mask_tiles import EDGE, FULL, SKIPPED
+
+    total = tiles.states.size
+    numbers = {"skipped": tiles.count(SKIPPED), "at an edge": tiles.count(EDGE), "full": tiles.count(FULL)}
+    words = ", ".join(f"{count} {name} ({count / total:.0%})" for name, count in numbers.items())
+    return f"{total} tiles of a KV head: {words}"
+
+
+def text(tiles: "MaskTiles") -> list[str]:
+    """A line for each tile of queries, a letter for each tile of keys (several, where they are many): the busiest."""
+    from ..ops.attention_plan import BLOCK_K
+
+    states = tiles.states
+    step = -(-states.shape[1] // _MOST_COLUMNS)
+    down = -(-len(states) // _MOST_COLUMNS)
+    lines = [f"queries down, {BLOCK_K * step} keys a letter: █ full, ░ at an edge; i: a tile with a token of an image"]
+    for i in range(0, len(states), down):
+        letters = [_LETTERS[states[i : i + down, j : j + step].max()] for j in range(0, states.shape[1], step)]
+        first = int(tiles.first_tokens[i])
+        last = int(tiles.first_tokens[i + down]) if i + down < len(states) else len(tiles.key_begin)
+        mark = "i" if any(begin < max(last, first + 1) and first < end for begin, end in tiles.spans) else " "
+        lines.append(f"{first:>7} {mark} {''.join(letters).rstrip()}")
+    return lines
+
+
+def draw(tiles: "MaskTiles", title: str, path: Path) -> None:
+    """The picture: visible elements, those within an image in another colour, edge tiles framed."""
+    try:
+        from matplotlib.colors import ListedColormap
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+    except ImportError as error:
+        raise InputError("--out needs matplotlib: pip install 'gemma-cuda[bench]'") from error
+    from ..mask_tiles import EDGE, FULL
+    from ..ops.attention_plan import BLOCK_K
+
+    tokens = len(tiles.key_begin)
+    shown: Any = tiles.visible().astype(int)
+    for begin, end in tiles.spans:
+        shown[begin:end, begin:end] *= 2
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shown, cmap=ListedColormap(["white", "#9ecae1", "#fdae6b"]), vmin=0, vmax=2, interpolation="nearest")
+    for i, first in enumerate(tiles.first_tokens.tolist()):
+        last = int(tiles.first_tokens[i + 1]) if i + 1 < len(tiles.first_tokens) else tokens
+        for j, state in enumerate(tiles.states[i].tolist()):
+            if state in (EDGE, FULL):
+                colour = "#d62728" if state == EDGE else "#7f7f7f"
+                place = (j * BLOCK_K - 0.5, first - 0.5)
+                axes.add_patch(
+                    Rectangle(place, BLOCK_K, max(last - first, 1), fill=False, edgecolor=colour, linewidth=0.5)
+                )
+    axes.set(title=f"{title}\n{counts(tiles)}", xlabel="key", ylabel="query", xlim=(-0.5, tokens - 0.5))
+    figure.savefig(path, dpi=150)
