@@ -268,6 +268,8 @@ class PrefillGraphs:
                 outputs = bucket.launch_all(decoder, bucket.fields.of(block), self.pool)
             bucket.outputs = [(outputs[0][:b], outputs[1][:b]) for b in range(1, batch_size + 1)]
             if graphs:
+                cuda.start(bucket.plan)
+                cuda.synchronize()
                 bucket.graph = cuda.capture(bucket.plan)
         largest = max(bucket.fields.size for bucket in self.buckets)
         self._stages = [cuda.pinned(largest * 4) for _ in range(_STAGES)]
@@ -297,7 +299,8 @@ class PrefillGraphs:
         reports = []
         for bucket in self.buckets:
             layers = [i for i, name in enumerate(bucket.plan.names) if name.startswith("attention<")]
-            per_layer = max(np.diff(layers)[:-1], default=len(bucket.plan))
+            gaps = np.diff(layers)
+            per_layer = max(gaps[:-1] if len(gaps) > 1 else gaps, default=len(bucket.plan))
             reports.append(BucketReport(bucket.tokens, bucket.shortest, len(bucket.plan), int(per_layer)))
         return reports
 

@@ -307,14 +307,11 @@ class Cuda:
     def capture(self, plan: LaunchPlan) -> cupy.cuda.Graph:
         """The plan as a CUDA graph: graph.launch() starts all of it on the current stream.
 
-        It is run once before: at their first launch libraries load what cannot be loaded during a capture.
+        Run it once before: at their first launch libraries load what cannot be loaded during a capture.
         """
         import cupy
 
-        self.synchronize()
         with self._gpu, self._reporting(), cupy.cuda.Stream(non_blocking=True) as stream:
-            plan.start(stream.ptr)
-            stream.synchronize()
             stream.begin_capture()
             try:
                 plan.start(stream.ptr)
