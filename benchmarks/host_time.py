@@ -53,7 +53,7 @@ class IdleGpu(fake_cuda.Machine):
             self._made[key] = super().empty(shape, dtype)
         return self._made[key]
 
-    def copy_from_host(self, *arguments: int) -> None:
+    def copy_memory(self, *arguments: int) -> None:
         pass
 
     def copy_rows(self, *arguments: int) -> None:
