@@ -57,7 +57,7 @@ class Item:
 
 @dataclass
 class Checkup:
-    """One run. fractions: how much of the time may be used up when a section ends."""
+    """One run: seconds in all from `begin` (of time.monotonic); limit_s: of a test; tests: section -> pytest's -k."""
 
     out: Path
     gpu: str
@@ -75,15 +75,24 @@ class Checkup:
         (self.out / name).write_text(json.dumps(value, indent=1) + "\n")
 
     def part(self, name: str, file: str, limit_s: float) -> dict[str, Any]:
-        """What a part of benchmarks/gpu_parts.py wrote. Raises SubprocessError where it did not."""
-        command = [sys.executable, "-m", "benchmarks.gpu_parts", name, "--gpu", self.gpu, "--json"]
+        """What a part of benchmarks/gpu_parts.py wrote until its end, or until the limit.
+
+        Raises SubprocessError where it wrote nothing.
+        """
         path = (self.out / file).resolve()
-        done = subprocess.run(
-            [*command, str(path), "--seconds", str(max(limit_s - 20, 10))],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(limit_s, 20),
-        )  # fmt: skip
-        if done.returncode:
-            raise subprocess.SubprocessError(done.stdout[-1500:])
+        path.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "benchmarks.gpu_parts", name, "--gpu", self.gpu, "--json", str(path)]
+        try:
+            done = subprocess.run(
+                [*command, "--seconds", str(max(limit_s - 20, 10))],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(limit_s, 20),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            if not path.exists():
+                raise
+        else:
+            if done.returncode:
+                raise subprocess.SubprocessError(done.stdout[-1500:])
         result: dict[str, Any] = json.loads(path.read_text())
         return result
 
@@ -123,8 +132,8 @@ def golden(run: Checkup) -> Iterator[Item]:
 
 
 def tests(run: Checkup) -> Iterator[Item]:
-    results = run.run_tests("tests", KERNELS, TEST_LIMIT_S, run.deadline(0.5))
-    results += run.run_tests("models", MODELS, MODEL_LIMIT_S, run.deadline(0.62))
+    results = run.run_tests("tests", KERNELS, TEST_LIMIT_S, run.deadline(0.45))
+    results += run.run_tests("models", MODELS, MODEL_LIMIT_S, run.deadline(0.55))
     run.write("tests.json", [asdict(result) for result in results])
     yield from ()
 
@@ -136,7 +145,7 @@ def sanitizer(run: Checkup) -> Iterator[Item]:
     verdicts = []
     for test in profilers.SANITIZED:
         for tool in ("memcheck", "racecheck"):
-            left = run.deadline(0.75) - time.monotonic()
+            left = run.deadline(0.66) - time.monotonic()
             if left < 5:
                 yield Item("sanitizer", f"{tool} {test}", "skipped", "no time was left")
                 continue
@@ -149,14 +158,14 @@ def sanitizer(run: Checkup) -> Iterator[Item]:
 
 
 def bench(run: Checkup) -> Iterator[Item]:
-    result = run.part("bench", "bench.json", run.deadline(0.85) - time.monotonic())
+    result = run.part("bench", "bench.json", run.deadline(0.82) - time.monotonic())
     for row in result["rows"]:
         name = f"{row['op']} {row['shape']}"
         outcome = "ok" if row["wrong"] is None else "failed"
         yield Item("bench", name, outcome, row["wrong"] or "", wrong=row["wrong"] is not None)
     for peer, reason in result["absent"].items():
         yield Item("bench", peer, "skipped", reason)
-    result = run.part("prefill", "prefill.json", run.deadline(0.94) - time.monotonic())
+    result = run.part("prefill", "prefill.json", run.deadline(0.93) - time.monotonic())
     yield from (Item("bench", f"prefill {row['model']} {row['tokens']}", "ok") for row in result["rows"])
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gemma_cuda.bench import sass
 from gemma_cuda.device import nvrtc
 from gemma_cuda.device.compile import ARCHITECTURES, SHARED_BYTES, compile_kernel
 from gemma_cuda.device.counters import Counters
@@ -24,7 +25,7 @@ from gemma_cuda.device.protocol import Argument
 from gemma_cuda.device.recorder import Launch, Recorder
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
 
-from . import cost_cases, sass
+from . import cost_cases
 from .cost_cases import Case
 from .occupancy import blocks_per_multiprocessor
 

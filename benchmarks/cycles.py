@@ -66,7 +66,7 @@ class TileCycles:
 
 
 def of_loop(loop: Mapping[str, int], *, warps: int, blocks: int, block_q: int, block_k: int) -> TileWork:
-    """From instructions by opcode, as benchmarks/sass.py counts them."""
+    """From instructions by opcode, as gemma_cuda/bench/sass.py counts them."""
     return TileWork(
         mma=loop["HMMA"],
         shared=loop["LDSM"] + loop["LDGSTS"],

@@ -53,7 +53,7 @@ class IdleGpu(fake_cuda.Machine):
             self._made[key] = super().empty(shape, dtype)
         return self._made[key]
 
-    def copy_from_host(self, *arguments: int) -> None:
+    def copy_memory(self, *arguments: int) -> None:
         pass
 
     def copy_rows(self, *arguments: int) -> None:
@@ -73,9 +73,8 @@ def microseconds(run: Callable[[], object]) -> float:
     return 1e6 * statistics.median(times)
 
 
-def measure() -> dict[str, Any]:
-    """Microseconds of a graphed prefill by tokens, of a first one of its length, and of a launch in a plan."""
-    patch = pytest.MonkeyPatch()
+def prepared(patch: pytest.MonkeyPatch) -> tuple[IdleGpu, gemma_cuda.Gemma]:
+    """A small model that is warmed up for LENGTHS on a GPU that will be idle once its is_idle says so."""
     machine = IdleGpu()
     machine.install(patch)
     CublasLt(machine).install(patch)
@@ -84,6 +83,13 @@ def measure() -> dict[str, Any]:
     patch.setattr(fake_cuda.Stream, "end_capture", lambda self: IdleGraph())
     gemma = gemma_cuda.Gemma.from_pretrained(build("gemma3_text", SIZE).path, device=Cuda())
     gemma.warmup(lengths=LENGTHS, kv_rows=1, kv_capacity=4096, tune=False)
+    return machine, gemma
+
+
+def measure() -> dict[str, Any]:
+    """Microseconds of a graphed prefill by tokens, of a first one of its length, and of a launch in a plan."""
+    patch = pytest.MonkeyPatch()
+    machine, gemma = prepared(patch)
     machine.is_idle = True
     ids = np.random.default_rng(0).integers(3, gemma.config.vocab_size, 1024)
     graphed = {n: microseconds(lambda n=n: gemma.prefill(ids[:n])) for n in LENGTHS}

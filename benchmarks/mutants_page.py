@@ -22,7 +22,7 @@ def page(results: Mapping[str, Any]) -> str:
         """
         `python -m tests.mutate KERNEL` changes one token of a kernel, or of a common header that only it uses in full,
         and runs the kernel's tests on the emulator. Some of all such changes are drawn; those that do not compile do
-        not count.
+        not count. Kernels that are not in the table have not been drawn from since they last changed.
         Written by `python -m benchmarks.report` from `benchmarks/results/mutants.json`.
         """
     )

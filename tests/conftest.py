@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 
@@ -60,10 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.fake_gpu import install
 
         install(pytest.MonkeyPatch())
-    if config.getoption("--no-pool"):
-        import cupy
-
-        cupy.cuda.set_allocator(None)
+    elif config.getoption("--no-pool"):
+        importlib.import_module("cupy").cuda.set_allocator(None)
     emulated.use_gpu()
     golden.record_to(config.getoption("--golden"))
 

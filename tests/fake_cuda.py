@@ -429,17 +429,22 @@ class Machine:
 
         self.enqueue(Work("memcpy2D", run, [to, of]))
 
-    def copy_from_host(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
-        """cudaMemcpyAsync from pinned memory, which is read when its turn comes."""
-        assert kind == COPY_TO_DEVICE and stream == self.stream.ptr
-        (pinned,) = (p for p in self.pinned if p.ctypes.data <= source < p.ctypes.data + p.nbytes)
-        begin = source - pinned.ctypes.data
+    def copy_memory(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        """cudaMemcpyAsync, on the device or from pinned memory, which is read when its turn comes."""
+        assert kind in (COPY_TO_DEVICE, COPY_ON_DEVICE) and stream == self.stream.ptr
         to, to_bytes = self.pointed_to(target, "void")
+        memory = [to]
+        if kind == COPY_ON_DEVICE:
+            of, of_bytes = self.pointed_to(source, "void")
+            memory.append(of)
+        else:
+            (pinned,) = (p for p in self.pinned if p.ctypes.data <= source < p.ctypes.data + p.nbytes)
+            of_bytes = pinned[source - pinned.ctypes.data :]
 
         def run() -> None:
-            to_bytes[:size] = pinned[begin : begin + size]
+            to_bytes[:size] = of_bytes[:size]
 
-        self.enqueue(Work("memcpy", run, [to]))
+        self.enqueue(Work("memcpy", run, memory))
 
     def pin(self, size: int) -> HostArray:
         """cupy.cuda.alloc_pinned_memory."""
@@ -500,7 +505,7 @@ class Machine:
         runtime = types.SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=self.device_count,
-            memcpyAsync=self.copy_from_host,
+            memcpyAsync=self.copy_memory,
             memcpyHostToDevice=COPY_TO_DEVICE,
             memcpy2DAsync=self.copy_rows,
             memcpyDeviceToDevice=COPY_ON_DEVICE,

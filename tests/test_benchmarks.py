@@ -64,3 +64,11 @@ def test_interleaved_runs_everyone_once_per_round_in_turning_order() -> None:
 def test_interval_holds_the_median() -> None:
     low, middle, high = timing.interval([0.8, 0.9, 1.0, 0.85, 0.95, 0.7, 1.1])
     assert low <= middle == 0.9 <= high
+
+
+def test_each_surviving_mutant_has_its_reason() -> None:
+    kernels = json.loads((report.ROOT / "results" / "mutants.json").read_text())
+    assert all(
+        r["killed"] + len(r["survivors"]) == r["counted"] >= r["killed"] >= 0.9 * r["counted"] for r in kernels.values()
+    )
+    assert all(survivor["why"] for r in kernels.values() for survivor in r["survivors"])

@@ -42,8 +42,11 @@ def test_kernels_of_an_attention_bias_come_on_request(capsys: pytest.CaptureFixt
 
 
 def test_kernels_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["kernels", *ONE, "--arch", "sm_120a", "--json"]) == 0
+    assert cli.main(["kernels", *ONE, "--arch", "sm_120a", "--json", "--sass"]) == 0
     rows = json.loads(capsys.readouterr().out)["kernels"]
+    for row in rows:
+        assert (row["sass"]["HMMA"] > 0) == row["instance"].startswith(("linear<", "attention<"))
+        assert row["sass"]["LDL"] == row["sass"]["STL"] == 0
     assert [(row["instance"], row["architecture"]) for row in rows] == [
         (launch.instance, name) for name in ("sm_90a", "sm_120a") for launch in expected(name)
     ]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cost, cost_cases, costs_page, cycles, cycles_page, occupancy, sass
+from benchmarks import cost, cost_cases, costs_page, cycles, cycles_page, occupancy
 from benchmarks.cost_cases import Case
+from gemma_cuda.bench import sass
 from gemma_cuda.device.compile import SHARED_BYTES
 from gemma_cuda.device.recorder import Recorder
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..device.counters import Counters
 from ..device.emulator import Emulator
-from .cases import Case
+from .case import Case
 
 _SECTOR_BYTES, _MMA_FLOPS = 32, 2 * 16 * 8 * 16
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from .cases import Case
+from .case import Case
 from .measure import Timing, timed
 
 if TYPE_CHECKING:

@@ -83,16 +83,28 @@ def least(config: GemmaConfig, tokens: int) -> tuple[float, float]:
     return size, operations
 
 
-def run_random(cuda: Cuda, names: Sequence[str], tokens: Sequence[int], *, seconds: float) -> Row:
-    """{ceilings, rows} of random models of published sizes."""
+def run_random(
+    cuda: Cuda,
+    names: Sequence[str],
+    tokens: Sequence[int],
+    *,
+    seconds: float,
+    compiled: bool = True,
+    save: Callable[[Row], None] = lambda result: None,
+) -> Row:
+    """{gpu, ceilings, rows} of random models of published sizes.
+
+    compiled: also time what torch.compile makes of the peer, which takes minutes. save: called after each model.
+    """
     top, end = ceilings(cuda), time.monotonic() + seconds
     rows: list[Row] = []
+    result = {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
     for i, name in enumerate(names):
         share = (end - time.monotonic()) / (len(names) - i)
-        model = random_gemma(published()[name], cuda)
-        rows += measure(cuda, model, name, tokens, top, seconds=share, peers=transformers_prefills(text_fields(name)))
-        del model
-    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
+        peers = transformers_prefills(text_fields(name), compiled=compiled)
+        rows += measure(cuda, random_gemma(published()[name], cuda), name, tokens, top, seconds=share, peers=peers)
+        save(result)
+    return result
 
 
 def run_checkpoint(cuda: Cuda, model: str, tokens: Sequence[int], *, seconds: float) -> Row:
@@ -157,8 +169,10 @@ def measure(
     return rows
 
 
-def transformers_prefills(fields: dict[str, Any], *, device: str = "cuda") -> dict[str, Callable[[Any], Any]]:
-    """Eager, SDPA and compiled SDPA of Transformers for a random model with these fields of a config.json.
+def transformers_prefills(
+    fields: dict[str, Any], *, device: str = "cuda", compiled: bool = True
+) -> dict[str, Callable[[Any], Any]]:
+    """Eager, SDPA and, if wanted, compiled SDPA of Transformers for a random model with these fields of a config.json.
 
     Each takes ids [S] to the last logits [V], float32 on the host. {} where there is no GPU or no Transformers.
     """
@@ -172,7 +186,6 @@ def transformers_prefills(fields: dict[str, Any], *, device: str = "cuda") -> di
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     except (ImportError, RuntimeError, ValueError):
         return {}
-    compiled = torch.compile(model)
 
     def prefill(attention: str, forward: Any) -> Callable[[Any], Any]:
         def run(ids: Any) -> Any:
@@ -183,10 +196,10 @@ def transformers_prefills(fields: dict[str, Any], *, device: str = "cuda") -> di
 
         return run
 
-    return {
-        "transformers eager": prefill("eager", model), "transformers sdpa": prefill("sdpa", model),
-        "transformers sdpa compiled": prefill("sdpa", compiled),
-    }  # fmt: skip
+    found = {f"transformers {attention}": prefill(attention, model) for attention in ("eager", "sdpa")}
+    if compiled:
+        found["transformers sdpa compiled"] = prefill("sdpa", torch.compile(model))
+    return found
 
 
 def _matrices(config: GemmaConfig) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..device.cuda import Cuda
 from ..errors import GemmaError
 from . import peers
-from .cases import Case, Inputs
+from .case import Case, Inputs
 from .measure import Ceilings, Recording, Timing, ceilings
 
 PEERS = peers.NAMES
@@ -26,10 +26,12 @@ def run(
     seconds: float = float("inf"),
     is_rehearsal: bool = False,
     report: Callable[[Row], None] = lambda row: None,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """{gpu, architecture, ceilings, absent: peer -> why, rows, left_out: cases for which there was no time}.
 
-    report: called with each row as it comes. is_rehearsal: small ceilings, whose figures mean nothing.
+    report, save: called with each row as it comes, and with all that there is by then. is_rehearsal: small ceilings,
+    whose figures mean nothing.
     """
     end = time.monotonic() + seconds
     sizes = {"copy_bytes": 2**12, "size": 64} if is_rehearsal else {}
@@ -38,10 +40,11 @@ def run(
     present = [name for name in wanted if name not in missing]
     cublas = peers.cublas_call(cuda) if "cublas" in present else None
     rows: list[Row] = []
-    left_out = 0
+    facts = {"gpu": cuda.gpu_name, "architecture": cuda.architecture, "ceilings": asdict(top)}
+    result: dict[str, Any] = {**facts, "absent": missing, "rows": rows, "left_out": 0}
     for case in cases:
         if time.monotonic() > end:
-            left_out += 1
+            result["left_out"] += 1
             continue
         row = _row(cuda, case, top)
         for name in present if row["wrong"] is None else []:
@@ -50,8 +53,8 @@ def run(
                 row["peers"][name] = timing | {"ours_to_peer": row["median_us"] / timing["median_us"]}
         rows.append(row)
         report(row)
-    facts = {"gpu": cuda.gpu_name, "architecture": cuda.architecture, "ceilings": asdict(top)}
-    return {**facts, "absent": missing, "rows": rows, "left_out": left_out}
+        save(result)
+    return result
 
 
 def _row(cuda: Cuda, case: Case, top: Ceilings) -> Row:

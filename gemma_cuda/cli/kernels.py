@@ -18,11 +18,15 @@ def add_parser(commands: common.Commands) -> None:
         allow_abbrev=False,
     )
     kernel_choice.add_options(parser, default_architectures="all that are tested")
+    parser.add_argument(
+        "--sass", action="store_true", help="also count instructions: products, copies, local memory (needs nvdisasm)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..bench import sass
     from ..device.compile import ARCHITECTURES, compile_kernel
 
     architectures = kernel_choice.chosen_architectures(arguments, ARCHITECTURES)
@@ -39,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
                 "notes": compiled.notes,
                 "compiler": compiled.compiler,
             }
+            if arguments.sass:
+                row["sass"] = sass.mix(compiled)
             rows.append(row)
             if not arguments.json:
                 if len(rows) == 1:
@@ -54,5 +60,7 @@ def _print(row: dict[str, Any]) -> None:
     spills = row["spill_store_bytes"] + row["spill_load_bytes"]
     numbers = f"{row['registers']:>9} {shared:>7} {row['stack_bytes']:>6} {spills:>6}"
     print(f"{row['architecture']:<12} {numbers}  {row['instance']}")
+    if "sass" in row:
+        print(f"{'':<12} {', '.join(f'{count} {opcode}' for opcode, count in row['sass'].items())}")
     for note in row["notes"]:
         print(f"{'':<12} {note}")

@@ -143,14 +143,15 @@ class Cuda:
         """Copies source to target in the current stream; as many rows of as many bytes, each row contiguous."""
         import cupy
 
+        runtime, stream = cupy.cuda.runtime, cupy.cuda.get_current_stream()
         row = source.nbytes // max(len(source), 1)
         pitches = [array.strides[0] if len(array) > 1 else row for array in (target, source)]
-        stream = cupy.cuda.get_current_stream()
+        to, of, kind = target.data.ptr, source.data.ptr, runtime.memcpyDeviceToDevice
         with self._gpu, self._reporting():
-            cupy.cuda.runtime.memcpy2DAsync(
-                target.data.ptr, pitches[0], source.data.ptr, pitches[1], row, len(source),
-                cupy.cuda.runtime.memcpyDeviceToDevice, stream.ptr,
-            )  # fmt: skip
+            if pitches == [row, row]:
+                runtime.memcpyAsync(to, of, source.nbytes, kind, stream.ptr)
+            else:
+                runtime.memcpy2DAsync(to, pitches[0], of, pitches[1], row, len(source), kind, stream.ptr)
 
     def free_bytes(self) -> int:
         """What the GPU has free, and CuPy's pool holds unused."""

@@ -1,4 +1,4 @@
-"""Instructions of a kernel's inner loop, counted in what nvdisasm makes of its cubin."""
+"""Instructions of a kernel, and of its inner loop, counted in what nvdisasm makes of its cubin."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_cuda.device.compile import CompiledKernel
+from ..device.compile import CompiledKernel
+from ..errors import DeviceError
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+TELLING = ("HMMA", "HGMMA", "LDGSTS", "UTMALDG", "LDL", "STL")
+"""Products of a warp and of a warpgroup, copies of cp.async and of the bulk copy engine, local memory."""
 _NEEDED = ("HMMA", "LDSM", "LDGSTS")  # what an inner tile, one that is neither first nor last, goes through
 
 
@@ -33,17 +36,33 @@ def tile_loop(compiled: CompiledKernel) -> dict[str, int]:
     The loop is the one with the matrix instructions. Of two ways through it the shorter one counts, unless it leaves
     out products or copies: so neither the element test of edge tiles nor the rescaling of accumulators is in it.
     """
-    text = subprocess.run([nvdisasm(), "-c", str(compiled.cubin)], check=True, capture_output=True, text=True).stdout
-    return dict(sorted(shortest_turn(parse(text)).items()))
+    return dict(sorted(shortest_turn(parse(_listing(compiled))).items()))
+
+
+def mix(compiled: CompiledKernel) -> dict[str, int]:
+    """Opcode (first part) -> instructions of the whole kernel, for those of TELLING.
+
+    Raises DeviceError without nvdisasm.
+    """
+    counts = Counter(instruction.opcode for instruction in parse(_listing(compiled)))
+    return {opcode: counts[opcode] for opcode in TELLING}
+
+
+def _listing(compiled: CompiledKernel) -> str:
+    command = [nvdisasm(), "-c", str(compiled.cubin)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def nvdisasm() -> str:
-    """The program: from PATH, or of the package nvidia-cuda-nvdisasm."""
+    """The program: from PATH, or of the package nvidia-cuda-nvdisasm. Raises DeviceError without it."""
     found = shutil.which("nvdisasm")
-    if found is None:
+    if found is not None:
+        return found
+    try:
         files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []
-        found = next(str(Path(str(f.locate()))) for f in files if f.name == "nvdisasm")
-    return found
+        return next(str(Path(str(f.locate()))) for f in files if f.name == "nvdisasm")
+    except (importlib.metadata.PackageNotFoundError, StopIteration):
+        raise DeviceError("nvdisasm is not on the PATH: pip install nvidia-cuda-nvdisasm") from None
 
 
 def parse(text: str) -> list[Instruction]:
