@@ -212,8 +212,8 @@ def test_chat_puts_the_prompt_into_the_template_with_one_bos(
     prompts: list[list[int]] = []
     prefill = gemma_cuda.Gemma.prefill
 
-    def recorded(self: gemma_cuda.Gemma, ids: list[list[int]], **options: Any) -> gemma_cuda.PrefillOutput:
-        prompts.append(ids[0])
+    def recorded(self: gemma_cuda.Gemma, ids: list[int], **options: Any) -> gemma_cuda.PrefillOutput:
+        prompts.append(ids)
         return prefill(self, ids, **options)
 
     monkeypatch.setattr(gemma_cuda.Gemma, "prefill", recorded)
