@@ -17,23 +17,25 @@ from . import multimodal
 from .batch import Batch, Ids, make_batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
-from .device import DeviceChoice, choose_device, open_device
+from .device import DeviceChoice
 from .device.protocol import Device
 from .errors import CacheError, DeviceError, InputError, TokenizerError
 from .hub import resolve
 from .kv import HostMemory, KVCache, Memory
 from .memory import require_memory
 from .model import Decoder, Hook
-from .ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
+from .ops.kernel_ops import KernelOps
 from .outputs import decoder_hook, is_in_place, kept_columns, placed
+from .placement import choose, make_ops
 from .reference import ReferenceOps
-from .reference.precision import BFLOAT16, Array, Precision, precision
+from .reference.precision import Array
 from .sampling import Sampler
 from .step import BatchStep, Kept
-from .weights import Progress, Weights, load_weights, weight_elements
+from .weights import Progress, Weights, load_weights
 
 if TYPE_CHECKING:
-    from .prefill_graphs import Bucket, BucketReport, PrefillGraphs
+    from .prefill_bucket import Bucket
+    from .prefill_graphs import BucketReport, PrefillGraphs
     from .tokenizer import Tokenizer
 
 DEFAULT_LENGTHS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -93,12 +95,11 @@ class Gemma:
         device: auto, numpy, cuda (or cuda:1, ...), emulator, or an Emulator or Cuda with options of one's own.
         dtype: auto (float32 on NumPy, bfloat16 on kernels), float32, bfloat16, or float64 (the oracle); float16 is
         refused, since Gemma overflows it. gemm, on kernels: who multiplies with weights: library (cuBLASLt, BLAS on the
-        emulator), kernel (kernels/linear.cu), or auto, the library.
+        emulator), kernel (kernels/linear.cu), or auto: the library, on CUDA for more than 64 rows.
         progress(done, total) gets bytes while weights load.
         Raises DownloadError, CheckpointError, ConfigError, DeviceError or OutOfMemoryError.
         """
-        chosen = choose_device(device) if isinstance(device, str) else device
-        _precision(dtype, chosen.name)  # what cannot be had is refused before anything is fetched
+        choose(device, dtype)  # what cannot be had is refused before anything is fetched
         checkpoint = open_checkpoint(resolve(name, progress=progress))
         return cls.from_checkpoint(checkpoint, dtype=dtype, device=device, gemm=gemm, progress=progress)
 
@@ -113,11 +114,8 @@ class Gemma:
         progress: Progress | None = None,
     ) -> Gemma:
         """The model of an open checkpoint; see `from_pretrained`."""
-        chosen = choose_device(device) if isinstance(device, str) else DeviceChoice(device.name, "it was given", None)
-        if device == "auto" and chosen.name != "numpy" and (lacks := missing_kernels(checkpoint.config)) is not None:
-            chosen = DeviceChoice("numpy", "there are no kernels for this model", f"{chosen.reason}, but {lacks}")
-        working = _precision(dtype, chosen.name)
-        ops = _ops(checkpoint, working, chosen.name, None if isinstance(device, str) else device, gemm)
+        chosen, working = choose(device, dtype, checkpoint.config)
+        ops = make_ops(checkpoint, chosen, working, device, gemm)
         return cls(checkpoint.config, load_weights(checkpoint, ops, progress), ops, checkpoint, chosen)
 
     @cached_property
@@ -170,16 +168,17 @@ class Gemma:
         which costs a copy of some KB and one graph launch. Up to batch_size rows at once; kv_rows caches of kv_capacity
         tokens (None: twice the longest length) can be in use at once. What fits none of it runs launch by launch.
         graphs=False starts the same launches one by one, to the same bits. tune: time cuBLASLt's algorithms for
-        products not seen on this GPU before, and remember the fastest.
-        Raises InputError, DeviceError on a device without graphs, OutOfMemoryError before anything is allocated.
+        products not seen on this GPU before, and remember the fastest. All prefills use the same memory: they belong on
+        one stream, or on streams that wait for each other.
+        Raises InputError, DeviceError on a device without graphs, OutOfMemoryError before caches, tables or activations
+        are allocated.
         """
         from .device.cuda import Cuda
-        from .prefill_graphs import PrefillGraphs
+        from .prefill_graphs import PrefillGraphs, checked_capacity
 
         if not isinstance(self._memory, Cuda):
             raise DeviceError(f"warmup: there is nothing to prepare on device {self.device!r}, only on CUDA")
-        capacity = 2 * max(lengths, default=0) if kv_capacity is None else kv_capacity
-        _check_warmup(lengths, batch_size, kv_rows, capacity)
+        capacity = checked_capacity(lengths, batch_size, kv_rows, kv_capacity)
         self._graphs = None  # the old one's memory can be used again
         self._graphs = PrefillGraphs(
             self._decoder, self._memory, lengths, batch_size=batch_size, kv_rows=kv_rows, kv_capacity=capacity,
@@ -230,11 +229,10 @@ class Gemma:
         others = (
             inputs_embeds, attention_mask, position_ids, token_type_ids, mm_token_type_ids, attn_bias, layer_hook
         )  # fmt: skip
-        is_text = all(x is None for x in others)
+        graphs = self._graphs
         is_last = isinstance(logits_to_keep, int) and logits_to_keep == 1 and not (output_hidden_states or trim_sliding)
-        is_text = is_text and isinstance(past, KVCache | None)
-        if self._graphs is not None and is_text and is_last and isinstance(ids, list | np.ndarray):
-            quick = self._replay_text(self._graphs, ids, past)
+        if graphs is not None and is_last and all(x is None for x in others) and isinstance(past, KVCache | None):
+            quick = self._replay_text(graphs, ids, past)
             if quick is not None:
                 return quick
         if past is not None:
@@ -256,19 +254,17 @@ class Gemma:
         self._require_memory(batch, int(wanted.sum()))
         states: list[Array] | None = [] if output_hidden_states else None
         hook = decoder_hook(batch, states, layer_hook, self._ops) if every_row else None
-        if hook is None and np.array_equal(np.flatnonzero(wanted), batch.cu_seqlens[1:] - 1):
-            cache = past if past is not None else self._new_cache(batch.batch_size)
-            bucket = None if self._graphs is None else self._graphs.serves(batch, cache)
-            if self._graphs is not None and bucket is not None:
-                return self._replay(self._graphs, bucket, batch, cache, trim_sliding)
-            past = cache
-        hidden, cache = self._forward(batch, past, np.ones(len(wanted), bool) if every_row else wanted, hook)
+        cache = past if past is not None else self._new_cache(batch.batch_size)
+        if graphs is not None and hook is None and np.array_equal(np.flatnonzero(wanted), batch.cu_seqlens[1:] - 1):
+            bucket = graphs.serves(batch, cache)
+            if bucket is not None:
+                return self._replay(graphs, bucket, batch, cache, trim_sliding)
+        hidden = self._forward(batch, cache, np.ones(len(wanted), bool) if every_row else wanted, hook)
         if trim_sliding:
             cache.trim_sliding()
         if states is not None:
-            states[-1] = batch.unpack(
-                self._ops.to_host(hidden)
-            )  # HuggingFace's convention: the last entry has passed the final norm
+            # HuggingFace's convention: the last entry has passed the final norm.
+            states[-1] = batch.unpack(self._ops.to_host(hidden))
         if every_row:
             hidden = self._ops.take(hidden, self._ops.index(np.flatnonzero(wanted)))
         logits = self._decoder.logits(hidden)
@@ -377,7 +373,7 @@ class Gemma:
         if batch.batch_size != 1 or len(tokens) < 2:
             raise InputError("score: expected one row of at least two tokens")
         self._require_memory(batch, _SCORE_ROWS)
-        hidden, _ = self._forward(batch, None, np.ones(len(tokens), bool), None)
+        hidden = self._forward(batch, self._new_cache(1), np.ones(len(tokens), bool), None)
         scores = np.empty(len(tokens) - 1, np.float64 if self.dtype == "float64" else np.float32)
         for start in range(0, len(scores), _SCORE_ROWS):
             rows = slice(start, min(start + _SCORE_ROWS, len(scores)))
@@ -411,7 +407,7 @@ class Gemma:
     def _new_cache(self, batch_size: int) -> KVCache:
         cache = None
         if self._graphs is not None:
-            cache = self._graphs.cache_for(batch_size, self.fingerprint, self.dtype)
+            cache = self._graphs.pool.take(batch_size, self.fingerprint, self.dtype)
         if cache is None:
             cache = KVCache.empty(
                 self.config, batch_size, self.fingerprint, self.dtype, self._ops.hidden_dtype, self._memory
@@ -428,16 +424,14 @@ class Gemma:
             cache.trim_sliding()
         return PrefillOutput(logits, hidden, cache)
 
-    def _replay_text(
-        self, graphs: PrefillGraphs, input_ids: list[Any] | NDArray[Any], past: KVCache | None
-    ) -> PrefillOutput | None:
+    def _replay_text(self, graphs: PrefillGraphs, input_ids: Any, past: KVCache | None) -> PrefillOutput | None:
         """The shortest way for one prompt of ids without images; None if it is not one, or no graph serves it."""
-        ids: NDArray[Any] = np.zeros(0)
-        if len(input_ids) and not isinstance(input_ids[0], Sequence):
-            ids = np.asarray(input_ids)
+        if not isinstance(input_ids, list | np.ndarray) or not len(input_ids) or isinstance(input_ids[0], Sequence):
+            return None
+        ids = np.asarray(input_ids)
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or (past is not None and past.batch_size != 1):
             return None
-        if not len(ids) or ids.min() < 0 or ids.max() >= self._first_placeholder:
+        if ids.min() < 0 or ids.max() >= self._first_placeholder:
             return None
         cache = past if past is not None else self._new_cache(1)
         outputs = graphs.run_text(ids, cache)
@@ -450,12 +444,9 @@ class Gemma:
         placeholders = (config.image_token_id, config.video_token_id, config.audio_token_id)
         return min([config.vocab_size, *(token for token in placeholders if token is not None)])
 
-    def _forward(
-        self, batch: Batch, past: KVCache | None, wanted: NDArray[np.bool_], hook: Hook | None
-    ) -> tuple[Array, KVCache]:
-        """(last hidden state [M, E] of the wanted tokens, cache with all tokens in it)."""
+    def _forward(self, batch: Batch, cache: KVCache, wanted: NDArray[np.bool_], hook: Hook | None) -> Array:
+        """Last hidden state [M, E] of the wanted tokens; K and V of all tokens go to the cache."""
         ops, dtype = self._ops, self._ops.hidden_dtype
-        cache = past if past is not None else self._new_cache(batch.batch_size)
         if cache.memory is not self._memory:
             cache.place(self._memory, dtype)
         cache.reserve(max(cache.seq_length, int(batch.slots.max()) + 1))
@@ -468,7 +459,7 @@ class Gemma:
         step = BatchStep(self.config, ops, batch, Kept.of(wanted, batch.cu_seqlens))
         hidden = self._decoder.forward(x, ids, step, cache.layers, hook)
         cache.extend(batch)
-        return hidden, cache
+        return hidden
 
     def _place(self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
         """[B, keep, …] of the values [M, …] of the wanted tokens, where they are."""
@@ -487,45 +478,3 @@ class Gemma:
             require_memory(need, what)
         else:
             self._ops.require_memory(need, what)
-
-
-def _check_warmup(lengths: Sequence[int], batch_size: int, kv_rows: int, capacity: int) -> None:
-    if not lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths):
-        raise InputError(f"warmup: lengths is {lengths!r}, expected numbers of tokens such as [16, 128, 1024]")
-    for name, value in (("batch_size", batch_size), ("kv_rows", kv_rows)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"warmup: {name} is {value!r}, expected an integer of at least 1")
-    if batch_size > kv_rows or batch_size > min(lengths):
-        raise InputError(
-            f"warmup: batch_size {batch_size} is more than kv_rows {kv_rows} or than the shortest of lengths, "
-            f"{min(lengths)}"
-        )
-    if capacity < max(lengths):
-        raise InputError(f"warmup: kv_capacity {capacity} is less than the longest of lengths, {max(lengths)}")
-
-
-def _precision(dtype: str, device: str) -> Precision:
-    """The precision of a model on a device; InputError for a dtype that the device does not compute in."""
-    on_kernels = device != "numpy"
-    chosen = precision("bfloat16" if dtype == "auto" and on_kernels else dtype)
-    if on_kernels and chosen is not BFLOAT16:
-        raise InputError(f"dtype is {dtype}, kernels compute in bfloat16; device 'numpy' has the other dtypes")
-    return chosen
-
-
-def _ops(
-    checkpoint: Checkpoint, working: Precision, name: str, device: Device | None, gemm: str
-) -> ReferenceOps | KernelOps:
-    """The ops of a model on a device (None: the one of that name), if its weights fit there."""
-    what = f"the weights of {checkpoint.path.name} in {working.name}"
-    if name == "numpy":
-        if gemm != "auto":
-            raise InputError(f"gemm is {gemm!r}, but device 'numpy' has no kernels to choose from")
-        reference = ReferenceOps(working)
-        require_memory(weight_elements(checkpoint, reference) * working.compute.itemsize, what)
-        return reference
-    if (lacks := missing_kernels(checkpoint.config)) is not None:
-        raise DeviceError(f"device {name!r}: {lacks}; use device 'numpy'")
-    ops = kernel_ops(device or open_device(name), gemm)
-    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
-    return ops

@@ -8,7 +8,6 @@ of ours reads them: attention has no block for them, and their K and V are not k
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batch import Batch, make_batch
-from .config import GemmaConfig, LayerConfig, RopeConfig
+from .config import RopeConfig
 from .device.arena import Arena
 from .device.cuda import Cuda
-from .device.launch_plan import LaunchPlan
 from .device.recorder import Launch, Recorder
-from .kv import KVCache, LayerKV
+from .errors import InputError
+from .kv import KVCache
 from .kv_pool import KVPool, Lease
-from .masks import Int32, key_range
-from .model import Decoder, Mask
-from .ops.attention_plan import SHORT_ROWS, PlanRoom, Tiling, choose_tiling, plan_of, plan_room, work_tables
+from .model import Decoder
 from .ops.kernel_ops import KernelOps
+from .prefill_bucket import Bucket, RopeTables
 from .reference.precision import Array
-from .rope import Rope
 
 _MOST_DESCRIBED = 256
 _STAGES = 3  # blocks of pinned memory: the host fills one while the GPU still reads another
@@ -49,178 +46,11 @@ class BucketReport:
     launches_per_layer: int
 
 
-@dataclass(frozen=True)
-class _MaskKind:
-    """Layers whose queries see the same keys, in the same tiles."""
-
-    layer_type: str
-    head_dim: int
-    group: int
-
-
-class Fields:
-    """Named arrays of int32 in one block, each at a multiple of 256 bytes."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self.size = 0
-
-    def add(self, name: str, *shape: int) -> None:
-        self._places[name] = (self.size, shape)
-        self.size += -(-int(np.prod(shape)) // 64) * 64
-
-    def of(self, block: Array) -> dict[str, Array]:
-        """The arrays in a block [size]."""
-        return {
-            name: block[begin : begin + int(np.prod(shape))].reshape(shape)
-            for name, (begin, shape) in self._places.items()
-        }
-
-
-class StaticStep:
-    """The step of every prompt of a bucket: arrays whose contents change from prompt to prompt, at fixed addresses."""
-
-    narrow = True
-
-    def __init__(self, bucket: Bucket, ops: KernelOps, arrays: dict[str, Array]) -> None:
-        self._bucket, self._ops, self._arrays = bucket, ops, arrays
-
-    def rope(self, layer: LayerConfig, *, kept: bool) -> Rope:
-        cos, sin = self._bucket.angles[layer.rope, layer.head_dim]
-        return Rope(cos, sin, self._arrays["kept_positions" if kept else "positions"])
-
-    def slots(self, kv: LayerKV) -> Array:
-        return self._arrays["slots"]
-
-    def mask(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> Mask:
-        kind = self._bucket.kind_of(layer)
-        name = self._bucket.name_of(kind, kept)
-        begin, end, table = (self._arrays[f"{name}.{part}"] for part in ("begin", "end", "table"))
-        return plan_of(
-            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name],
-            self._bucket.tiling_of(kind, kept), group=kind.group, head_dim=kind.head_dim, sequences=len(kv.k),
-        )  # fmt: skip
-
-    def bias(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> None:
-        return None
-
-    def take_kept(self, x: Array) -> Array:
-        kept: Array = self._ops.take(x, self._arrays["kept"])
-        return kept
-
-
-class Bucket:
-    """The launches of prefills of up to `tokens` tokens in up to `batch_size` sequences, of which the last tokens are
-    kept."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        tokens: int,
-        shortest: int,
-        batch_size: int,
-        capacity: int,
-        shared_bytes: int,
-        angles: dict[tuple[RopeConfig, int], tuple[Array, Array]],
-    ) -> None:
-        self.config: GemmaConfig = decoder.config
-        self.tokens, self.shortest, self.batch_size = tokens, shortest, batch_size
-        self.capacity, self.angles = capacity, angles
-        self._shared_bytes = shared_bytes
-        self.fields = Fields()
-        for name in ("ids", "positions", "slots"):
-            self.fields.add(name, tokens)
-        for name in ("kept", "kept_positions"):
-            self.fields.add(name, batch_size)
-        self.kinds: dict[str, tuple[_MaskKind, LayerConfig, bool]] = {}
-        self.rooms: dict[str, PlanRoom] = {}
-        for i, layer in enumerate(self.config.layers):
-            self._add_mask(layer, kept=i >= decoder.last_kv_layer)
-        self.plan: LaunchPlan
-        self.graph: Any = None
-        self.block: Array
-        self.outputs: list[tuple[Array, Array]]  # (hidden [b, E], logits [b, V]) of b = 1, 2, ... prompts
-
-    def kind_of(self, layer: LayerConfig) -> _MaskKind:
-        group = self.config.num_attention_heads // layer.num_key_value_heads
-        return _MaskKind(layer.layer_type, layer.head_dim, group)
-
-    def name_of(self, kind: _MaskKind, kept: bool) -> str:
-        return f"{kind.layer_type}.{kind.head_dim}.{kind.group}{'.kept' if kept else ''}"
-
-    def tiling_of(self, kind: _MaskKind, kept: bool) -> Tiling:
-        rows = kind.group * (1 if kept else self.tokens)
-        is_plain = self.config.attn_logit_softcapping is None
-        return choose_tiling(kind.head_dim, rows, self._shared_bytes, is_plain=is_plain)
-
-    def _add_mask(self, layer: LayerConfig, *, kept: bool) -> None:
-        kind = self.kind_of(layer)
-        name = self.name_of(kind, kept)
-        if name in self.kinds:
-            return
-        self.kinds[name] = kind, layer, kept
-        queries = self.batch_size if kept else self.tokens
-        keys = min(self.capacity, _most_keys(layer))
-        short = kept or self.batch_size > 1 or self.shortest * kind.group <= SHORT_ROWS
-        tiling = self.tiling_of(kind, kept)
-        room = plan_room(queries, self.batch_size, keys, group=kind.group, tiling=tiling, short=short)
-        self.rooms[name] = room
-        self.fields.add(f"{name}.begin", queries)
-        self.fields.add(f"{name}.end", queries)
-        self.fields.add(f"{name}.table", room.blocks, 7)
-        if room.merges:
-            self.fields.add(f"{name}.merges", room.merges, 5)
-
-    def launch_all(self, decoder: Decoder, arrays: dict[str, Array], pool: KVPool) -> tuple[Array, Array]:
-        """(hidden [B, E], logits [B, V]) of the bucket's step, launched on the device of the decoder's ops."""
-        assert isinstance(decoder.ops, KernelOps)
-        step = StaticStep(self, decoder.ops, arrays)
-        hidden = decoder.forward(decoder.embed(arrays["ids"]), None, step, pool.layers, None)
-        return hidden, decoder.logits(hidden)
-
-    def empty_block(self) -> NDArray[np.int32]:
-        """The block [size] of no tokens at all."""
-        block = np.zeros(self.fields.size, np.int32)
-        self.fields.of(block)["slots"][:] = -1  # of what is left over nothing is kept
-        return block
-
-    def describe(self, batch: Batch, first_row: int) -> NDArray[np.int32]:
-        """The block [size] for a batch whose caches are the rows first_row, ... of the pool."""
-        block = self.empty_block()
-        arrays = self.fields.of(block)
-        n, lengths = len(batch.row), batch.cu_seqlens
-        arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots
-        arrays["positions"][:n] = batch.position_ids
-        kept = lengths[1:] - 1
-        arrays["kept"][: len(kept)], arrays["kept_positions"][: len(kept)] = kept, batch.position_ids[kept]
-        rows = np.arange(batch.batch_size) + first_row
-        ranges: dict[str, tuple[Int32, Int32]] = {}
-        for name, (kind, layer, is_kept) in self.kinds.items():
-            if kind.layer_type not in ranges:
-                ranges[kind.layer_type] = key_range(self.config, layer, batch.queries)
-            begin, end = ranges[kind.layer_type]
-            sequences = lengths
-            if is_kept:
-                begin, end, sequences = begin[kept], end[kept], np.arange(len(kept) + 1, dtype=np.int32)
-            arrays[f"{name}.begin"][: len(begin)], arrays[f"{name}.end"][: len(end)] = begin, end
-            table, merges = work_tables(begin, end, sequences, rows, kind.group, self.tiling_of(kind, is_kept))
-            arrays[f"{name}.table"][: len(table)] = table
-            if len(merges):
-                arrays[f"{name}.merges"][: len(merges)] = merges
-        return block
-
-
-def _most_keys(layer: LayerConfig) -> int:
-    """How many keys the queries of a short sequence see at most."""
-    return sys.maxsize if layer.sliding_window is None else layer.sliding_window + SHORT_ROWS
-
-
 class PrefillGraphs:
     """Buckets of one model on one GPU, over one arena and one pool of KV caches.
 
-    lengths: tokens of each bucket. batch_size: most prompts at once. kv_rows, kv_capacity: caches of the pool, and
-    tokens of each. graphs: capture them; otherwise the same launches are started one by one, to the same bits.
-    Raises OutOfMemoryError before anything is allocated.
+    The arguments are those of `Gemma.warmup`, checked. Raises OutOfMemoryError before caches, tables or activations are
+    allocated.
     """
 
     def __init__(
@@ -237,35 +67,33 @@ class PrefillGraphs:
     ) -> None:
         assert isinstance(decoder.ops, KernelOps)
         self._decoder, self._cuda, self._ops = decoder, cuda, decoder.ops
-        config = decoder.config
-        positions = kv_capacity + config.position_offset
-        angles = {
-            (layer.rope, layer.head_dim): self._ops.angles(layer.rope, layer.head_dim, positions)
-            for layer in config.layers
-        }
-        self._positions = min(len(cos) for cos, _ in angles.values())
+        config, dtype = decoder.config, self._ops.hidden_dtype
+        ropes = {(layer.rope, layer.head_dim) for layer in config.layers}
         rising = sorted(set(lengths))
         self.buckets = [
-            Bucket(decoder, tokens, shorter + 1, batch_size, kv_capacity, cuda.shared_bytes, angles)
+            Bucket(decoder, tokens, shorter + 1, batch_size, kv_capacity, cuda.shared_bytes)
             for shorter, tokens in zip([0, *rising], rising, strict=False)
         ]
-        itemsize = self._ops.hidden_dtype.itemsize
-        pool_bytes = KVPool.nbytes(config, kv_rows, kv_capacity, itemsize)
         blocks = [cuda.from_host(bucket.empty_block()) for bucket in self.buckets]
-        self.pool = KVPool(config, Recorder(cuda.shared_bytes), kv_rows, kv_capacity, self._ops.hidden_dtype)
-        self.arena_bytes, launches, products = self._measure(blocks)
+        positions = kv_capacity + config.position_offset
+        pool = KVPool(config, Recorder(cuda.shared_bytes), kv_rows, kv_capacity, dtype)
+        arena_bytes, launches, products = self._measure(blocks, ropes, positions, pool)
+        table_bytes = sum(self._ops.angle_bytes(head_dim, positions) for _, head_dim in ropes)
         self._ops.require_memory(
-            pool_bytes + self.arena_bytes, f"KV caches of {kv_rows} x {kv_capacity} tokens and the activations"
+            KVPool.nbytes(config, kv_rows, kv_capacity, dtype.itemsize) + arena_bytes + table_bytes,
+            f"KV caches of {kv_rows} x {kv_capacity} tokens and the activations",
         )
         cuda.load(launches)
         if tune:
             self._ops.tune(products)
-        self.pool = KVPool(config, cuda, kv_rows, kv_capacity, self._ops.hidden_dtype)
-        memory = cuda.empty((self.arena_bytes,), np.uint8)
+        self.pool = KVPool(config, cuda, kv_rows, kv_capacity, dtype)
+        tables = {rope: self._ops.angles(*rope, positions) for rope in ropes}
+        self._positions = min(len(cos) for cos, _ in tables.values())
+        self._arena = cuda.empty((arena_bytes,), np.uint8)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             bucket.block = block
-            with cuda.recording(Arena(self.arena_bytes), memory) as bucket.plan:
-                outputs = bucket.launch_all(decoder, bucket.fields.of(block), self.pool)
+            with cuda.recording(Arena(arena_bytes), self._arena) as bucket.plan:
+                outputs = bucket.launch_all(decoder, bucket.fields.of(block), tables, self.pool)
             bucket.outputs = [(outputs[0][:b], outputs[1][:b]) for b in range(1, batch_size + 1)]
             if graphs:
                 cuda.start(bucket.plan)
@@ -277,18 +105,23 @@ class PrefillGraphs:
         self._next = 0
         self._described: dict[tuple[int, ...], NDArray[np.int32]] = {}
 
-    def _measure(self, blocks: Sequence[Array]) -> tuple[int, list[Launch], set[tuple[Any, ...]]]:
+    def _measure(
+        self, blocks: Sequence[Array], ropes: set[tuple[RopeConfig, int]], positions: int, pool: KVPool
+    ) -> tuple[int, list[Launch], set[tuple[Any, ...]]]:
         """(bytes of the arena, launches of our kernels, shapes of products) of all buckets, without a GPU's help."""
         most = 0
         launches: dict[str, Launch] = {}
         products: set[tuple[Any, ...]] = set()
+        recorder = Recorder(self._cuda.shared_bytes)
+        tables: RopeTables = {
+            (rope, dim): (recorder.empty((positions, dim // 2), np.float32),) * 2 for rope, dim in ropes
+        }
         for bucket, block in zip(self.buckets, blocks, strict=True):
             arena = Arena()
             recorder = Recorder(self._cuda.shared_bytes, arena)
             ops, noted = self._ops.for_recorder(recorder)
             decoder = Decoder(self._decoder.config, self._decoder.weights, ops)
-            outputs = bucket.launch_all(decoder, bucket.fields.of(block), self.pool)
-            del outputs
+            bucket.launch_all(decoder, bucket.fields.of(block), tables, pool)
             most = max(most, arena.peak)
             launches.update({launch.instance: launch for launch in recorder.launches})
             products.update(noted.shapes)
@@ -307,10 +140,6 @@ class PrefillGraphs:
     def bucket(self, tokens: int, batch_size: int) -> Bucket | None:
         """The smallest that serves so many tokens of so many prompts."""
         return next((b for b in self.buckets if b.tokens >= tokens and b.batch_size >= batch_size), None)
-
-    def cache_for(self, batch_size: int, fingerprint: str, dtype: str) -> KVCache | None:
-        """An empty cache of the pool, None while all its rows are in use."""
-        return self.pool.take(batch_size, fingerprint, dtype)
 
     def serves(self, batch: Batch, cache: KVCache) -> Bucket | None:
         """The bucket that can run this batch over this cache, if one can."""
@@ -382,3 +211,21 @@ class PrefillGraphs:
             self._cuda.copy(copy, rows)
             copies.append(copy)
         return copies[0], copies[1]
+
+
+def checked_capacity(lengths: Sequence[int], batch_size: int, kv_rows: int, kv_capacity: int | None) -> int:
+    """kv_capacity, or what None stands for; raises InputError for arguments of `Gemma.warmup` that make no sense."""
+    if not lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths):
+        raise InputError(f"warmup: lengths is {lengths!r}, expected numbers of tokens such as [16, 128, 1024]")
+    for name, value in (("batch_size", batch_size), ("kv_rows", kv_rows)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"warmup: {name} is {value!r}, expected an integer of at least 1")
+    if batch_size > kv_rows or batch_size > min(lengths):
+        raise InputError(
+            f"warmup: batch_size {batch_size} is more than kv_rows {kv_rows} or than the shortest of lengths, "
+            f"{min(lengths)}"
+        )
+    capacity = 2 * max(lengths) if kv_capacity is None else kv_capacity
+    if capacity < max(lengths):
+        raise InputError(f"warmup: kv_capacity {capacity} is less than the longest of lengths, {max(lengths)}")
+    return capacity

@@ -88,6 +88,12 @@ def test_a_graph_splits_few_queries_over_many_keys(machine: Machine) -> None:
     assert machine.graphs_launched == 3
 
 
+def test_auto_takes_numpy_for_a_dtype_that_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma_cuda.placement.choose_device", lambda name: pytest.fail("nobody looks for a GPU"))
+    model = load("gemma3_text", "auto", dtype="float32")
+    assert (model.device, model.device_reason) == ("numpy", "kernels do not compute in float32")
+
+
 def test_what_fits_no_graph_runs_launch_by_launch(machine: Machine) -> None:
     gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
     gpu.warmup(lengths=(32,), kv_capacity=40, kv_rows=2)

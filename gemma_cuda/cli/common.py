@@ -103,7 +103,7 @@ def warm_up(loaded: Loaded, tokens: int, new_tokens: int = 0) -> None:
     """On CUDA, prepare a prompt of so many tokens, and a decoding that goes on from it."""
     if loaded.device.name.startswith("cuda"):
         lengths = [tokens, 1] if new_tokens else [tokens]
-        loaded.gemma.warmup(lengths, kv_rows=1, kv_capacity=tokens + new_tokens)
+        loaded.gemma.warmup(lengths, kv_rows=1, kv_capacity=tokens + max(new_tokens, 0))
 
 
 def warn(device: DeviceChoice) -> None:

@@ -34,21 +34,7 @@ class Gemm(Protocol):
         """gelu(gate) · up [M, F] of the product with a placed gate | up [2F, K]."""
 
 
-class _WithGeglu:
-    """`gated` as a product and a kernel."""
-
-    device: Device
-
-    def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        raise NotImplementedError
-
-    def gated(self, x: Array, weight: Array) -> Array:
-        gate_up = self.product(x, weight, x.dtype)
-        width = len(weight) // 2
-        return geglu(gate_up[:, :width], gate_up[:, width:], device=self.device)
-
-
-class BlasGemm(_WithGeglu):
+class BlasGemm:
     """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
 
     bytes_each = 4
@@ -61,6 +47,9 @@ class BlasGemm(_WithGeglu):
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
         return np.matmul(x.astype(np.float32), weight.T).astype(out_dtype, copy=False)
+
+    def gated(self, x: Array, weight: Array) -> Array:
+        return _geglu_of(self.product(x, weight, x.dtype), self.device)
 
 
 class KernelGemm:
@@ -81,7 +70,7 @@ class KernelGemm:
         return linear_geglu(x, weight, device=self.device, counters=self.counters)
 
 
-class ShapeGemm(_WithGeglu):
+class ShapeGemm:
     """Products of which only the shapes are known: for a Recorder. shapes: (M, N, K, dtype of the product) of each."""
 
     bytes_each = 2
@@ -97,8 +86,11 @@ class ShapeGemm(_WithGeglu):
         self.shapes.append((x.shape[0], weight.shape[0], x.shape[1], out_dtype))
         return self.device.empty((x.shape[0], weight.shape[0]), out_dtype)
 
+    def gated(self, x: Array, weight: Array) -> Array:
+        return _geglu_of(self.product(x, weight, x.dtype), self.device)
 
-class LibraryGemm(_WithGeglu):
+
+class LibraryGemm:
     """Products by cuBLASLt."""
 
     bytes_each = 2
@@ -116,6 +108,9 @@ class LibraryGemm(_WithGeglu):
         plan = self.gemms.plan(x.shape[0], weight.shape[0], x.shape[1], x.dtype, out_dtype, ldx=_row_stride(x))
         self.gemms.run(plan, out, x, weight)
         return out
+
+    def gated(self, x: Array, weight: Array) -> Array:
+        return _geglu_of(self.product(x, weight, x.dtype), self.device)
 
     def tune(self, m: int, n: int, k: int, out_dtype: np.dtype[Any]) -> None:
         """Finds the fastest algorithm for a product of contiguous rows, if it is not known yet."""
@@ -142,6 +137,11 @@ class MixedGemm:
 
     def _by(self, x: Array) -> KernelGemm | LibraryGemm | ShapeGemm:
         return self.few if x.shape[0] <= _FEW_ROWS else self.many
+
+
+def _geglu_of(gate_up: Array, device: Device) -> Array:
+    width = gate_up.shape[1] // 2
+    return geglu(gate_up[:, :width], gate_up[:, width:], device=device)
 
 
 def _row_stride(x: Array) -> int:

@@ -40,7 +40,6 @@ class KernelOps:
 
     def __init__(self, device: Device, gemm: Gemm) -> None:
         self.device, self.gemm = device, gemm
-        self.index_dtype = np.dtype(np.int32)
         self._angles: dict[tuple[RopeConfig, int], tuple[Array, Array]] = {}
 
     def embed(self, ids: Array, table: Array, *, scale: float) -> Array:
@@ -94,10 +93,13 @@ class KernelOps:
         """(cos, sin) [P, D/2] on the device of the positions 0 : P, P at least `positions`; kept for the next call."""
         known = self._angles.get((rope, head_dim))
         if known is None or len(known[0]) < positions:
-            every = np.arange(1 << max(positions - 1, _FEWEST_ANGLES - 1).bit_length())
-            cos, sin = cos_sin(rope, head_dim, every, self.precision)
+            cos, sin = cos_sin(rope, head_dim, np.arange(_table_length(positions)), self.precision)
             known = self._angles[rope, head_dim] = self.device.from_host(cos), self.device.from_host(sin)
         return known
+
+    def angle_bytes(self, head_dim: int, positions: int) -> int:
+        """What `angles` takes."""
+        return 4 * head_dim * _table_length(positions)
 
     def mask(
         self, key_begin: Int32, key_end: Int32, cu_seqlens: Int32, *, group: int, head_dim: int, is_plain: bool
@@ -116,7 +118,7 @@ class KernelOps:
         return embed(rows, x, scale=1.0, device=self.device)
 
     def index(self, rows: NDArray[Any]) -> Array:
-        return self.device.from_host(rows.astype(self.index_dtype))
+        return self.device.from_host(rows.astype(np.int32))
 
     def bias(self, bias: NDArray[Any]) -> Array:
         return self.device.from_host(bias.astype(np.float32))
@@ -149,6 +151,10 @@ class KernelOps:
     def place_table(self, table: NDArray[np.float32], matrix: Array | None) -> Array:
         is_the_same = matrix is not None and matrix.dtype == self.hidden_dtype
         return matrix if is_the_same else self.device.from_host(table.astype(self.hidden_dtype))
+
+
+def _table_length(positions: int) -> int:
+    return 1 << max(positions - 1, _FEWEST_ANGLES - 1).bit_length()
 
 
 def kernel_ops(device: Device, gemm: str) -> KernelOps:

@@ -1,0 +1,53 @@
+"""Where a model is put, in which precision, with which ops: the wishes of the caller, granted or refused."""
+
+from __future__ import annotations
+
+from .checkpoint import Checkpoint
+from .config import GemmaConfig
+from .device import DeviceChoice, choose_device, open_device
+from .device.protocol import Device
+from .errors import DeviceError, InputError
+from .memory import require_memory
+from .ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
+from .reference import ReferenceOps
+from .reference.precision import BFLOAT16, Precision, precision
+from .weights import weight_elements
+
+
+def choose(device: str | Device, dtype: str, config: GemmaConfig | None = None) -> tuple[DeviceChoice, Precision]:
+    """The device and the precision of a model, as far as they can be told without its configuration (None).
+
+    "auto" takes NumPy for what kernels do not do. InputError for a dtype that the device does not compute in.
+    """
+    if not isinstance(device, str):
+        chosen = DeviceChoice(device.name, "it was given", None)
+    elif device == "auto" and dtype not in ("auto", "bfloat16"):
+        chosen = DeviceChoice("numpy", f"kernels do not compute in {dtype}", None)
+    else:
+        chosen = choose_device(device)
+    lacks = None if config is None or chosen.name == "numpy" else missing_kernels(config)
+    if lacks is not None:
+        if device != "auto":
+            raise DeviceError(f"device {chosen.name!r}: {lacks}; use device 'numpy'")
+        chosen = DeviceChoice("numpy", "there are no kernels for this model", f"{chosen.reason}, but {lacks}")
+    on_kernels = chosen.name != "numpy"
+    working = precision("bfloat16" if dtype == "auto" and on_kernels else dtype)
+    if on_kernels and working is not BFLOAT16:
+        raise InputError(f"dtype is {dtype}, kernels compute in bfloat16; device 'numpy' has the other dtypes")
+    return chosen, working
+
+
+def make_ops(
+    checkpoint: Checkpoint, chosen: DeviceChoice, working: Precision, device: str | Device, gemm: str
+) -> ReferenceOps | KernelOps:
+    """The ops of the chosen device, which has room for the weights; device: as the caller gave it."""
+    what = f"the weights of {checkpoint.path.name} in {working.name}"
+    if chosen.name == "numpy":
+        if gemm != "auto":
+            raise InputError(f"gemm is {gemm!r}, but device 'numpy' has no kernels to choose from")
+        reference = ReferenceOps(working)
+        require_memory(weight_elements(checkpoint, reference) * working.compute.itemsize, what)
+        return reference
+    ops = kernel_ops(open_device(chosen.name) if isinstance(device, str) else device, gemm)
+    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
+    return ops
