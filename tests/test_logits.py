@@ -86,6 +86,18 @@ def test_top_k_equals_numpy(rows: int, width: int, k: int, device_of: DeviceOf) 
 
 
 @pytest.mark.gpu
+def test_top_k_tells_values_apart_that_hardly_differ() -> None:
+    """Neighbours in float32, near zero and near one, of both signs."""
+    steps, minus = np.arange(1, 41, dtype=np.uint32), np.uint32(1 << 31)
+    for first in (0, np.float32(1).view(np.uint32)):
+        bits = np.concatenate([steps + first, (steps + first) | minus]).astype(np.uint32)
+        z = np.random.default_rng(0).permutation(bits.view(np.float32))[None]
+        order = np.argsort(-z[0].astype(np.float64), kind="stable")
+        values, indices = top_k(z, 64, device=checked())
+        assert indices[0].tolist() == order[:64].tolist() and values[0].tobytes() == z[0][order[:64]].tobytes()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("width", [40, SLICE + 9])
 def test_ties_go_to_the_lowest_index(width: int) -> None:
     z = np.random.default_rng(0).integers(-2, 3, (2, width)).astype(np.float32)
