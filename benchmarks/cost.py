@@ -17,43 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from gemma_cuda.bench import sass
+from gemma_cuda.bench.counted import CountingEmulator
+from gemma_cuda.bench.cycles import ARCHITECTURE
+from gemma_cuda.bench.occupancy import blocks_per_multiprocessor
 from gemma_cuda.device import nvrtc
 from gemma_cuda.device.compile import ARCHITECTURES, SHARED_BYTES, compile_kernel
-from gemma_cuda.device.counters import Counters
-from gemma_cuda.device.emulator import MAX_SHARED_BYTES, Emulator
-from gemma_cuda.device.protocol import Argument
+from gemma_cuda.device.emulator import MAX_SHARED_BYTES
 from gemma_cuda.device.recorder import Launch, Recorder
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
 
 from . import cost_cases
 from .cost_cases import Case
-from .occupancy import blocks_per_multiprocessor
 
 RESULT = Path(__file__).parent / "results" / "cost-emulator.json"
-CYCLES_ARCHITECTURE = "sm_90a"
-
-
-class CountingEmulator(Emulator):
-    """An emulator that keeps what was launched and what it cost."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.launched: list[tuple[Launch, Counters]] = []
-
-    def launch(
-        self,
-        instance: str,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared_bytes: int,
-        args: Sequence[Argument],
-        *,
-        overlap: bool = False,
-    ) -> None:
-        super().launch(instance, grid, block, shared_bytes, args, overlap=overlap)
-        assert self.counters is not None
-        threads = self.counters.threads // self.counters.blocks
-        self.launched.append((Launch(instance, threads, shared_bytes), self.counters))
 
 
 def main() -> None:
@@ -113,9 +89,7 @@ def compiled(cases: Sequence[Case]) -> list[dict[str, Any]]:
             case.run(recorder)
         for launch in sorted(set(recorder.launches), key=lambda launch: launch.instance):
             needs = compile_kernel(launch.instance, architecture).resources
-            blocks = blocks_per_multiprocessor(
-                architecture, threads=launch.threads, registers=needs.registers, shared_bytes=launch.shared_bytes
-            )
+            blocks = blocks_per_multiprocessor(architecture, launch, needs)
             rows.append({"architecture": architecture, **asdict(launch), **asdict(needs), "blocks": blocks})
         print(f"{architecture}: {len(rows)} kernels compiled", flush=True)
     return rows
@@ -125,18 +99,11 @@ def loops() -> list[dict[str, Any]]:
     """Of attention at each head_dim and logit policy on an H100: what a warp issues for one tile of keys, by opcode."""
     rows = []
     for head_dim, policy in itertools.product(HEAD_DIMS, ("Plain", "SoftCap", "Bias<bf16>")):
-        tiling = choose_tiling(
-            head_dim, cost_cases.PROMPT, SHARED_BYTES[CYCLES_ARCHITECTURE], is_plain=policy == "Plain"
-        )
+        tiling = choose_tiling(head_dim, cost_cases.PROMPT, SHARED_BYTES[ARCHITECTURE], is_plain=policy == "Plain")
         instance = f"attention<bf16, {head_dim}, {tiling.block_q}, {BLOCK_K}, {tiling.pairs}, {policy}>"
-        kernel = compile_kernel(instance, CYCLES_ARCHITECTURE)
-        threads = tiling.threads(head_dim)
-        blocks = blocks_per_multiprocessor(
-            CYCLES_ARCHITECTURE,
-            threads=threads,
-            registers=kernel.resources.registers,
-            shared_bytes=tiling.shared_bytes(head_dim),
-        )
+        kernel, threads = compile_kernel(instance, ARCHITECTURE), tiling.threads(head_dim)
+        launch = Launch(instance, threads, tiling.shared_bytes(head_dim))
+        blocks = blocks_per_multiprocessor(ARCHITECTURE, launch, kernel.resources)
         rows.append(
             {
                 **{"instance": instance, "head_dim": head_dim, "policy": policy, "block_q": tiling.block_q},

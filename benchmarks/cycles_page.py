@@ -7,12 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from gemma_cuda.bench.cycles import (
+    ARCHITECTURE,
+    BLOCK_CYCLES,
+    CLOCK_HZ,
+    MMA_CYCLES,
+    MULTIPROCESSORS,
+    TileWork,
+    attention_seconds,
+    of_loop,
+    tile_cycles,
+)
 from gemma_cuda.device.compile import SHARED_BYTES
 from gemma_cuda.device.recorder import Recorder
-from gemma_cuda.ops.attention_plan import BLOCK_K, plan_attention
+from gemma_cuda.ops.attention_plan import plan_attention
 
 from . import compulsory, cycles
-from .cycles import BLOCK_CYCLES, CLOCK_HZ, LENGTHS, MMA_CYCLES, MULTIPROCESSORS, PUBLISHED, TileWork
+from .cycles import LENGTHS, PUBLISHED
 from .markdown import heading, prose, table
 
 WITHIN = 0.15
@@ -40,7 +51,7 @@ def lines(loops: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def work_of(loop: Mapping[str, Any]) -> TileWork:
     """One entry of the result's loops."""
     shape = {name: loop[name] for name in ("warps", "blocks", "block_q", "block_k")}
-    return cycles.of_loop(loop["opcodes"], **shape)
+    return of_loop(loop["opcodes"], **shape)
 
 
 def estimated_seconds(
@@ -49,13 +60,12 @@ def estimated_seconds(
     """Of our attention on an H100: sequences of equal length with key ranges [N], shape (H, KH, D)."""
     heads, kv_heads, head_dim = shape
     cu_seqlens = np.linspace(0, len(end), sequences + 1).astype(np.int32)
+    device = Recorder(SHARED_BYTES[ARCHITECTURE])
     plan = plan_attention(
-        begin, end, cu_seqlens, group=heads // kv_heads, head_dim=head_dim, is_plain=is_plain,
-        device=Recorder(SHARED_BYTES["sm_90a"]),
-    )  # fmt: skip
+        begin, end, cu_seqlens, group=heads // kv_heads, head_dim=head_dim, is_plain=is_plain, device=device
+    )
     assert plan.tiling.block_q == work.block_q, "the loop that was counted is not the one that would run"
-    tiles = -(-plan.table[:, 5] // BLOCK_K) - plan.table[:, 4] // BLOCK_K
-    return cycles.seconds(work, tiles.tolist(), copies=kv_heads)
+    return attention_seconds(work, plan, kv_heads, device)
 
 
 def _rule() -> Iterator[str]:
@@ -63,7 +73,7 @@ def _rule() -> Iterator[str]:
     yield from heading(2, "Attention on an H100: an estimate")
     yield from prose("""
         **What follows is an estimate from static counts, not a measurement.** Nothing here ran on a GPU. It
-        is benchmarks/cycles.py; `python -m benchmarks.cycles` shows the check. Cycles that a multiprocessor
+        is gemma_cuda/bench/cycles.py; `python -m benchmarks.cycles` shows the check. Cycles that a multiprocessor
         needs for one tile of keys of each of its blocks follow from what one turn of the inner loop issues
         (SASS for sm_90a, a tile that all rows see, accumulators not rescaled):
     """)
@@ -122,7 +132,7 @@ def _tiles(loops: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = []
     for loop in loops:
         work = work_of(loop)
-        t = cycles.tile_cycles(work, work.blocks)
+        t = tile_cycles(work, work.blocks)
         sides = {"tensor + softmax": t.tensor + t.softmax, "shared": t.shared, "issue": t.issue}
         figures = (work.blocks, t.tensor, t.softmax, t.special, t.shared, t.issue, t.total)
         bound = max(sides, key=lambda name: sides[name])

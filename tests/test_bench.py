@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.bench import cases, counted, measure, peers, prefill, run, tables
+from benchmarks import cost, cycles_page
+from gemma_cuda.bench import cases, counted, measure, peers, prefill, run, sass, tables
+from gemma_cuda.bench.matrix_cases import ranges
 from gemma_cuda.bench.measure import Ceilings, Recording, Timing, noise
 from gemma_cuda.cli import main
 from gemma_cuda.config import GemmaConfig
+from gemma_cuda.device import nvrtc
+from gemma_cuda.device.compile import SHARED_BYTES
 from gemma_cuda.device.cublaslt import Gemms
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.device.recorder import Recorder
-from gemma_cuda.errors import InputError
+from gemma_cuda.errors import DeviceError, InputError
 from gemma_cuda.ops.instances import published
 from tests import fake_gpu
 
@@ -132,6 +136,54 @@ def test_counts_on_the_emulator() -> None:
     (row, *_) = [counted.count(case) for case in cases.chosen(["geglu", "linear"], [SMALL], [16])]
     assert row["wrong"] is None and row["conflicts"] == 0 and 1 <= row["traffic"] < 1.02 and row["mma"] is None
     assert not any("us" in name or "seconds" in name for name in row)
+    (kernel,) = row["kernels"]
+    assert kernel["instance"] == row["instances"][0] == "geglu<bf16, 8>" and kernel["architecture"] == "sm_90a"
+    assert kernel["registers"] > 0 and kernel["blocks"] > 1 and kernel["sass"]["HMMA"] == 0 == kernel["sass"]["LDL"]
+    assert row["estimate"] is None
+
+
+def test_an_architecture_has_its_own_tiles() -> None:
+    """And the estimate is for one architecture."""
+    (case, *_) = cases.chosen(["attention"], [SMALL], [20])
+    rows = {name: counted.count(case, name) for name in ("sm_80", "sm_90a")}
+    assert [row["kernels"][0]["instance"] for row in rows.values()] == [
+        "attention<bf16, 256, 128, 64, 1, Plain>", "attention<bf16, 256, 64, 64, 1, Plain>"
+    ]  # fmt: skip
+    assert all(row["wrong"] is None and row["kernels"][0]["architecture"] == name for name, row in rows.items())
+    assert rows["sm_80"]["estimate"] is None and rows["sm_90a"]["estimate"]["gpu"] == "H100 SXM"
+
+
+@pytest.mark.parametrize(("model", "policy"), [(SMALL, "Plain"), ("gemma-2-2b", "SoftCap")])
+def test_the_estimate_is_that_of_the_costs_page(model: str, policy: str) -> None:
+    result = json.loads(cost.RESULT.read_text())
+    (loop,) = [loop for loop in result["loops"] if (loop["head_dim"], loop["policy"]) == (256, policy)]
+    for case in cases.chosen(["attention"], [model], [2048]):
+        device = Recorder(SHARED_BYTES["sm_90a"])
+        given = case.make(device, 0)
+        case.run(device, given)
+        estimate = counted._estimate(case, given, device.launches[0], device)
+        p = case.params
+        seconds = cycles_page.estimated_seconds(
+            cycles_page.work_of(loop), *ranges(p), 1, (p["heads"], p["kv_heads"], 256), policy == "Plain"
+        )
+        assert estimate["tflops"] == pytest.approx(case.flops / seconds / 1e12)
+
+
+@pytest.mark.parametrize(("tool", "kernels"), [("NVRTC", 0), ("nvdisasm", 1)])
+def test_a_tool_that_is_missing_is_said_once(
+    tool: str, kernels: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacks(*arguments: Any) -> str:
+        raise DeviceError("pip install it")
+
+    monkeypatch.setattr(*((nvrtc, "version") if tool == "NVRTC" else (sass, "nvdisasm")), lacks)
+    written = tmp_path / "counted.json"
+    arguments = ["bench", "attention", "--device", "emulator", "--tokens", "1,2", "--json", str(written)]
+    assert main(arguments) == 0
+    rows = json.loads(written.read_text())["rows"]
+    assert [len(row["kernels"]) for row in rows] == [kernels] * 4
+    assert not any(row["estimate"] or any("sass" in kernel for kernel in row["kernels"]) for row in rows)
+    assert capsys.readouterr().out.count("pip install it") == 1
 
 
 def test_the_floor_of_a_prefill_counts_what_must_be_done() -> None:
@@ -177,6 +229,12 @@ def test_the_command_counts_on_the_emulator(capsys: pytest.CaptureFixture[str]) 
     assert main(["bench", "rms_norm", "--device", "emulator", "--tokens", "2"]) == 0
     printed = capsys.readouterr().out
     assert "memory ×" in printed and " us" not in printed and "TFLOP" not in printed
+    assert "registers, 1312 bytes shared, 0 spilled, " in printed and " blocks a multiprocessor" in printed
+    assert main(["bench", "attention", "--device", "emulator", "--tokens", "2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "TFLOP" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("  estimated ") and line.endswith(" TFLOP/s on an H100 SXM; nobody measured it")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +248,7 @@ def test_the_command_counts_on_the_emulator(capsys: pytest.CaptureFixture[str]) 
         (["--vs", "mkl"], "--vs mkl: expected some of cublas"),
         (["--shapes", "x"], "'x' is no published size; there are gemma-2b"),
         (["--device", "emulator", "--vs", "torch"], "--vs and --plot are for times"),
+        (["--device", "emulator", "--arch", "sm_70"], "--arch sm_70: expected one of sm_80, "),
     ],
 )
 def test_the_command_refuses(

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import gpu_page, report, timing
 
 
-@pytest.mark.parametrize("path", ["benchmarks.md", "costs.md", "emulator.md"])
+@pytest.mark.parametrize("path", ["benchmarks.md", "costs.md", "mutants.md", "emulator.md"])
 def test_the_page_is_up_to_date(path: str) -> None:
     assert (report.DOCS / path).read_text() == report.pages()[report.DOCS / path], "run: python -m benchmarks.report"
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from gemma_cuda import cli
+from gemma_cuda.bench.occupancy import blocks_per_multiprocessor
 from gemma_cuda.device.compile import SHARED_BYTES, compile_kernel
 from gemma_cuda.device.recorder import Launch
 from gemma_cuda.ops.instances import launches, published
 
+COLUMNS = ["architecture", "registers", "shared", "stack", "spills", "blocks", "seconds", "instance"]
 ONE = ("--model", "gemma-3-270m", "--dtype", "bfloat16", "--arch", "sm_90a")
 
 
@@ -28,16 +30,31 @@ def expected(architecture: str = "sm_90a") -> list[Launch]:
 def test_kernels_lists_each_instance_with_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["kernels", *ONE]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["architecture", "registers", "shared", "stack", "spills", "instance"]
-    assert [row.split(maxsplit=5)[5] for row in rows] == [launch.instance for launch in expected()]
-    needs = compile_kernel(expected()[0].instance, "sm_90a").resources
-    assert rows[0].split()[:5] == ["sm_90a", str(needs.registers), str(expected()[0].shared_bytes), "0", "0"]
+    assert header.split() == COLUMNS
+    assert [row.split(maxsplit=7)[7] for row in rows] == [launch.instance for launch in expected()]
+    first, compiled = expected()[0], compile_kernel(expected()[0].instance, "sm_90a")
+    blocks = blocks_per_multiprocessor("sm_90a", first, compiled.resources)
+    figures = [str(figure) for figure in (compiled.resources.registers, first.shared_bytes, 0, 0, blocks)]
+    assert rows[0].split()[:7] == ["sm_90a", *figures, f"{compiled.seconds:.2f}"]
+
+
+def test_what_is_not_known_of_a_kernel_is_a_dash(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blocks on an architecture whose limits are not noted, seconds of an entry that does not say."""
+    one = ("--model", "gemma-3-270m", "--dtype", "float32", "--arch", "sm_103a")
+    assert cli.main(["kernels", *one]) == 0
+    for description in cache.glob("*.json"):
+        fields = json.loads(description.read_text())
+        assert fields.pop("seconds") > 0
+        description.write_text(json.dumps(fields))
+    assert [row.split()[5] for row in capsys.readouterr().out.splitlines()[1:]] == ["-"] * 4
+    assert cli.main(["kernels", *one]) == 0
+    assert [row.split()[5:7] for row in capsys.readouterr().out.splitlines()[1:]] == [["-", "-"]] * 4
 
 
 def test_kernels_of_an_attention_bias_come_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["kernels", *ONE, "--attn-bias", "float32", "--attn-bias", "bfloat16"]) == 0
     _, *rows = capsys.readouterr().out.splitlines()
-    more = {row.split(maxsplit=5)[5] for row in rows} - {launch.instance for launch in expected()}
+    more = {row.split(maxsplit=7)[7] for row in rows} - {launch.instance for launch in expected()}
     assert more == {f"attention<bf16, 256, 64, 64, 1, Bias<{dtype}>>" for dtype in ("float", "bf16")}
 
 

@@ -175,6 +175,19 @@ def test_a_compiled_kernel_is_kept(tmp_path: Path, builds: list[str]) -> None:
     assert len(builds) == 3 and len(files(tmp_path)) == 6
 
 
+def test_an_entry_says_how_long_it_took(tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((100.0, 102.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_compiler.time, "perf_counter", lambda: next(clock))
+        assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path).seconds == 2.5
+    assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path).seconds == 2.5 and len(builds) == 1
+    description = files(tmp_path)[1]
+    fields = json.loads(description.read_text())
+    del fields["seconds"]  # as entries were written before
+    description.write_text(json.dumps(fields))
+    assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path).seconds is None and len(builds) == 1
+
+
 def test_an_edited_kernel_or_header_and_another_option_or_compiler_are_other_entries(
     tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cost, cost_cases, costs_page, cycles, cycles_page, occupancy
+from benchmarks import cost, cost_cases, costs_page, cycles, cycles_page
 from benchmarks.cost_cases import Case
-from gemma_cuda.bench import sass
+from gemma_cuda.bench import occupancy, sass
+from gemma_cuda.bench.cycles import CLOCK_HZ, seconds, tile_cycles
 from gemma_cuda.device.compile import SHARED_BYTES
-from gemma_cuda.device.recorder import Recorder
+from gemma_cuda.device.cubin import Resources
+from gemma_cuda.device.recorder import Launch, Recorder
 
 RESULT: dict[str, Any] = json.loads(cost.RESULT.read_text())
 STALE = "kernels or ops have changed; run: python -m benchmarks.cost && python -m benchmarks.report"
@@ -79,22 +81,23 @@ def test_a_miss_is_marked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "threads", "registers", "shared_bytes", "blocks"),
+    ("architecture", "threads", "registers", "shared", "blocks"),
     [
-        ("sm_90a", 128, 255, 0, 2),  # registers: 8 warps
-        ("sm_90a", 128, 168, 0, 3),
-        ("sm_90a", 128, 32, 100 * 1024, 2),  # shared memory: 228 KiB, 1 KiB of each block reserved
-        ("sm_90a", 128, 32, 113 * 1024, 2),
-        ("sm_90a", 128, 32, 114 * 1024, 1),
-        ("sm_86", 256, 32, 0, 6),  # 48 warps
-        ("sm_80", 32, 16, 0, 32),  # 32 blocks
+        ("sm_90a", 128, 255, (0, 0), 2),  # registers: 8 warps
+        ("sm_90a", 128, 168, (0, 0), 3),
+        ("sm_90a", 128, 32, (100 * 1024, 0), 2),  # shared memory: 228 KiB, 1 KiB of each block reserved
+        ("sm_90a", 128, 32, (113 * 1024, 0), 2),
+        ("sm_90a", 128, 32, (113 * 1024, 4), 1),
+        ("sm_90a", 128, 32, (114 * 1024, 0), 1),
+        ("sm_86", 256, 32, (0, 0), 6),  # 48 warps
+        ("sm_80", 32, 16, (0, 0), 32),  # 32 blocks
     ],
 )
 def test_blocks_of_a_multiprocessor(
-    architecture: str, threads: int, registers: int, shared_bytes: int, blocks: int
+    architecture: str, threads: int, registers: int, shared: tuple[int, int], blocks: int
 ) -> None:
-    given = {"threads": threads, "registers": registers, "shared_bytes": shared_bytes}
-    assert occupancy.blocks_per_multiprocessor(architecture, **given) == blocks
+    launch, needs = Launch("", threads, shared[0]), Resources(registers, shared[1], 0, 0, 0)
+    assert occupancy.blocks_per_multiprocessor(architecture, launch, needs) == blocks
 
 
 LISTING = """
@@ -158,7 +161,7 @@ def test_other_constants_do_not(constants: dict[str, float]) -> None:
 def test_cycles_of_a_tile() -> None:
     """Two blocks of four warps: a quarter of a multiprocessor has two warps."""
     work = cycles.flash_attention_2(256)
-    t = cycles.tile_cycles(work, 2, mma_cycles=6)
+    t = tile_cycles(work, 2, mma_cycles=6)
     assert work.mma == 256 and t.tensor == 2 * 256 * 6
     assert t.special == 2 * 32 * 8 and t.softmax == t.special + 2 * (64 + 128 + 48 * 2)
     assert t.shared == 8 * (16 * 5 + 4 * 16 + 32) * 4 == t.total
@@ -166,12 +169,12 @@ def test_cycles_of_a_tile() -> None:
 
 def test_blocks_run_in_waves() -> None:
     work = cycles.flash_attention_2(128)
-    tile = cycles.tile_cycles(work, 2).total
+    tile = tile_cycles(work, 2).total
 
     def in_cycles(tiles: list[int]) -> float:
-        return cycles.seconds(work, tiles, copies=1, block_cycles=0) * cycles.CLOCK_HZ
+        return seconds(work, tiles, copies=1, block_cycles=0) * CLOCK_HZ
 
     assert in_cycles([5] * 264) == pytest.approx(5 * tile)
     assert in_cycles([5] * 265) == pytest.approx(10 * tile)
     assert in_cycles([7] + [5] * 264) == pytest.approx(10 * tile)
-    assert in_cycles([5] * 100) == pytest.approx(5 * cycles.tile_cycles(work, 1).total), "alone on a multiprocessor"
+    assert in_cycles([5] * 100) == pytest.approx(5 * tile_cycles(work, 1).total), "alone on a multiprocessor"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,32 @@ def ceilings_line(result: dict[str, Any]) -> str:
     return f"{result['gpu']}: copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s, {product}"
 
 
-def counted_line(row: Row) -> str:
-    """Of a row of bench.counted."""
+def counted_lines(row: Row) -> Iterator[str]:
+    """Of a row of bench.counted: the ratios, the estimate if there is one, a line for each kernel."""
     what = f"{row['op']:<13} {row['model']:<13} {row['shape']:<52}"
     if row["wrong"] is not None:
-        return f"{what} WRONG: {row['wrong']}"
+        yield f"{what} WRONG: {row['wrong']}"
+        return
     mma = "" if row["mma"] is None else f"  matrix operations ×{row['mma']:.2f}"
     memory = f"memory ×{row['traffic']:.2f}  sectors/request {row['sectors_per_request']:.1f}"
-    return f"{what} {memory}  bank conflicts/request {row['conflicts']:.2f}{mma}"
+    yield f"{what} {memory}  bank conflicts/request {row['conflicts']:.2f}{mma}"
+    if row["estimate"] is not None:
+        yield f"  estimated {row['estimate']['tflops']:.1f} TFLOP/s on an {row['estimate']['gpu']}; nobody measured it"
+    for kernel in row["kernels"]:
+        yield f"  {kernel['instance']}: {_needs(kernel)}"
+
+
+def _needs(kernel: Row) -> str:
+    """Of a row of bench.static."""
+    shared = kernel["dynamic_shared_bytes"] + kernel["static_shared_bytes"]
+    spills = kernel["spill_store_bytes"] + kernel["spill_load_bytes"]
+    parts = [f"{kernel['registers']} registers", f"{shared} bytes shared", f"{spills} spilled"]
+    if kernel["blocks"] is not None:
+        parts.append(f"{kernel['blocks']} blocks a multiprocessor")
+    parts += [f"{count} {opcode}" for opcode, count in kernel.get("sass", {}).items() if count]
+    if kernel["seconds"] is not None:
+        parts.append(f"compiled in {kernel['seconds']:.1f} s")
+    return ", ".join(parts)
 
 
 def prefill_line(row: Row) -> str:

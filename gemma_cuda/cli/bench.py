@@ -20,11 +20,13 @@ def add_parser(commands: common.Commands) -> None:
         description="Time kernels at the sizes of published models: medians of CUDA graphs over rotating random inputs "
         "that the L2 cache does not hold, with the share of what this GPU's copy and product reach in the same "
         "process. An output that is wrong is marked and has no time. `bench prefill` times whole models to the first "
-        "token. --device emulator counts instead: memory traffic, matrix operations, bank conflicts; no times.",
+        "token. --device emulator counts instead: memory traffic, matrix operations, bank conflicts, registers, blocks "
+        "of a multiprocessor; no times, but an estimate of attention's speed on an H100.",
         allow_abbrev=False,
     )
     parser.add_argument("op", nargs="*", metavar="OP", help=f"{', '.join(_OPS)}, or prefill alone (default: all ops)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or emulator (default: %(default)s)")
+    parser.add_argument("--arch", metavar="ARCH", help="of --device emulator: whose kernels (default: sm_90a)")
     parser.add_argument("--shapes", metavar="MODELS", help="published sizes, or fa3 for FlashAttention-3's, by commas")
     parser.add_argument("--tokens", metavar="N", help="numbers of tokens, by commas")
     parser.add_argument("--vs", metavar="PEERS", help=f"of {', '.join(_PEERS)}, by commas (default: none)")
@@ -76,13 +78,24 @@ def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
-    from ..bench import counted, tables
+    from ..bench import counted, cycles, tables
+    from ..device.compile import SHARED_BYTES
 
     if arguments.vs is not None or arguments.plot is not None:
         raise InputError("--vs and --plot are for times, and the emulator has none")
-    chosen = _chosen(arguments, ("gemma-3-270m",), (1, 16))
-    result = counted.run(chosen, report=lambda row: print(tables.counted_line(row), flush=True))
-    print("× is what was counted, as a multiple of what any kernel needs; docs/costs.md explains")
+    architecture = arguments.arch or cycles.ARCHITECTURE
+    if architecture not in SHARED_BYTES:
+        raise InputError(f"--arch {architecture}: expected one of {', '.join(SHARED_BYTES)}")
+
+    def report(row: dict[str, Any]) -> None:
+        print("\n".join(tables.counted_lines(row)), flush=True)
+
+    result = counted.run(_chosen(arguments, ("gemma-3-270m",), (1, 16)), architecture, report=report)
+    print(f"tiles and kernels of {architecture}; × is what was counted, as a multiple of what any kernel needs, and "
+          "docs/costs.md explains it and the estimate")  # fmt: skip
+    for tool, why in result["absent"].items():
+        lacks = "no registers, no estimate" if tool == "NVRTC" else "no instructions, no estimate"
+        print(f"{lacks}: {why}")
     return result
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -45,7 +46,8 @@ class CompiledKernel:
     """A kernel instance compiled for one architecture.
 
     cubin: the file. lowered_name: of the kernel in it. parameters: as C++ declares them. notes: warnings and remarks of
-    the compiler. compiler: for example "NVRTC 13.0".
+    the compiler. compiler: for example "NVRTC 13.0". seconds: that it took when it was compiled, whatever else the
+    machine did then; None if the cache entry does not say.
     """
 
     instance: str
@@ -56,6 +58,7 @@ class CompiledKernel:
     resources: Resources
     notes: tuple[str, ...]
     compiler: str
+    seconds: float | None
 
 
 def compile_kernels(
@@ -90,11 +93,13 @@ def compile_kernel(
         found = _read(place / f"{stem}.json")
         if found is not None:
             return found
+    start = time.perf_counter()
     try:
         product = nvrtc.build(kernel.path.name, source, headers, (instance, f"&{_PARAMETERS}"), options)
     except nvrtc.CompilationError as error:
         raise LaunchError(f"{instance} does not compile for {architecture}: {_first_error(str(error))}") from error
-    return _keep(directory, stem, _describe(kernel, instance, architecture, product), product.cubin)
+    seconds = time.perf_counter() - start
+    return _keep(directory, stem, _describe(kernel, instance, architecture, product, seconds), product.cubin)
 
 
 def architecture_of(compute_capability: tuple[int, int]) -> str:
@@ -120,7 +125,9 @@ def _headers() -> dict[str, bytes]:
     return {(p.name if p.parent == seam else p.relative_to(kernels).as_posix()): p.read_bytes() for p in paths}
 
 
-def _describe(kernel: KernelSource, instance: str, architecture: str, product: nvrtc.Product) -> CompiledKernel:
+def _describe(
+    kernel: KernelSource, instance: str, architecture: str, product: nvrtc.Product, seconds: float
+) -> CompiledKernel:
     lowered_name = product.names[0]
     try:
         table = read_symbol(product.cubin, _PARAMETERS)
@@ -136,6 +143,7 @@ def _describe(kernel: KernelSource, instance: str, architecture: str, product: n
         resources=resources,
         notes=parse_notes(product.log),
         compiler=nvrtc.version(),
+        seconds=seconds,
     )
 
 
@@ -196,6 +204,7 @@ def _from_fields(directory: Path, fields: dict[str, Any]) -> CompiledKernel:
         resources=Resources(**fields["resources"]),
         notes=tuple(fields["notes"]),
         compiler=fields["compiler"],
+        seconds=float(fields["seconds"]) if "seconds" in fields else None,  # older entries do not say
     )
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..device.cubin import Resources
+from ..device.recorder import Launch
+
 REGISTERS = 64 * 1024  # 32-bit ones, of a multiprocessor; the same on every architecture below
 REGISTER_UNIT = 256  # a warp's registers are allotted in these
 RESERVED_SHARED = 1024  # bytes that the system takes of each block
@@ -31,13 +34,13 @@ MULTIPROCESSORS = {
 }
 
 
-def blocks_per_multiprocessor(architecture: str, *, threads: int, registers: int, shared_bytes: int) -> int:
-    """Blocks of `threads` threads, each with that many registers, and of that much shared memory."""
-    multiprocessor, warps = MULTIPROCESSORS[architecture], -(-threads // 32)
-    per_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+def blocks_per_multiprocessor(architecture: str, launch: Launch, needs: Resources) -> int:
+    """Blocks of a launch, of a kernel with these needs. Raises KeyError for an architecture that is not known."""
+    multiprocessor, warps = MULTIPROCESSORS[architecture], -(-launch.threads // 32)
+    per_warp = -(-needs.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
     return min(
         multiprocessor.blocks,
         multiprocessor.warps // warps,
         REGISTERS // per_warp // warps,
-        multiprocessor.shared_bytes // (shared_bytes + RESERVED_SHARED),
+        multiprocessor.shared_bytes // (launch.shared_bytes + needs.static_shared_bytes + RESERVED_SHARED),
     )
