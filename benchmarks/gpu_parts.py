@@ -80,11 +80,12 @@ def bench(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
 def prefill(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
     """See gemma_cuda/bench/prefill.py."""
     from gemma_cuda.bench import prefill as prefills
+    from gemma_cuda.bench.transformers_peers import NAMES
 
     if is_rehearsal:
         return prefills.rehearse(Cuda())
     models = ("gemma-3-270m", "gemma-2-2b")
-    return prefills.run_random(Cuda(), models, prefills.TOKENS, seconds=seconds, compiled=False, save=save)
+    return prefills.run_random(Cuda(), models, prefills.TOKENS, seconds=seconds, peers=NAMES[:2], save=save)
 
 
 def launches(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:

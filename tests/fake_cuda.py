@@ -516,7 +516,7 @@ class Machine:
         cupy.__dict__.update(
             ndarray=DeviceArray,
             empty=self.empty,
-            get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
+            get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None),
             asarray=lambda holder: holder.array,
             broadcast_to=DeviceArray.broadcast_to,
             RawModule=lambda *, path: RawModule(self, path),

@@ -203,15 +203,6 @@ def test_a_random_model_is_timed_by_kernel(cuda: Cuda) -> None:
     assert "×" in tables.prefill_line(row)
 
 
-def test_transformers_reads_the_same_fields() -> None:
-    found = prefill.transformers_prefills(FIELDS, device="cpu")
-    assert len(found) == 3
-    ids = np.array([3, 5, 7])
-    logits = [found[name](ids) for name in ("transformers eager", "transformers sdpa")]
-    assert logits[0].shape == (80,) and (logits[0] - logits[1]).abs().max() < 0.1
-    assert prefill.transformers_prefills(FIELDS) == {}  # without a GPU
-
-
 def test_the_command_times_and_writes(cuda: Cuda, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkey = pytest.MonkeyPatch()
     monkey.setattr(run, "ceilings", lambda cuda, **sizes: Ceilings(1e12, 1e14, "a library"))
@@ -244,6 +235,8 @@ def test_the_command_counts_on_the_emulator(capsys: pytest.CaptureFixture[str]) 
         (["prefill", "linear"], "or prefill alone"),
         (["prefill"], "expected either --model or --random"),
         (["prefill", "--random", "gemma-9"], "--random gemma-9: expected one of gemma-2b"),
+        (["prefill", "--random", "gemma-2-2b", "--vs", "torch"], "--vs is for kernels, not prefill"),
+        (["linear", "--no-compiled"], "--no-compiled is for prefill, not kernels"),
         (["--tokens", "0"], "--tokens 0: expected numbers of tokens"),
         (["--vs", "mkl"], "--vs mkl: expected some of cublas"),
         (["--shapes", "x"], "'x' is no published size; there are gemma-2b"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 
 NAMES = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
 _MODULES = {
-    "torch": "torch", "flex": "torch.nn.attention.flex_attention", "flash-attn": "flash_attn",
-    "flashinfer": "flashinfer",
-}  # fmt: skip
+    "torch": ("torch",),
+    "flex": ("torch.nn.attention.flex_attention",),
+    # FlashAttention-4, -3 and -2 are packages of their own; where there are several, the newest.
+    "flash-attn": ("flash_attn.cute", "flash_attn_interface", "flash_attn"),
+    "flashinfer": ("flashinfer",),
+}
+_NEEDED = {"flash-attn": "flash_attn_func", "flashinfer": "single_prefill_with_kv_cache"}
+_DEVICE = "cuda"
 Call = Callable[[], Any]
 
 
@@ -36,10 +42,36 @@ def absent(name: str, cuda: Cuda) -> str | None:
             return str(error)
         return None
     try:
-        importlib.import_module(_MODULES[name])
-    except Exception as error:  # what a half-installed package raises is its own affair
-        return f"{type(error).__name__}: {error}"
+        module_of(name)
+    except ImportError as error:
+        return str(error)
     return None if torch_on_gpu() is not None else "torch sees no GPU"
+
+
+def module_of(name: str) -> Any:
+    """The module of a peer in torch. Raises ImportError with the reason for each that could be it."""
+    reasons = []
+    for module_name in _MODULES[name]:
+        try:
+            module = importlib.import_module(module_name)
+            getattr(module, _NEEDED.get(name, "__name__"))  # flash_attn alone may be no more than the folder of cute
+            return module
+        except Exception as error:  # what a half-installed package raises is its own affair
+            reasons.append(why(error))
+    raise ImportError("; ".join(reasons))
+
+
+def version_of(name: str) -> str:
+    """Which module of which version a peer in torch is."""
+    module = module_of(name)
+    version = getattr(module, "__version__", None)
+    return module.__name__ if version is None else f"{module.__name__} {version}"
+
+
+def why(error: Exception) -> str:
+    """An error of another library on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def torch_on_gpu() -> Any:
@@ -113,7 +145,7 @@ def torch_call(name: str, case: Case) -> Call | None:
 
 
 def _normal(torch: Any, *shape: int, dtype: str = "bfloat16") -> Any:
-    return torch.randn(*shape, device="cuda", dtype=getattr(torch, dtype))
+    return torch.randn(*shape, device=_DEVICE, dtype=getattr(torch, dtype))
 
 
 def _torch(torch: Any, case: Case) -> Call | None:
@@ -148,41 +180,45 @@ def _heads_first(torch: Any, p: dict[str, Any]) -> tuple[Any, Any, Any]:
 def _flex(torch: Any, case: Case) -> Call | None:
     if case.op != "attention":
         return None
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    p, cap = case.params, case.params["softcap"]
+    p = case.params
     q, k, v = _heads_first(torch, p)
-
-    def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
-        seen = i >= j
-        return seen if p["window"] is None else seen & (i - j < p["window"])
-
-    block_mask = create_block_mask(mask, None, None, p["tokens"], p["tokens"], device="cuda") if p["causal"] else None
-    score = None if cap is None else lambda s, b, h, i, j: cap * torch.tanh(s / cap)
-    compiled = torch.compile(flex_attention)
+    compiled, score, block_mask = _flex_parts(p["tokens"], p["window"], p["causal"], p["softcap"])
     return lambda: compiled(
         q, k, v, score_mod=score, block_mask=block_mask, scale=p["scale"], enable_gqa=p["heads"] != p["kv_heads"]
     )
 
 
+@functools.lru_cache(maxsize=1)  # a function of its own for each set of inputs would be compiled for each
+def _flex_parts(tokens: int, window: int | None, causal: bool, cap: float | None) -> tuple[Any, Any, Any]:
+    """flex_attention compiled, and its score_mod and block_mask."""
+    torch: Any = importlib.import_module("torch")
+    flex: Any = importlib.import_module("torch.nn.attention.flex_attention")
+
+    def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
+        return i >= j if window is None else (i >= j) & (i - j < window)
+
+    def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return cap * torch.tanh(s / cap)
+
+    block_mask = flex.create_block_mask(mask, None, None, tokens, tokens, device=_DEVICE) if causal else None
+    return torch.compile(flex.flex_attention), None if cap is None else score, block_mask
+
+
 def _flash_attn(torch: Any, case: Case) -> Call | None:
     if case.op != "attention":
         return None
-    from flash_attn import flash_attn_func
-
-    p = case.params
+    p, module = case.params, module_of("flash-attn")
     q, k, v = (x.transpose(1, 2) for x in _heads_first(torch, p))
-    window = (-1, -1) if p["window"] is None else (p["window"] - 1, 0)
+    anything = None if module.__name__ == "flash_attn.cute" else -1
+    window = (anything, anything) if p["window"] is None else (p["window"] - 1, 0)
     options = {"softmax_scale": p["scale"], "causal": p["causal"], "window_size": window}
-    return lambda: flash_attn_func(q, k, v, softcap=p["softcap"] or 0.0, **options)
+    return lambda: module.flash_attn_func(q, k, v, softcap=p["softcap"] or 0.0, **options)
 
 
 def _flashinfer(torch: Any, case: Case) -> Call | None:
     if case.op != "attention" or case.params["batch"] > 1:
         return None
-    import flashinfer
-
-    p = case.params
+    p, flashinfer = case.params, module_of("flashinfer")
     q, k, v = (x.transpose(1, 2)[0] for x in _heads_first(torch, p))
     window = -1 if p["window"] is None else p["window"] - 1
     options = {"causal": p["causal"], "sm_scale": p["scale"], "window_left": window}

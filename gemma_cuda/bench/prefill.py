@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import gc
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,17 +16,23 @@ import numpy as np
 from ..config import GemmaConfig
 from ..device import DeviceChoice
 from ..device.cuda import Cuda
-from ..errors import GemmaError, InputError
+from ..errors import InputError
 from ..gemma import Gemma
+from ..hub import resolve
 from ..ops.instances import published, text_fields
 from ..ops.kernel_ops import kernel_ops, missing_kernels
 from ..weights import LayerWeights, Weights
+from . import transformers_peers
 from .measure import Ceilings, ceilings, noise
-from .peers import torch_on_gpu
+from .peers import why
+from .transformers_peers import Peers
 
 TOKENS = (16, 64, 128, 512, 1024, 2048, 4096, 8192)
 _ROUNDS = 15
+_PEER_FEWEST, _PEER_SECONDS = 6, 4.0  # times of a peer, the first three not counted
+_NO_TIME = "no time was left"
 Row = dict[str, Any]
+Save = Callable[[Row], None]
 
 
 def random_gemma(config: GemmaConfig, cuda: Cuda, *, gemm: str = "auto") -> Gemma:
@@ -89,117 +95,133 @@ def run_random(
     tokens: Sequence[int],
     *,
     seconds: float,
-    compiled: bool = True,
-    save: Callable[[Row], None] = lambda result: None,
+    peers: Sequence[str] = transformers_peers.NAMES,
+    save: Save = lambda result: None,
 ) -> Row:
     """{gpu, ceilings, rows} of random models of published sizes.
 
-    compiled: also time what torch.compile makes of the peer, which takes minutes. save: called after each model.
+    peers: of transformers_peers.NAMES. save: called with all that there is, as it grows.
     """
-    top, end = ceilings(cuda), time.monotonic() + seconds
-    rows: list[Row] = []
-    result = {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
+    end = time.monotonic() + seconds
+    result = _result(cuda, ceilings(cuda))
     for i, name in enumerate(names):
-        share = (end - time.monotonic()) / (len(names) - i)
-        peers = transformers_prefills(text_fields(name), compiled=compiled)
-        rows += measure(cuda, random_gemma(published()[name], cuda), name, tokens, top, seconds=share, peers=peers)
-        save(result)
+        own_end = time.monotonic() + (end - time.monotonic()) / (len(names) - i)
+        make_peers = partial(transformers_peers.of_fields, text_fields(name), peers)
+        _model(cuda, partial(random_gemma, published()[name], cuda), name, tokens, result, make_peers, own_end, save)
     return result
 
 
-def run_checkpoint(cuda: Cuda, model: str, tokens: Sequence[int], *, seconds: float) -> Row:
-    """{ceilings, rows} of a checkpoint, without peers: those are compared on random weights."""
-    top, gemma = ceilings(cuda), Gemma.from_pretrained(model, device=cuda)
-    rows = measure(cuda, gemma, model, tokens, top, seconds=seconds, peers={})
-    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
+def run_checkpoint(
+    cuda: Cuda,
+    model: str,
+    tokens: Sequence[int],
+    *,
+    seconds: float,
+    peers: Sequence[str] = transformers_peers.NAMES,
+    save: Save = lambda result: None,
+) -> Row:
+    """The same of a checkpoint, as Gemma.from_pretrained finds it, which Transformers loads too."""
+    end, path = time.monotonic() + seconds, resolve(model)
+    result = _result(cuda, ceilings(cuda))
+    make_peers = partial(transformers_peers.of_checkpoint, path, peers)
+    _model(cuda, partial(Gemma.from_pretrained, path, device=cuda), model, tokens, result, make_peers, end, save)
+    return result
 
 
-def rehearse(cuda: Cuda) -> Row:
-    """The same on the fake GPU, of a model as small as can be."""
+def rehearse(cuda: Cuda, *, peers: Sequence[str] = transformers_peers.NAMES) -> Row:
+    """The same on the fake GPU, of a random model as small as can be."""
     layers = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
     heads = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = GemmaConfig.from_dict({"model_type": "gemma3_text", **layers, **heads}, source="rehearsal")
-    top = ceilings(cuda, copy_bytes=2**12, size=64)
-    rows = measure(cuda, random_gemma(config, cuda), "rehearsal", [3], top, seconds=60, peers={})
-    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": rows}
+    fields = {"model_type": "gemma3_text", **layers, **heads}
+    result = _result(cuda, ceilings(cuda, copy_bytes=2**12, size=64))
+    make_gemma = partial(random_gemma, GemmaConfig.from_dict(fields, source="rehearsal"), cuda)
+    make_peers = partial(transformers_peers.of_fields, fields, peers)
+    end = time.monotonic() + 60
+    _model(cuda, make_gemma, "rehearsal", [3], result, make_peers, end, lambda result: None)
+    return result
+
+
+def _result(cuda: Cuda, top: Ceilings) -> Row:
+    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": []}
+
+
+def _model(
+    cuda: Cuda,
+    make_gemma: Callable[[], Gemma],
+    name: str,
+    tokens: Sequence[int],
+    result: Row,
+    make_peers: Callable[[], Peers],
+    end: float,
+    save: Save,
+) -> None:
+    """Adds a model's rows to the result: ours first, then, in the memory that ours no longer takes, the peers'."""
+    top = Ceilings(**result["ceilings"])
+    rows = measure(cuda, make_gemma(), name, tokens, top, end=end)
+    result["rows"] += rows
+    save(result)
+    gc.collect()
+    cuda.release()
+    peers = make_peers()
+    for _ in beside(rows, peers, end=end):
+        save(result)
+    peers.close()
 
 
 def measure(
-    cuda: Cuda,
-    gemma: Gemma,
-    name: str,
-    tokens: Sequence[int],
-    top: Ceilings,
-    *,
-    seconds: float,
-    peers: dict[str, Callable[[Any], Any]],
+    cuda: Cuda, gemma: Gemma, name: str, tokens: Sequence[int], top: Ceilings, *, end: float = float("inf")
 ) -> list[Row]:
-    """A row for each number of tokens, until `seconds` are over: milliseconds to the logits on the host.
+    """A row for each number of tokens, begun before `end` of time.monotonic: milliseconds to the logits on the host.
 
     host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, launched one by one. floor_ms: as of
-    bench.run. peers: name -> the same of a prompt [S] by another library.
+    bench.run. peers, absent: empty; see `beside`. vocab_size: of the ids.
     """
-    end = time.monotonic() + seconds
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
     rows: list[Row] = []
     for count in tokens:
         if time.monotonic() > end:
             break
-        ids = np.random.default_rng(count).integers(3, gemma.config.vocab_size, count)
-        timing = _first_token(gemma, ids)
+        vocabulary = gemma.config.vocab_size
+        timing = _first_token(gemma, _prompt(vocabulary, count))
         bytes_moved, operations = least(gemma.config, count)
         rate = top.product_flops_per_s
         floor = bytes_moved / top.copy_bytes_per_s if rate is None else max(
             bytes_moved / top.copy_bytes_per_s, operations / rate
         )  # fmt: skip
-        others = {peer: _peer_ms(call, ids) for peer, call in peers.items()}
         rows.append(
             {
                 "model": name,
                 "tokens": count,
+                "vocab_size": vocabulary,
                 **timing,
                 "floor_ms": 1e3 * floor,
                 "times_floor": timing["median_ms"] / (1e3 * floor),
                 "launches": report[count].launches,
                 "launches_per_layer": report[count].launches_per_layer,
                 "kernels_ms": _by_kernel(cuda, gemma, count),
-                "peers": others,
+                "peers": {},
+                "absent": {},
             }
         )
     return rows
 
 
-def transformers_prefills(
-    fields: dict[str, Any], *, device: str = "cuda", compiled: bool = True
-) -> dict[str, Callable[[Any], Any]]:
-    """Eager, SDPA and, if wanted, compiled SDPA of Transformers for a random model with these fields of a config.json.
-
-    Each takes ids [S] to the last logits [V], float32 on the host. {} where there is no GPU or no Transformers.
-    """
-    if device == "cuda" and torch_on_gpu() is None:
-        return {}
-    try:
-        torch: Any = importlib.import_module("torch")
-        transformers: Any = importlib.import_module("transformers")
-        config = transformers.AutoConfig.for_model(**fields)
-        with torch.device(device):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    except (ImportError, RuntimeError, ValueError):
-        return {}
-
-    def prefill(attention: str, forward: Any) -> Callable[[Any], Any]:
-        def run(ids: Any) -> Any:
-            model.set_attn_implementation(attention)
-            with torch.no_grad():
-                inputs = torch.as_tensor(ids, device=device)[None]
-                return forward(inputs, logits_to_keep=1, use_cache=True).logits[0, -1].float().cpu()
-
-        return run
-
-    found = {f"transformers {attention}": prefill(attention, model) for attention in ("eager", "sdpa")}
-    if compiled:
-        found["transformers sdpa compiled"] = prefill("sdpa", torch.compile(model))
-    return found
+def beside(rows: Sequence[Row], peers: Peers, *, end: float = float("inf")) -> Iterator[None]:
+    """Adds to each row peers: name -> milliseconds, or None, and absent: name -> why it is None; yields as it goes."""
+    for row in rows:
+        row["peers"] |= dict.fromkeys([*peers.prefills, *peers.absent])
+        row["absent"] |= peers.absent | dict.fromkeys(peers.prefills, _NO_TIME)
+    yield
+    for row in rows:
+        for name, prefill in peers.prefills.items():
+            if time.monotonic() > end:
+                return
+            try:
+                row["peers"][name] = _peer_ms(prefill, _prompt(row["vocab_size"], row["tokens"]))
+                del row["absent"][name]
+            except Exception as error:  # whatever another library raises, of memory above all
+                row["absent"][name] = why(error)
+            yield
 
 
 def _matrices(config: GemmaConfig) -> list[tuple[int, int]]:
@@ -249,14 +271,17 @@ def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
     return dict(sums)
 
 
-def _peer_ms(call: Callable[[Any], Any], ids: Any) -> float | None:
-    """The median time to its logits on the host; None where it failed."""
+def _peer_ms(prefill: Callable[[Any], Any], ids: Any) -> float:
+    """The median time to its logits on the host."""
     times: list[float] = []
-    try:
-        for _ in range(_ROUNDS + 3):
-            start = time.perf_counter()
-            call(ids)
-            times.append(1e3 * (time.perf_counter() - start))
-    except (RuntimeError, GemmaError, TypeError, ValueError):
-        return None
+    begin = time.perf_counter()
+    while len(times) < _PEER_FEWEST or (len(times) < _ROUNDS + 3 and time.perf_counter() - begin < _PEER_SECONDS):
+        start = time.perf_counter()
+        prefill(ids)
+        times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times[3:])
+
+
+def _prompt(vocabulary: int, tokens: int) -> Any:
+    """Random ids [S], the same for everyone."""
+    return np.random.default_rng(tokens).integers(3, vocabulary, tokens)

@@ -28,10 +28,11 @@ def run(
     report: Callable[[Row], None] = lambda row: None,
     save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """{gpu, architecture, ceilings, absent: peer -> why, rows, left_out: cases for which there was no time}.
+    """{gpu, architecture, ceilings, versions and absent: of peers, rows, left_out: cases without time}.
 
-    report, save: called with each row as it comes, and with all that there is by then. is_rehearsal: small ceilings,
-    whose figures mean nothing.
+    versions: peer -> which module it is. absent: peer -> why it is not there. A row's peers: name -> Timing and
+    ours_to_peer; its refused: name -> why a peer that has the op did not do the case. report, save: called with each
+    row as it comes, and with all that there is by then. is_rehearsal: small ceilings, whose figures mean nothing.
     """
     end = time.monotonic() + seconds
     sizes = {"copy_bytes": 2**12, "size": 64} if is_rehearsal else {}
@@ -40,7 +41,8 @@ def run(
     present = [name for name in wanted if name not in missing]
     cublas = peers.cublas_call(cuda) if "cublas" in present else None
     rows: list[Row] = []
-    facts = {"gpu": cuda.gpu_name, "architecture": cuda.architecture, "ceilings": asdict(top)}
+    versions = {name: peers.version_of(name) for name in present if name != "cublas"}
+    facts = {"gpu": cuda.gpu_name, "architecture": cuda.architecture, "ceilings": asdict(top), "versions": versions}
     result: dict[str, Any] = {**facts, "absent": missing, "rows": rows, "left_out": 0}
     for case in cases:
         if time.monotonic() > end:
@@ -48,7 +50,11 @@ def run(
             continue
         row = _row(cuda, case, top)
         for name in present if row["wrong"] is None else []:
-            timing = _peer(cuda, case, name, cublas, row["sets"])
+            try:
+                timing = _peer(cuda, case, name, cublas, row["sets"])
+            except Exception as error:  # whatever another library raises of a shape or an option that it refuses
+                row["refused"][name] = peers.why(error)
+                continue
             if timing is not None:
                 row["peers"][name] = timing | {"ours_to_peer": row["median_us"] / timing["median_us"]}
         rows.append(row)
@@ -59,7 +65,8 @@ def run(
 
 def _row(cuda: Cuda, case: Case, top: Ceilings) -> Row:
     """The row of a case; `wrong` says what was wrong, the other figures are there if nothing was."""
-    row: Row = {"op": case.op, "model": case.model, "shape": case.shape, "params": case.params, "peers": {}}
+    row: Row = {"op": case.op, "model": case.model, "shape": case.shape, "params": case.params}
+    row |= {"peers": {}, "refused": {}}
     try:
         sets = input_sets(cuda, case)
         recording = Recording(cuda, [_call(case.run, given) for given in sets])
@@ -112,15 +119,12 @@ def _call(run: Callable[[Any, Inputs], Any], given: Inputs) -> Callable[[Any], A
 
 
 def _peer(cuda: Cuda, case: Case, name: str, cublas: Any, count: int) -> dict[str, Any] | None:
-    """Its Timing as a dict; None for what the peer does not have or could not do."""
-    try:
-        if name == "cublas":
-            run = cublas(case)
-            if run is None:
-                return None
-            sets = input_sets(cuda, case)
-            return asdict(Recording(cuda, [_call(run, given) for given in sets]).time())
-        calls = [peers.torch_call(name, case) for _ in range(min(count, _MOST_TORCH_SETS))]
-        return None if None in calls else asdict(peers.torch_timing(*(c for c in calls if c is not None)))
-    except (GemmaError, RuntimeError, TypeError, ValueError):  # of a shape or an option that it refuses
-        return None
+    """Its Timing as a dict; None for what the peer does not have."""
+    if name == "cublas":
+        run = cublas(case)
+        if run is None:
+            return None
+        sets = input_sets(cuda, case)
+        return asdict(Recording(cuda, [_call(run, given) for given in sets]).time())
+    calls = [peers.torch_call(name, case) for _ in range(min(count, _MOST_TORCH_SETS))]
+    return None if None in calls else asdict(peers.torch_timing(*(c for c in calls if c is not None)))

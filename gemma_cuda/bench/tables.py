@@ -21,7 +21,8 @@ def timed_line(row: Row) -> str:
     rate = f"{row['gbytes_per_s']:.0f} GB/s" if row["tflops"] is None else f"{row['tflops']:.1f} TFLOP/s"
     share = "" if row["share"] is None else f"  {row['share']:.0%} of the ceiling"
     peers = "".join(f"  {name} ×{peer['ours_to_peer']:.2f}" for name, peer in row["peers"].items())
-    return f"{what} {spread}  {rate}{share}{peers}"
+    refused = "".join(f"  {name} refused ({why})" for name, why in row["refused"].items())
+    return f"{what} {spread}  {rate}{share}{peers}{refused}"
 
 
 def ceilings_line(result: dict[str, Any]) -> str:
@@ -71,16 +72,37 @@ def prefill_line(row: Row) -> str:
     )
 
 
+def absent_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Of rows of bench.prefill: which peers have no time, and why; a line for each model, peer and reason."""
+    tokens: dict[tuple[str, str, str], list[int]] = {}
+    for row in rows:
+        for peer, why in row["absent"].items():
+            tokens.setdefault((row["model"], peer, why), []).append(row["tokens"])
+    for (model, peer, why), counts in tokens.items():
+        yield f"{model}, {', '.join(map(str, counts))} tokens: {peer} is absent: {why}"
+
+
+def plot_prefills(rows: Sequence[Row], path: Path) -> None:
+    """A plot of milliseconds over tokens: ours, the floor, the peers. Raises InputError without rows."""
+    if not rows:
+        raise InputError(f"{path}: there is no row to plot")
+    figure = _figure()
+    axes, tokens = figure.subplots(), [row["tokens"] for row in rows]
+    axes.plot(tokens, [row["median_ms"] for row in rows], "o-", label="ours")
+    axes.plot(tokens, [row["floor_ms"] for row in rows], "k:", label="floor")
+    for peer in rows[0]["peers"]:
+        axes.plot(tokens, [row["peers"][peer] for row in rows], "x--", label=peer)
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms to the first token", title=rows[0]["model"])
+    axes.legend()
+    figure.savefig(path)
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """A plot of each op's share of its ceiling over the case's operations or bytes. Raises InputError without rows."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("a plot needs matplotlib: pip install 'gemma-cuda[bench]'") from error
     right = [row for row in rows if row["wrong"] is None and row["share"] is not None]
     if not right:
         raise InputError(f"{path}: there is no row with a time and a ceiling to plot")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = _figure()
     axes = figure.subplots()
     for op, group in itertools.groupby(sorted(right, key=lambda row: str(row["op"])), key=lambda row: str(row["op"])):
         own = list(group)
@@ -88,3 +110,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xscale="log", xlabel="least possible time, us", ylabel="% of the ceiling", ylim=(0, 105))
     axes.legend()
     figure.savefig(path)
+
+
+def _figure() -> Any:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("a plot needs matplotlib: pip install 'gemma-cuda[bench]'") from error
+    matplotlib.rcParams["svg.fonttype"] = "none"  # an .svg's words as text
+    return Figure(figsize=(8, 5), layout="constrained")

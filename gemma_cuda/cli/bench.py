@@ -10,6 +10,7 @@ from . import common
 
 _OPS = ("rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "linear", "linear_geglu", "attention", "softcap",
         "top_k")  # fmt: skip
+_OF_ONE_KIND = {"model": True, "random": True, "no_compiled": True, "shapes": False, "vs": False}  # True: of prefill
 _PEERS = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
 
 
@@ -33,10 +34,9 @@ def add_parser(commands: common.Commands) -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after so long")
     parser.add_argument("--model", metavar="MODEL", help=f"of prefill: {common.MODEL_HELP}")
     parser.add_argument("--random", metavar="SIZE", help="of prefill: random weights of a published size")
+    parser.add_argument("--no-compiled", action="store_true", help="of prefill: no torch.compile of Transformers")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
-    parser.add_argument(
-        "--plot", metavar="FILE", type=Path, help="also plot the shares of the ceilings, as .png or .svg"
-    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="also plot shares of ceilings, or times of prefills")
     parser.set_defaults(run=run)
 
 
@@ -44,7 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     unknown = set(arguments.op) - {*_OPS, "prefill"}
     if unknown or ("prefill" in arguments.op and len(arguments.op) > 1):
         raise InputError(f"bench {' '.join(arguments.op)}: expected some of {', '.join(_OPS)}, or prefill alone")
-    if arguments.op == ["prefill"]:
+    is_prefill = arguments.op == ["prefill"]
+    for option, is_for_prefill in _OF_ONE_KIND.items():
+        if getattr(arguments, option) and is_for_prefill != is_prefill:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is for {'prefill, not kernels' if is_for_prefill else 'kernels, not prefill'}")
+    if is_prefill:
         result = _prefill(arguments)
     elif arguments.device == "emulator":
         result = _counted(arguments)
@@ -68,6 +73,8 @@ def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
         report=lambda row: print(tables.timed_line(row), flush=True),
     )  # fmt: skip
     print(tables.ceilings_line(result))
+    for peer, version in result["versions"].items():
+        print(f"{peer} is {version}")
     for peer, why in result["absent"].items():
         print(f"{peer} is absent: {why}")
     if result["left_out"]:
@@ -101,6 +108,7 @@ def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..bench import prefill, tables
+    from ..bench.transformers_peers import COMPILED, NAMES
     from ..device.cuda import Cuda
     from ..ops.instances import published
 
@@ -109,16 +117,19 @@ def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
     tokens = _numbers(arguments.tokens) or prefill.TOKENS
     if arguments.random is not None and arguments.random not in published():
         raise InputError(f"--random {arguments.random}: expected one of {', '.join(published())}")
+    peers = [name for name in NAMES if not (arguments.no_compiled and name == COMPILED)]
     cuda = Cuda.named(arguments.device)
     if arguments.random is not None:
-        result = prefill.run_random(cuda, [arguments.random], tokens, seconds=arguments.seconds)
+        result = prefill.run_random(cuda, [arguments.random], tokens, seconds=arguments.seconds, peers=peers)
     else:
-        result = prefill.run_checkpoint(cuda, arguments.model, tokens, seconds=arguments.seconds)
+        result = prefill.run_checkpoint(cuda, arguments.model, tokens, seconds=arguments.seconds, peers=peers)
     for row in result["rows"]:
         print(tables.prefill_line(row))
         slowest = sorted(row["kernels_ms"].items(), key=lambda item: -item[1])
         print("".join(f"  {name} {ms:.3f} ms" for name, ms in slowest))
-    print(tables.ceilings_line(result))
+    print("\n".join([tables.ceilings_line(result), *tables.absent_lines(result["rows"])]))
+    if arguments.plot is not None:
+        tables.plot_prefills(result["rows"], arguments.plot)
     return result
 
 

@@ -160,6 +160,13 @@ class Cuda:
         with self._gpu:
             return int(self._gpu.mem_info[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
+    def release(self) -> None:
+        """Gives what CuPy's pool holds unused back to the GPU, for other libraries."""
+        import cupy
+
+        with self._gpu:
+            cupy.get_default_memory_pool().free_all_blocks()
+
     def from_host(self, array: Array) -> Array:
         """Contiguous copy on the GPU, same shape and dtype; the host's array may be changed at once."""
         copy = self.empty(array.shape, array.dtype)

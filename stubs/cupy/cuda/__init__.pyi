@@ -44,6 +44,7 @@ class ExternalStream(Stream):
 
 class MemoryPool:
     def free_bytes(self) -> int: ...
+    def free_all_blocks(self) -> None: ...
 
 class MemoryPointer:
     ptr: int
