@@ -7,9 +7,10 @@ peers need torch and transformers. Sections, by value:
 device     what the GPU is, the bandwidth of a copy and the rate of a library's product   device.json
 golden     what each primitive gives; copy the file to tests/golden/                      golden.zip
 tests      every kernel's tests, then whole models                                        tests.json
-sanitizer  memcheck and racecheck of a small test of each kernel                          sanitizer.json
+sanitizer  memcheck and racecheck of a small test of each kernel                          tools.json
 bench      times of kernels beside peers, then of whole prefills                          bench.json, prefill.json
-ncu        bytes and bank conflicts beside the emulator's                                 ncu.json
+ncu        bytes and bank conflicts beside the emulator's                                 tools.json
+compiled   a few times beside FlexAttention and compiled Transformers                     compiled.json
 
 Each part has a process of its own, so what crashes or hangs costs only itself. summary.txt is what is printed last.
 Exit code 1 if something was wrong: a test, a golden launch, a finding of the sanitizer, the output of a timed kernel.
@@ -73,6 +74,12 @@ class Checkup:
 
     def write(self, name: str, value: Any) -> None:
         (self.out / name).write_text(json.dumps(value, indent=1) + "\n")
+
+    def write_tool(self, name: str, value: Any) -> None:
+        """Writes what one of NVIDIA's tools found beside what others did."""
+        path = self.out / "tools.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        self.write(path.name, known | {name: value})
 
     def part(self, name: str, file: str, limit_s: float) -> dict[str, Any]:
         """What a part of benchmarks/gpu_parts.py wrote until its end, or until the limit.
@@ -145,7 +152,7 @@ def sanitizer(run: Checkup) -> Iterator[Item]:
     verdicts = []
     for test in profilers.SANITIZED:
         for tool in ("memcheck", "racecheck"):
-            left = run.deadline(0.66) - time.monotonic()
+            left = run.deadline(0.63) - time.monotonic()
             if left < 5:
                 yield Item("sanitizer", f"{tool} {test}", "skipped", "no time was left")
                 continue
@@ -154,19 +161,36 @@ def sanitizer(run: Checkup) -> Iterator[Item]:
             outcome = {"ok": "ok", "found": "failed"}.get(verdict.outcome, "skipped")
             detail = "" if outcome == "ok" else f"{verdict.outcome}: {_last_line(verdict.text)}"
             yield Item("sanitizer", f"{tool} {test}", outcome, detail, wrong=verdict.outcome == "found")
-    run.write("sanitizer.json", [asdict(verdict) for verdict in verdicts])
+    run.write_tool("sanitizer", [asdict(verdict) for verdict in verdicts])
 
 
 def bench(run: Checkup) -> Iterator[Item]:
-    result = run.part("bench", "bench.json", run.deadline(0.82) - time.monotonic())
+    yield from _kernels("bench", run.part("bench", "bench.json", run.deadline(0.78) - time.monotonic()))
+    yield from _prefills("bench", run.part("prefill", "prefill.json", run.deadline(0.88) - time.monotonic()))
+
+
+def compiled(run: Checkup) -> Iterator[Item]:
+    result = run.part("compiled", "compiled.json", run.deadline(1.0) - time.monotonic())
+    yield from _kernels("compiled", result["kernels"])
+    yield from _prefills("compiled", result["prefill"])
+
+
+def _kernels(section: str, result: dict[str, Any]) -> Iterator[Item]:
+    """Of a result of gemma_cuda/bench/run.py."""
     for row in result["rows"]:
-        name = f"{row['op']} {row['shape']}"
+        name = f"{row['op']} {row['model']} {row['shape']}"
         outcome = "ok" if row["wrong"] is None else "failed"
-        yield Item("bench", name, outcome, row["wrong"] or "", wrong=row["wrong"] is not None)
-    for peer, reason in result["absent"].items():
-        yield Item("bench", peer, "skipped", reason)
-    result = run.part("prefill", "prefill.json", run.deadline(0.93) - time.monotonic())
-    yield from (Item("bench", f"prefill {row['model']} {row['tokens']}", "ok") for row in result["rows"])
+        yield Item(section, name, outcome, row["wrong"] or "", wrong=row["wrong"] is not None)
+        yield from (Item(section, f"{peer} of {name}", "skipped", why) for peer, why in row["refused"].items())
+    yield from (Item(section, peer, "skipped", why) for peer, why in result.get("absent", {}).items())
+
+
+def _prefills(section: str, result: dict[str, Any]) -> Iterator[Item]:
+    """Of a result of gemma_cuda/bench/prefill.py."""
+    for row in result["rows"]:
+        name = f"prefill {row['model']} {row['tokens']}"
+        yield Item(section, name, "ok")
+        yield from (Item(section, f"{peer} of {name}", "skipped", why) for peer, why in row["absent"].items())
 
 
 def ncu(run: Checkup) -> Iterator[Item]:
@@ -174,10 +198,10 @@ def ncu(run: Checkup) -> Iterator[Item]:
         yield Item("ncu", "all", "skipped", "ncu is not on the PATH")
         return
     command = [sys.executable, "-m", "benchmarks.gpu_parts", "launches", "--gpu", run.gpu]
-    kernels = profilers.profile(command, max(run.deadline(1.0) - time.monotonic(), 20))
-    run.write("ncu.json", kernels)  # as they are, should they not fit the cases
+    kernels = profilers.profile(command, max(run.deadline(0.94) - time.monotonic(), 20))
+    run.write_tool("ncu", kernels)  # as they are, should they not fit the cases
     rows = list(profilers.beside_counters(kernels))
-    run.write("ncu.json", rows)
+    run.write_tool("ncu", rows)
     for row in rows:
         conflicts = row["ncu"]["shared_bank_conflicts"]
         yield Item("ncu", f"{row['kernel']} {row['model']} {row['shape']}", "ok", f"{conflicts:.0f} bank conflicts")
@@ -185,6 +209,7 @@ def ncu(run: Checkup) -> Iterator[Item]:
 
 SECTIONS: dict[str, Callable[[Checkup], Iterator[Item]]] = {
     "device": device, "golden": golden, "tests": tests, "sanitizer": sanitizer, "bench": bench, "ncu": ncu,
+    "compiled": compiled,
 }  # fmt: skip
 
 
@@ -218,7 +243,7 @@ def _run_section(run: Checkup, name: str) -> None:
             run.items.append(item)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         text = f"{type(error).__name__}: {_last_line(str(error))}"
-        run.items.append(Item(name, name, "failed", text, wrong=name != "ncu"))
+        run.items.append(Item(name, name, "failed", text, wrong=name not in ("ncu", "compiled")))
     for item in run.items[before:]:
         print(f"{item.outcome:<8} {item.section:<10} {item.name}  {item.detail}".rstrip(), flush=True)
 

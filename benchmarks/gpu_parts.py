@@ -3,6 +3,7 @@
 facts     what the GPU is, and its ceilings
 bench     the kernels' times beside peers, until --seconds are over
 prefill   whole prefills of random models
+compiled  a few of both beside what torch.compile makes, FlexAttention and Transformers
 launches  each case of benchmarks/cost_cases.py once, for a profiler
 """
 
@@ -13,6 +14,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +30,7 @@ _PACKAGES = ("cupy-cuda13x", "cuda-bindings", "nvidia-cuda-nvrtc", "nvmath-pytho
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts")
-    parser.add_argument("part", choices=["facts", "bench", "prefill", "launches"])
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--gpu", choices=["real", "fake"], default="real")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, default=120.0)
@@ -37,7 +39,6 @@ def main() -> None:
         from tests import fake_gpu
 
         fake_gpu.install(pytest.MonkeyPatch())
-    part = {"facts": facts, "bench": bench, "prefill": prefill, "launches": launches}[options.part]
 
     def save(result: dict[str, Any]) -> None:
         if options.json is not None:
@@ -45,7 +46,7 @@ def main() -> None:
             draft.write_text(json.dumps(result, indent=1) + "\n")
             draft.replace(options.json)
 
-    save(part(options.gpu == "fake", options.seconds, save))
+    save(PARTS[options.part](options.gpu == "fake", options.seconds, save))
 
 
 def facts(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def bench(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
     from gemma_cuda.bench import cases, run
 
     chosen = cases.chosen(["rms_norm", "attention"], ["gemma-3-270m"], [16]) if is_rehearsal else cases.default()
-    peers = [name for name in run.PEERS if name != "flex"]  # which compiles for a minute for each shape
+    peers = [name for name in run.PEERS if name != "flex"]  # see compiled
     return run.run(Cuda(), chosen, peers, seconds=seconds, is_rehearsal=is_rehearsal, save=save)
 
 
@@ -88,6 +89,33 @@ def prefill(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
     return prefills.run_random(Cuda(), models, prefills.TOKENS, seconds=seconds, peers=NAMES[:2], save=save)
 
 
+def compiled(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
+    """{kernels, prefill}: as of bench and prefill, beside peers that are compiled for a minute before their first time.
+
+    What is there when this process is ended is what was saved; so the shape that tells most comes first.
+    """
+    from gemma_cuda.bench import cases, run
+    from gemma_cuda.bench import prefill as prefills
+    from gemma_cuda.bench.transformers_peers import COMPILED
+
+    cuda, end = Cuda(), time.monotonic() + seconds
+    result: dict[str, Any] = {"kernels": {"rows": []}, "prefill": {"rows": []}}
+
+    def keep(name: str) -> Save:
+        return lambda part: save(result | {name: part})
+
+    models, tokens = (["gemma-3-270m"], [16]) if is_rehearsal else (["gemma-3-27b", "gemma-2-2b"], [2048])
+    chosen = cases.chosen(["attention"], models, tokens)
+    result["kernels"] = run.run(
+        cuda, chosen, ["flex"], seconds=seconds / 2, is_rehearsal=is_rehearsal, save=keep("kernels")
+    )
+    left = end - time.monotonic()
+    result["prefill"] = prefills.rehearse(cuda, peers=[COMPILED]) if is_rehearsal else prefills.run_random(
+        cuda, ["gemma-3-270m"], [128, 2048], seconds=left, peers=[COMPILED], save=keep("prefill")
+    )  # fmt: skip
+    return result
+
+
 def launches(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
     """In the order of benchmarks/results/cost-emulator.json."""
     from . import cost_cases
@@ -99,6 +127,11 @@ def launches(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
             cuda.synchronize()
             count += 1
     return {"cases": count}
+
+
+PARTS: dict[str, Callable[[bool, float, Save], dict[str, Any]]] = {
+    "facts": facts, "bench": bench, "prefill": prefill, "compiled": compiled, "launches": launches
+}  # fmt: skip
 
 
 def _version(package: str) -> str | None:

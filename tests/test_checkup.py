@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import pytest
 from benchmarks import checkup, profilers
 from tests import golden
 
+FILES = {
+    "device.json", "golden.zip", "tests.json", "tools.json", "bench.json", "prefill.json", "compiled.json",
+    "summary.txt",
+}  # fmt: skip
 SMALL = [
     "--tests=golden=pack or zeros",
     "--tests=tests=up_as or (without_a_weight and float16) or (features_take and bfloat16 and 7)",
@@ -22,15 +28,50 @@ def test_all_of_it_on_a_fake_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert checkup.main(["--gpu=fake", f"--out={tmp_path}", *SMALL]) == 0
     page = (tmp_path / "summary.txt").read_text()
     assert capsys.readouterr().out.endswith(page) and page.endswith("nothing was wrong\n")
-    for section in ("device", "golden", "tests", "models", "sanitizer", "bench", "ncu"):
+    for section in ("device", "golden", "tests", "models", "sanitizer", "bench", "ncu", "compiled"):
         assert f"\n{section} " in page
     assert "skipped  sanitizer: 1, compute-sanitizer is not on the PATH" in page
     assert "\nfailed   " not in page
-    assert len(list(tmp_path.iterdir())) <= 8
+    assert page.index("\nncu ") < page.index("\ncompiled ")
+    assert "skipped  compiled: 2, torch sees no GPU" in page  # FlexAttention and Transformers
+    assert {path.name for path in tmp_path.iterdir()} <= FILES and len(FILES) <= 8
     launches = list(golden.launches(tmp_path / "golden.zip"))
     assert len(launches) == 5 and not any(map(golden.difference, launches))
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert rows and all(row["wrong"] is None and row["median_us"] > 0 for row in rows)
+    compiled = json.loads((tmp_path / "compiled.json").read_text())
+    assert all(row["wrong"] is None for row in compiled["kernels"]["rows"])
+    assert compiled["kernels"]["absent"] == {"flex": "torch sees no GPU"}
+    assert [row["absent"] for row in compiled["prefill"]["rows"]] == [{"transformers compiled": "torch sees no GPU"}]
+
+
+def test_what_was_saved_before_the_compiled_part_was_ended_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It hangs while it compiles for the second case; the first has its time, and nothing is called wrong."""
+    hang = """
+import sys, time
+from benchmarks import gpu_parts
+from gemma_cuda.bench import run
+row, calls = run._row, []
+def hangs(*arguments):
+    if calls:
+        time.sleep(1000)
+    calls.append(1)
+    return row(*arguments)
+run._row = hangs
+gpu_parts.main()
+"""
+    started = subprocess.run
+
+    def patched(command: list[str], **options: Any) -> Any:
+        return started([sys.executable, "-c", hang, *command[3:]], **options)
+
+    monkeypatch.setattr(checkup.subprocess, "run", patched)
+    assert checkup.main(["--gpu=fake", f"--out={tmp_path}", "--only=compiled", "--minutes=0.3"]) == 0
+    (row,) = json.loads((tmp_path / "compiled.json").read_text())["kernels"]["rows"]
+    assert row["wrong"] is None and row["median_us"] > 0
+    assert "   1 ok     0 failed     1 skipped" in capsys.readouterr().out
 
 
 def test_a_wrong_kernel_and_a_hang_cost_one_test_each(
@@ -64,7 +105,15 @@ def test_verdicts_of_the_sanitizer(script: str, outcome: str, tmp_path: Path, mo
     monkeypatch.setattr(profilers, "SANITIZED", profilers.SANITIZED[:1])
     out = tmp_path / "out"
     assert checkup.main([f"--out={out}", "--only=sanitizer"]) == int(outcome == "found")
-    assert {v["outcome"] for v in json.loads((out / "sanitizer.json").read_text())} == {outcome}
+    assert {v["outcome"] for v in json.loads((out / "tools.json").read_text())["sanitizer"]} == {outcome}
+
+
+def test_each_tool_keeps_what_another_found(tmp_path: Path) -> None:
+    run = checkup.Checkup(tmp_path, "fake", 0.0, 1.0, None, {})
+    run.write_tool("sanitizer", [1])
+    run.write_tool("ncu", [2])
+    run.write_tool("ncu", [3])
+    assert json.loads((tmp_path / "tools.json").read_text()) == {"sanitizer": [1], "ncu": [3]}
 
 
 def ncu_lines(kernels: list[str]) -> str:
