@@ -13,6 +13,8 @@ from .markdown import prose, table
 PUBLISHED = json.loads((Path(__file__).parent / "published" / "attention.json").read_text())
 LENGTHS = ("512", "1024", "2048", "4096", "8192", "16384")
 _NOBODY = "not measured"
+_KERNEL_COLUMNS = ["op", "shape", "us", "rate", "% of the ceiling", "peers"]
+_PREFILL_COLUMNS = ["model", "tokens", "ms", "host ms", "× floor", "launches a layer", "peers"]
 _KINDS = tuple(itertools.product((128, 256), ("full", "causal")))
 _NAMES = {"over-length": "Attention: TFLOP/s over length", "roofline": "Roofline", "latency": "Time to the first token"}
 Results = dict[str, dict[str, Any]]
@@ -20,20 +22,19 @@ Results = dict[str, dict[str, Any]]
 
 def lines(results: Results) -> list[str]:
     """The section: kernels, prefills, attention beside what was published."""
-    bench, prefill = (results.get(f"gpu-{name}") for name in ("bench", "prefill"))
+    bench, prefill, compiled = (results.get(f"gpu-{name}") for name in ("bench", "prefill", "compiled"))
     text = ["## Kernels and prefills on a GPU", ""]
     if bench is None and prefill is None:
         text += ["Nobody has measured a GPU yet, so no figure for one of ours stands here.", "`python -m "]
         text[-1] += "benchmarks.checkup --out DIR` measures one; [costs.md](costs.md) has what can be counted without."
     if bench is not None:
-        text += [
-            *_ceilings(bench),
-            "",
-            *table(["op", "shape", "us", "rate", "% of the ceiling", "peers"], _rows(bench)),
-        ]
+        text += [*_ceilings(bench), "", *table(_KERNEL_COLUMNS, _rows(bench))]
     if prefill is not None:
-        head = ["model", "tokens", "ms", "host ms", "× floor", "launches a layer", "peers"]
-        text += ["", *table(head, _prefills(prefill))]
+        text += ["", *table(_PREFILL_COLUMNS, _prefills(prefill))]
+    if compiled is not None:
+        text += ["", "### Beside what torch.compile makes", ""]
+        kernels, prefills = compiled["kernels"], compiled["prefill"]
+        text += [*table(_KERNEL_COLUMNS, _rows(kernels)), "", *table(_PREFILL_COLUMNS, _prefills(prefills))]
     text += ["", "### Attention beside what was published", ""]
     text += [f"{PUBLISHED['what']}; TFLOP/s, read off {PUBLISHED['source']}. Ours in bfloat16.", ""]
     text += table(["D, mask", "by", *LENGTHS], _attention(bench))
@@ -55,9 +56,9 @@ def _ceilings(bench: dict[str, Any]) -> list[str]:
     top = bench["ceilings"]
     rate = top["product_flops_per_s"]
     product = "no product" if rate is None else f"product {rate / 1e12:.0f} TFLOP/s ({top['product_by']})"
-    return prose(
-        f"{bench['gpu']}: copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s, {product}, measured in the same process."
-    )
+    copy = f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s"
+    peers = "".join(f" {peer} is {version}." for peer, version in bench["versions"].items())
+    return prose(f"{bench['gpu']}: {copy}, {product}, measured in the same process.{peers}")
 
 
 def _rows(bench: dict[str, Any]) -> Iterator[list[str]]:

@@ -1,6 +1,6 @@
 """Writes docs/benchmarks.md, costs.md, mutants.md and a part of emulator.md from benchmarks/results/*.json.
 
-What a GPU gave lies there as gpu-bench.json and gpu-prefill.json: bench.json and prefill.json of benchmarks.checkup.
+What a GPU gave lies there as gpu-bench.json, gpu-prefill.json and gpu-compiled.json: files of benchmarks.checkup.
 Plots are written beside the pages; --check looks at the pages only.
 """
 

@@ -203,17 +203,28 @@ def test_a_random_model_is_timed_by_kernel(cuda: Cuda) -> None:
     assert "×" in tables.prefill_line(row)
 
 
-def test_the_command_times_and_writes(cuda: Cuda, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(run, "ceilings", lambda cuda, **sizes: Ceilings(1e12, 1e14, "a library"))
+def test_the_command_times_and_writes(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ceilings", lambda cuda, **sizes: Ceilings(1e12, 1e14, "a library"))
     json_file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = ["bench", "rms_norm", "geglu", "--shapes", SMALL, "--tokens", "1,4", "--vs", "cublas,flashinfer"]
     assert main([*arguments, "--json", str(json_file), "--plot", str(plot)]) == 0
-    monkey.undo()
     printed = capsys.readouterr().out
     assert "[4, 640]" in printed and "of the ceiling" in printed and "flashinfer is absent: " in printed
     assert len(json.loads(json_file.read_text())["rows"]) == 4
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_are_written_even_if_they_cannot_be_plotted(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ceilings", lambda cuda, **sizes: Ceilings(1e12, None, None))
+    json_file, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ["bench", "attention", "--shapes", SMALL, "--tokens", "1"]
+    assert main([*arguments, "--json", str(json_file), "--plot", str(plot)]) == 2
+    assert "there is no row with a time and a ceiling to plot" in capsys.readouterr().err and not plot.exists()
+    assert len(json.loads(json_file.read_text())["rows"]) == 2
 
 
 def test_the_command_counts_on_the_emulator(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,8 +263,15 @@ def test_the_command_refuses(
 
 
 def test_every_published_size_has_cases() -> None:
+    device = Recorder(SHARED_BYTES["sm_90a"])
     for name, config in published().items():
-        if config.generation < 4:
-            assert {case.op for case in cases.chosen(cases.OPS, [name], [1])} >= {"linear", "attention", "top_k"}
+        found = cases.chosen(cases.OPS, [name], [1])
+        assert {case.op for case in found} >= {"linear", "attention", "top_k"}
+        for case in found:
+            if case.op == "attention":
+                case.run(device, case.make(device, 0))
+        expected = [f"{name}: attention has no kernel for head_dim 512"] if config.generation == 4 else []
+        assert cases.without_kernels(cases.OPS, [name]) == expected
+    assert cases.without_kernels(["linear"], list(published())) == []
     with pytest.raises(InputError, match="'gemma-9' is no published size"):
         cases.chosen(["linear"], ["gemma-9"], [1])

@@ -39,12 +39,18 @@ PREFILL = {
 def test_what_a_gpu_gave_is_on_the_page_and_what_it_did_not_is_said(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [ATTENTION, {**ATTENTION, "op": "linear", "wrong": "NaN"}]
     measured = {
-        "gpu-bench": {"gpu": "A GPU", "ceilings": CEILINGS, "rows": rows},
+        "gpu-bench": {"gpu": "A GPU", "ceilings": CEILINGS, "rows": rows, "versions": {"torch": "torch 2.13.0"}},
         "gpu-prefill": {"gpu": "A GPU", "ceilings": CEILINGS, "rows": [PREFILL]},
+        "gpu-compiled": {
+            "kernels": {"rows": [{**ATTENTION, "peers": {"flex": {"ours_to_peer": 0.75}}}]},
+            "prefill": {"rows": [{**PREFILL, "peers": {"transformers compiled": 8.25}}]},
+        },
     }
     text = "\n".join(gpu_page.lines(measured))
     assert "| attention | fa3 S 2048 | 12.5 (12.0 to 13.0) | 321.4 TFLOP/s | 45 | torch ×1.25 |" in text
-    assert "| linear | S 2048 | wrong |" in text
+    assert "| linear | S 2048 | wrong |" in text and "torch is torch 2.13.0." in text
+    compiled = text.partition("### Beside what torch.compile makes")[2]
+    assert "| 321.4 TFLOP/s | 45 | flex ×0.75 |" in compiled and "| transformers compiled 8.2 |" in compiled
     assert (
         "| gemma-2-2b | 128 | 5.25 | 0.50 | 2.6 | 9 | transformers sdpa 20.5, transformers eager not measured |" in text
     )

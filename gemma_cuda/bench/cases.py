@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..config import GemmaConfig
 from ..errors import InputError
+from ..ops.attention_plan import HEAD_DIMS
 from ..ops.instances import published
 from .case import Case
 from .matrix_cases import FA3, attention_cases, fa3_cases, linear_cases, linear_geglu_cases
@@ -21,7 +22,7 @@ from .row_cases import (
 
 OPS = ("rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "linear", "linear_geglu", "attention", "softcap",
        "top_k")  # fmt: skip
-TOKENS = (1, 16, 128, 512, 2048, 8192)
+TOKENS = (1, 16, 128, 512, 2048, 8192, 16384)
 DEFAULT_MODELS = ("gemma-3-270m", "gemma-2-2b", "gemma-3-4b", "gemma-3-27b")
 
 
@@ -48,6 +49,16 @@ def chosen(ops: Sequence[str], models: Sequence[str], tokens: Sequence[int]) -> 
             for count in tokens:
                 found += _MAKERS[op](model, known[model], count)
     return found
+
+
+def without_kernels(ops: Sequence[str], models: Sequence[str]) -> list[str]:
+    """What these models have and `chosen` leaves out, since there is no kernel for it: a line for each model."""
+    wide = {
+        name: sorted({layer.head_dim for layer in config.layers} - set(HEAD_DIMS))
+        for name, config in published().items()
+        if name in models and "attention" in ops
+    }
+    return [f"{name}: attention has no kernel for head_dim {', '.join(map(str, d))}" for name, d in wide.items() if d]
 
 
 _MAKERS: dict[str, Callable[[str, GemmaConfig, int], Iterator[Case]]] = {

@@ -11,7 +11,7 @@ from ..config import GemmaConfig
 from ..device.protocol import Array, Device
 from ..masks import Int32
 from ..ops import attention, linear
-from ..ops.attention_plan import plan_attention
+from ..ops.attention_plan import HEAD_DIMS, plan_attention
 from ..reference.attention import attention as reference_attention
 from ..reference.linear import linear as reference_linear
 from ..reference.linear import linear_geglu as reference_linear_geglu
@@ -101,8 +101,10 @@ def linear_geglu_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator
 
 
 def attention_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
-    """A local and a global layer, where a model has both."""
+    """A local and a global layer, where a model has both, and attention has their head_dim."""
     for layer in {layer.layer_type: layer for layer in config.layers}.values():
+        if layer.head_dim not in HEAD_DIMS:
+            continue
         params = {
             "batch": 1, "tokens": tokens, "heads": config.num_attention_heads, "kv_heads": layer.num_key_value_heads,
             "head_dim": layer.head_dim, "window": layer.sliding_window, "causal": True,

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 def timed_line(row: Row) -> str:
     """Of a row of bench.run: time and spread, rate, share of the ceiling, peers."""
-    what = f"{row['op']:<13} {row['model']:<13} {row['shape']:<52}"
+    what = f"{row['op']:<13} {row['model']:<15} {row['shape']:<52}"
     if row["wrong"] is not None:
         return f"{what} WRONG: {row['wrong']}"
     spread = f"{row['median_us']:>10.2f} us ({row['low_us']:.2f} to {row['high_us']:.2f})"
@@ -36,7 +36,7 @@ def ceilings_line(result: dict[str, Any]) -> str:
 
 def counted_lines(row: Row) -> Iterator[str]:
     """Of a row of bench.counted: the ratios, the estimate if there is one, a line for each kernel."""
-    what = f"{row['op']:<13} {row['model']:<13} {row['shape']:<52}"
+    what = f"{row['op']:<13} {row['model']:<15} {row['shape']:<52}"
     if row["wrong"] is not None:
         yield f"{what} WRONG: {row['wrong']}"
         return
@@ -44,7 +44,7 @@ def counted_lines(row: Row) -> Iterator[str]:
     memory = f"memory ×{row['traffic']:.2f}  sectors/request {row['sectors_per_request']:.1f}"
     yield f"{what} {memory}  bank conflicts/request {row['conflicts']:.2f}{mma}"
     if row["estimate"] is not None:
-        yield f"  estimated {row['estimate']['tflops']:.1f} TFLOP/s on an {row['estimate']['gpu']}; nobody measured it"
+        yield f"  estimated {row['estimate']['tflops']:.3g} TFLOP/s on an {row['estimate']['gpu']}; nobody measured it"
     for kernel in row["kernels"]:
         yield f"  {kernel['instance']}: {_needs(kernel)}"
 
@@ -66,7 +66,7 @@ def prefill_line(row: Row) -> str:
     """Of a row of bench.prefill."""
     peers = "".join(f"  {name} {ms:.2f} ms" for name, ms in row["peers"].items() if ms is not None)
     return (
-        f"{row['model']:<13} {row['tokens']:>6} tokens  {row['median_ms']:8.3f} ms ({row['low_ms']:.3f} to "
+        f"{row['model']:<15} {row['tokens']:>6} tokens  {row['median_ms']:8.3f} ms ({row['low_ms']:.3f} to "
         f"{row['high_ms']:.3f}), host {row['host_ms']:.3f} ms, ×{row['times_floor']:.1f} of the floor, "
         f"{row['launches_per_layer']} launches a layer{peers}"
     )

@@ -57,6 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         result = _timed(arguments)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.plot is not None:  # after the figures are safe: there may be nothing to plot
+        from ..bench import tables
+
+        (tables.plot_prefills if is_prefill else tables.plot)(result["rows"], arguments.plot)
     return int(any(row.get("wrong") is not None for row in result["rows"]))
 
 
@@ -79,8 +83,6 @@ def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{peer} is absent: {why}")
     if result["left_out"]:
         print(f"{result['left_out']} cases had no time left")
-    if arguments.plot is not None:
-        tables.plot(result["rows"], arguments.plot)
     return result
 
 
@@ -128,16 +130,17 @@ def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
         slowest = sorted(row["kernels_ms"].items(), key=lambda item: -item[1])
         print("".join(f"  {name} {ms:.3f} ms" for name, ms in slowest))
     print("\n".join([tables.ceilings_line(result), *tables.absent_lines(result["rows"])]))
-    if arguments.plot is not None:
-        tables.plot_prefills(result["rows"], arguments.plot)
     return result
 
 
 def _chosen(arguments: argparse.Namespace, models: tuple[str, ...], tokens: tuple[int, ...]) -> Any:
     from ..bench import cases
 
-    ops = arguments.op or _OPS
-    return cases.chosen(ops, _words(arguments.shapes) or models, _numbers(arguments.tokens) or tokens)
+    ops, names = arguments.op or _OPS, _words(arguments.shapes) or models
+    chosen = cases.chosen(ops, names, _numbers(arguments.tokens) or tokens)
+    for line in cases.without_kernels(ops, names):
+        print(line)
+    return chosen
 
 
 def _words(text: str | None) -> list[str] | None:
