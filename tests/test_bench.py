@@ -247,6 +247,7 @@ def test_the_command_counts_on_the_emulator(capsys: pytest.CaptureFixture[str]) 
         (["prefill"], "expected either --model or --random"),
         (["prefill", "--random", "gemma-9"], "--random gemma-9: expected one of gemma-2b"),
         (["prefill", "--random", "gemma-2-2b", "--vs", "torch"], "--vs is for kernels, not prefill"),
+        (["linear", "--arch", "sm_90a"], "--arch is for --device emulator"),
         (["linear", "--no-compiled"], "--no-compiled is for prefill, not kernels"),
         (["--tokens", "0"], "--tokens 0: expected numbers of tokens"),
         (["--vs", "mkl"], "--vs mkl: expected some of cublas"),

@@ -154,8 +154,10 @@ def test_the_command_sets_them_beside_a_checkpoint(
     arguments = ["bench", "prefill", "--model", str(tmp_path / "model"), "--tokens", "3"]
     assert main(arguments) == 0
     assert f"tokens: {COMPILED} is absent: torch sees no GPU" in capsys.readouterr().out
-    on_cpu = functools.partial(transformers_peers.of_checkpoint, device="cpu")
-    monkeypatch.setattr(transformers_peers, "of_checkpoint", on_cpu)
+    of_checkpoint = transformers_peers.of_checkpoint
+    monkeypatch.setattr(
+        transformers_peers, "of_checkpoint", lambda path, names, device: of_checkpoint(path, names, device="cpu")
+    )
     written, plot = tmp_path / "prefill.json", tmp_path / "prefill.svg"
     assert main([*arguments, "--no-compiled", "--json", str(written), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
@@ -310,11 +312,14 @@ def test_what_a_peer_refuses_is_said_in_its_row(
         raise AssertionError("head_dim 256 is not supported\non this GPU")
 
     install(monkeypatch, "flash_attn.cute", refuses)
-    monkeypatch.setattr(peers, "torch_on_gpu", lambda: torch)
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(peers, "_DEVICE", "cpu")
     monkeypatch.setattr(peers, "torch_timing", lambda *calls: [call() for call in calls] and measure.Timing(5, 4, 6, 3))
     chosen = cases.chosen(["attention"], ["gemma-3-270m"], [2])
     result = run.run(cuda, chosen, ["torch", "flash-attn", "flashinfer"], is_rehearsal=True)
+    assert set(current) == {0}
     assert result["versions"]["flash-attn"] == "flash_attn.cute 1.2" and set(result["absent"]) == {"flashinfer"}
     local, whole = result["rows"]
     assert set(local["peers"]) == set() and whole["peers"]["torch"]["ours_to_peer"] == whole["median_us"] / 5

@@ -141,7 +141,7 @@ def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
         pass
     from .peers import torch_on_gpu, torch_timing
 
-    torch = torch_on_gpu()
+    torch = torch_on_gpu(cuda.index)
     if torch is None:
         return None, None
     left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))

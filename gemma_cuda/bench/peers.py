@@ -45,7 +45,7 @@ def absent(name: str, cuda: Cuda) -> str | None:
         module_of(name)
     except ImportError as error:
         return str(error)
-    return None if torch_on_gpu() is not None else "torch sees no GPU"
+    return None if torch_on_gpu(cuda.index) is not None else "torch sees no GPU"
 
 
 def module_of(name: str) -> Any:
@@ -74,13 +74,16 @@ def why(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def torch_on_gpu() -> Any:
-    """The module, or None."""
+def torch_on_gpu(index: int) -> Any:
+    """The module, with that GPU as its current one; None where it is not installed or sees no GPU."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError:
         return None
-    return torch if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.set_device(index)
+    return torch
 
 
 def torch_timing(*calls: Call) -> Timing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +107,7 @@ def run_random(
     result = _result(cuda, ceilings(cuda))
     for i, name in enumerate(names):
         own_end = time.monotonic() + (end - time.monotonic()) / (len(names) - i)
-        make_peers = partial(transformers_peers.of_fields, text_fields(name), peers)
+        make_peers = partial(transformers_peers.of_fields, text_fields(name), peers, device=_gpu(cuda))
         _model(cuda, partial(random_gemma, published()[name], cuda), name, tokens, result, make_peers, own_end, save)
     return result
 
@@ -123,7 +124,7 @@ def run_checkpoint(
     """The same of a checkpoint, as Gemma.from_pretrained finds it, which Transformers loads too."""
     end, path = time.monotonic() + seconds, resolve(model)
     result = _result(cuda, ceilings(cuda))
-    make_peers = partial(transformers_peers.of_checkpoint, path, peers)
+    make_peers = partial(transformers_peers.of_checkpoint, path, peers, device=_gpu(cuda))
     _model(cuda, partial(Gemma.from_pretrained, path, device=cuda), model, tokens, result, make_peers, end, save)
     return result
 
@@ -135,10 +136,15 @@ def rehearse(cuda: Cuda, *, peers: Sequence[str] = transformers_peers.NAMES) -> 
     fields = {"model_type": "gemma3_text", **layers, **heads}
     result = _result(cuda, ceilings(cuda, copy_bytes=2**12, size=64))
     make_gemma = partial(random_gemma, GemmaConfig.from_dict(fields, source="rehearsal"), cuda)
-    make_peers = partial(transformers_peers.of_fields, fields, peers)
+    make_peers = partial(transformers_peers.of_fields, fields, peers, device=_gpu(cuda))
     end = time.monotonic() + 60
     _model(cuda, make_gemma, "rehearsal", [3], result, make_peers, end, lambda result: None)
     return result
+
+
+def _gpu(cuda: Cuda) -> str:
+    """The GPU as torch names it."""
+    return f"cuda:{cuda.index}"
 
 
 def _result(cuda: Cuda, top: Ceilings) -> Row:
@@ -162,10 +168,12 @@ def _model(
     save(result)
     gc.collect()
     cuda.release()
-    peers = make_peers()
-    for _ in beside(rows, peers, end=end):
+    for _ in beside(rows, make_peers(), end=end):
         save(result)
-    peers.close()
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def measure(

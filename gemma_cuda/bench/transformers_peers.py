@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,16 +23,8 @@ class Peers:
     prefills: dict[str, Prefill]
     absent: dict[str, str]
 
-    def close(self) -> None:
-        """Gives their memory back to the GPU."""
-        self.prefills.clear()
-        gc.collect()
-        torch = torch_on_gpu()
-        if torch is not None:
-            torch.cuda.empty_cache()
 
-
-def of_fields(fields: dict[str, Any], wanted: Sequence[str] = NAMES, *, device: str = "cuda") -> Peers:
+def of_fields(fields: dict[str, Any], wanted: Sequence[str] = NAMES, *, device: str = "cuda:0") -> Peers:
     """Those of NAMES that are wanted, for a random bfloat16 model with these fields of a config.json."""
 
     def load(torch: Any, transformers: Any) -> Any:
@@ -44,7 +35,7 @@ def of_fields(fields: dict[str, Any], wanted: Sequence[str] = NAMES, *, device: 
     return _made(load, wanted, device)
 
 
-def of_checkpoint(path: Path, wanted: Sequence[str] = NAMES, *, device: str = "cuda") -> Peers:
+def of_checkpoint(path: Path, wanted: Sequence[str] = NAMES, *, device: str = "cuda:0") -> Peers:
     """The same for the bfloat16 model of a directory of safetensors or a .gguf file."""
 
     def load(torch: Any, transformers: Any) -> Any:
@@ -59,7 +50,8 @@ def of_checkpoint(path: Path, wanted: Sequence[str] = NAMES, *, device: str = "c
 def _made(load: Callable[[Any, Any], Any], wanted: Sequence[str], device: str) -> Peers:
     try:
         torch: Any = importlib.import_module("torch")
-        if device == "cuda" and torch_on_gpu() is None:
+        _, _, index = device.partition("cuda:")
+        if index and torch_on_gpu(int(index)) is None:
             return Peers({}, dict.fromkeys(wanted, "torch sees no GPU"))
         model = load(torch, importlib.import_module("transformers")).eval()
     except Exception as error:  # whatever two other libraries and their dependencies raise

@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     unknown = set(arguments.op) - {*_OPS, "prefill"}
     if unknown or ("prefill" in arguments.op and len(arguments.op) > 1):
         raise InputError(f"bench {' '.join(arguments.op)}: expected some of {', '.join(_OPS)}, or prefill alone")
+    if arguments.arch is not None and arguments.device != "emulator":
+        raise InputError("--arch is for --device emulator; a GPU has its own")
     is_prefill = arguments.op == ["prefill"]
     for option, is_for_prefill in _OF_ONE_KIND.items():
         if getattr(arguments, option) and is_for_prefill != is_prefill:
