@@ -51,7 +51,6 @@ _PARTS = (
 REASONS = {
     (MOVED, "logits (top_k 64)"): "The 64 best of each slice go through memory to the second launch.",
     (FULL, "qk_norm_rope"): "Warps with two tokens ask for cos and sin in steps of 32 bytes, half of them at a time.",
-    (FULL, "linear"): "Where blocks share K, their sums go through memory in pairs of floats, as accumulators lie.",
     (FULL, "attention S 2048, H 1, KH 1, D 64, causal"): _RANGES,
     (FULL, "attention S 2048, H 1, KH 1, D 64, window"): f"{_RANGES} {_PARTS}",
     (FULL, "attention S 2048, H 1, KH 1, D 128, window"): f"{_RANGES} {_PARTS}",
