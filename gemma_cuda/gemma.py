@@ -418,8 +418,8 @@ class Gemma:
         self, graphs: PrefillGraphs, bucket: Bucket, batch: Batch, cache: KVCache, trim_sliding: bool
     ) -> PrefillOutput:
         """The last token's outputs of each row, by launches recorded before."""
-        assert batch.input_ids is not None
-        hidden, logits = graphs.run(bucket, batch, multimodal.embeddable(self.config, batch.input_ids), cache)
+        ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
+        hidden, logits = graphs.run(bucket, batch, ids, cache)
         if trim_sliding:
             cache.trim_sliding()
         return PrefillOutput(logits, hidden, cache)

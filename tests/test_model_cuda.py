@@ -51,6 +51,10 @@ def test_models_give_the_bits_of_the_emulator(name: str, machine: Machine) -> No
     y = gpu.prefill(**text(name))
     assert machine.graphs_launched == 1 and len(machine.launched) == launched
     assert_same_bits(gpu, y, emulator.prefill(**text(name)))
+    embeds = {**text(name), "input_ids": None, "inputs_embeds": 1.5 * emulator.embed(text(name)["input_ids"])}
+    y = gpu.prefill(**embeds)
+    assert machine.graphs_launched == 2 and len(machine.launched) == launched
+    assert_same_bits(gpu, y, emulator.prefill(**embeds))
 
 
 def test_launches_one_by_one_give_the_bits_of_a_graph(machine: Machine) -> None:
@@ -65,7 +69,9 @@ def test_chunks_rows_and_decoding_share_the_graphs(machine: Machine) -> None:
     gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
     gpu.warmup(**GRAPHS)
     ids = build("gemma2", SIZE).ids()[0].tolist()
-    ours, theirs = gpu.prefill([ids[:70], ids[:50]]), emulator.prefill([ids[:70], ids[:50]])
+    embeds = np.stack([emulator.embed(ids[:70]), emulator.embed(ids[20:90])])
+    rows = {"inputs_embeds": embeds, "attention_mask": np.arange(70) >= [[0], [20]]}
+    ours, theirs = gpu.prefill(**rows), emulator.prefill(**rows)
     assert_same_bits(gpu, ours, theirs)
     for chunk in ([ids[70:90], ids[50:101]], [[5], [7]], [[9], [3]]):
         past = {"past_key_values": ours.past_key_values}, {"past_key_values": theirs.past_key_values}
@@ -144,7 +150,7 @@ def test_a_replay_waits_for_nothing_and_allocates_its_outputs_only(
     ids = build("gemma3_text", SIZE).ids()[0].tolist()
     gpu.prefill(ids)
     before = machine.allocated, machine.waits, len(machine.modules)
-    outputs = [gpu.prefill(ids[:n]) for n in (150, 64)]
+    outputs = [gpu.prefill(ids[:150]), gpu.prefill(inputs_embeds=np.ones((1, 64, SIZE.hidden_size), np.float32))]
     assert (machine.allocated, machine.waits, len(machine.modules)) == (before[0] + 4, *before[1:])
     assert len(outputs) == 2
 

@@ -165,13 +165,17 @@ class Cuda:
         copy = self.empty(array.shape, array.dtype)
         array = np.require(array, requirements="C")
         if array.nbytes >= _STAGED_BYTES:
-            if self._staging is None:
-                self._staging = Staging(self, _STAGED_BYTES)
-            self._staging.upload(copy, array)
+            self.write(copy, array)
         elif array.size:
             with self._gpu, self._reporting():
                 copy.set(array)
         return copy
+
+    def write(self, target: Array, source: Array) -> None:
+        """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size."""
+        if self._staging is None:
+            self._staging = Staging(self, _STAGED_BYTES)
+        self._staging.upload(target, np.require(source, requirements="C"))
 
     def to_host(self, array: Array) -> Array:
         """NumPy copy of what the kernels launched so far on the current stream leave in `array`."""
