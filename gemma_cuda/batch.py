@@ -123,6 +123,21 @@ def make_batch(
     )  # fmt: skip
 
 
+def text_batch(config: GemmaConfig, tokens: int, begin: int, end: int) -> Batch:
+    """What `make_batch` makes of so many text tokens of one prompt, but for their ids.
+
+    Slots begin : end of its cache hold the tokens before them.
+    """
+    column = np.arange(tokens)
+    slots = (column + end).astype(np.int32)
+    first, last = np.full_like(slots, begin), np.full_like(slots, end + tokens)
+    return Batch(
+        1, tokens, column, np.zeros_like(column), np.array([0, tokens], np.int32), slots,
+        column + (end - begin + config.position_offset), Queries(slots, first, last, slots, slots + np.int32(1)), [[]],
+        None, None, {},
+    )  # fmt: skip
+
+
 def _ids(value: Ids, config: GemmaConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """(ids [B, S], real [B, S]) of [S], [B, S] or a list of lists of different lengths."""
     if isinstance(value, Sequence) and value and all(isinstance(r, Sequence | np.ndarray) for r in value):

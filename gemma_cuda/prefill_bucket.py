@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,18 +40,18 @@ class Fields:
     """Named arrays of int32 in one block, each at a multiple of 256 bytes."""
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._places: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         self.size = 0
 
     def add(self, name: str, *shape: int) -> None:
-        self._places[name] = (self.size, shape)
-        self.size += -(-int(np.prod(shape)) // 64) * 64
+        self._places[name] = self.size, self.size + math.prod(shape), shape
+        self.size += -(-math.prod(shape) // 64) * 64
 
     def of(self, block: Array) -> dict[str, Array]:
         """The arrays in a block [size]."""
         return {
-            name: block[begin : begin + int(np.prod(shape))].reshape(shape)
-            for name, (begin, shape) in self._places.items()
+            name: block[begin:end] if len(shape) == 1 else block[begin:end].reshape(shape)
+            for name, (begin, end, shape) in self._places.items()
         }
 
 
@@ -161,6 +163,7 @@ class Bucket:
         hidden = decoder.forward(x, None, step, pool.layers, None)
         return hidden, decoder.logits(hidden)
 
+    @cached_property
     def empty_block(self) -> NDArray[np.int32]:
         """The block [size] of no tokens at all."""
         block = np.zeros(self.fields.size, np.int32)
@@ -174,7 +177,7 @@ class Bucket:
 
         Of a batch with inputs_embeds, features are to be their rows.
         """
-        block = self.empty_block()
+        block = self.empty_block.copy()
         arrays = self.fields.of(block)
         n, lengths = len(batch.row), batch.cu_seqlens
         arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots

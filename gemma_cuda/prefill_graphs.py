@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch, make_batch
+from .batch import Batch, text_batch
 from .config import RopeConfig
 from .device.arena import Arena
 from .device.cuda import Cuda
@@ -75,7 +75,7 @@ class PrefillGraphs:
             Bucket(decoder, tokens, shorter + 1, batch_size, kv_capacity, cuda.shared_bytes)
             for shorter, tokens in zip([0, *rising], rising, strict=False)
         ]
-        blocks = [cuda.from_host(bucket.empty_block()) for bucket in self.buckets]
+        blocks = [cuda.from_host(bucket.empty_block) for bucket in self.buckets]
         positions = kv_capacity + config.position_offset
         pool = KVPool(config, Recorder(cuda.shared_bytes), kv_rows, kv_capacity, dtype)
         arena_bytes, launches, products = self._measure(blocks, ropes, positions, pool)
@@ -178,25 +178,21 @@ class PrefillGraphs:
         if not isinstance(lease, Lease) or lease.pool is not self.pool or lease.count != 1:
             return None
         begin, end = int(cache.starts[0]), int(cache.ends[0])
+        if end > begin and self._decoder.config.bidirectional == "text":
+            return None  # which the caller refuses
         bucket = self.bucket(tokens, 1)
         if bucket is None or end + tokens > self.pool.capacity:
             return None
         key = tokens, begin, end, lease.first
         block = self._described.get(key)
         if block is None:
-            block = bucket.describe(self._text(ids, cache if end else None), lease.first)
+            block = bucket.describe(text_batch(self._decoder.config, tokens, begin, end), lease.first)
             if len(self._described) >= _MOST_DESCRIBED:
                 self._described.pop(next(iter(self._described)))
             self._described[key] = block
         self._start(bucket, block, ids)
         cache.ends = np.array([end + tokens], np.int32)
         return self._outputs(bucket, 1)
-
-    def _text(self, ids: NDArray[np.integer[Any]], past: KVCache | None) -> Batch:
-        return make_batch(
-            self._decoder.config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None,
-            token_type_ids=None, attn_bias=None, past=past,
-        )  # fmt: skip
 
     def _start(self, bucket: Bucket, block: NDArray[np.int32], ids: Sequence[int] | NDArray[Any]) -> None:
         stage = self._next

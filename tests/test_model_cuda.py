@@ -13,7 +13,7 @@ import gemma_cuda
 from gemma_cuda.cli import main
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
-from gemma_cuda.errors import DeviceError, InputError, OutOfMemoryError
+from gemma_cuda.errors import CacheError, DeviceError, InputError, OutOfMemoryError
 from tests.compare import assert_within_rule
 from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
@@ -92,6 +92,17 @@ def test_a_graph_splits_few_queries_over_many_keys(machine: Machine) -> None:
         theirs = emulator.prefill([token], past_key_values=theirs.past_key_values)
     assert_same_bits(gpu, ours, theirs)
     assert machine.graphs_launched == 3
+
+
+def test_a_bidirectional_text_has_no_second_chunk(machine: Machine) -> None:
+    gpu, emulator = load("embedding_gemma", Cuda(), gemm="kernel"), emulator_model("embedding_gemma")
+    gpu.warmup(**GRAPHS)
+    ids = build("embedding_gemma", SIZE).ids()[0].tolist()
+    y = gpu.prefill(ids)
+    assert_same_bits(gpu, y, emulator.prefill(ids))
+    assert machine.graphs_launched == 1
+    with pytest.raises(CacheError, match="in a bidirectional model earlier tokens see later ones"):
+        gpu.prefill(ids[:3], past_key_values=y.past_key_values)
 
 
 def test_auto_takes_numpy_for_a_dtype_that_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> None:
