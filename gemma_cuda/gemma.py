@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +27,7 @@ from .memory import require_memory
 from .model import Decoder, Hook
 from .ops.kernel_ops import KernelOps
 from .outputs import decoder_hook, is_in_place, kept_columns, placed
-from .placement import choose, make_ops
+from .placement import choose, make_ops, stream_order
 from .reference import ReferenceOps
 from .reference.precision import Array
 from .sampling import Sampler
@@ -58,6 +59,21 @@ class PrefillOutput:
     hidden_states: tuple[Array, ...] | None = None
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _one_after_another(method: Callable[Concatenate[Gemma, _P], _R]) -> Callable[Concatenate[Gemma, _P], _R]:
+    """The method, whose work on a GPU waits for that of the one before it, should that be on another stream."""
+
+    @functools.wraps(method)
+    def ordered(self: Gemma, *args: _P.args, **options: _P.kwargs) -> _R:
+        with self._order:
+            return method(self, *args, **options)
+
+    return cast("Callable[Concatenate[Gemma, _P], _R]", ordered)
+
+
 class Gemma:
     """A Gemma causal language model, ready to prefill. Make one with `from_pretrained` or `from_checkpoint`."""
 
@@ -79,6 +95,9 @@ class Gemma:
         self._memory: Memory = HostMemory() if isinstance(ops, ReferenceOps) else ops.device
         self._decoder = Decoder(config, weights, ops)
         self._graphs: PrefillGraphs | None = None
+        self._order = stream_order(ops)
+        with self._order:
+            pass  # the weights are there before anything else
 
     @classmethod
     def from_pretrained(
@@ -152,6 +171,7 @@ class Gemma:
             ids.add(self.tokenizer.eos_token_id)
         return tuple(sorted(ids))
 
+    @_one_after_another
     def warmup(
         self,
         lengths: Sequence[int] = DEFAULT_LENGTHS,
@@ -168,8 +188,8 @@ class Gemma:
         which costs a copy of some KB and one graph launch. Up to batch_size rows at once; kv_rows caches of kv_capacity
         tokens (None: twice the longest length) can be in use at once. What fits none of it runs launch by launch.
         graphs=False starts the same launches one by one, to the same bits. tune: time cuBLASLt's algorithms for
-        products not seen on this GPU before, and remember the fastest. All prefills use the same memory: they belong on
-        one stream, or on streams that wait for each other.
+        products not seen on this GPU before, and remember the fastest. All prefills of a model use the same memory: one
+        waits for the one before it, whichever streams they are on.
         Raises InputError, DeviceError on a device without graphs, OutOfMemoryError before caches, tables or activations
         are allocated.
         """
@@ -186,6 +206,7 @@ class Gemma:
         )  # fmt: skip
         return self._graphs.report()
 
+    @_one_after_another
     def prefill(
         self,
         input_ids: str | Ids | None = None,
@@ -361,6 +382,7 @@ class Gemma:
         sampler = Sampler(temperature=temperature, top_p=top_p, seed=seed)
         return self._generated(list(input_ids), max_new_tokens, sampler)
 
+    @_one_after_another
     def score(self, input_ids: str | Ids) -> Array:
         """log p(token s + 1 | tokens to s), float [S - 1], of one row of at least two ids or of a text."""
         ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids

@@ -114,14 +114,29 @@ class Stream:
             )
         machine.waits += 1
         while self.queue and machine.failure is None:
-            work = self.queue.pop(0)
-            try:
-                work.run()
-                machine.clock += machine.work_ms
-            except KernelError as error:
-                machine.failure = f"{work.name}: {error}"
+            self.run_next()
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
+
+    def run_next(self) -> None:
+        work = self.queue.pop(0)
+        try:
+            work.run()
+            self._machine.clock += self._machine.work_ms
+        except KernelError as error:
+            self._machine.failure = f"{work.name}: {error}"
+
+    def wait_event(self, event: Event) -> None:
+        """What comes later in this stream waits for what the event was recorded after by now."""
+        record = event.record_work
+        assert record is not None and event.stream is not None, "an event that nobody recorded"
+        other = event.stream
+
+        def wait() -> None:
+            while any(work is record for work in other.queue) and self._machine.failure is None:
+                other.run_next()
+
+        self.put(Work("wait", wait))
 
 
 class Graph:
@@ -145,19 +160,20 @@ class Event:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._stream: Stream | None = None
+        self.stream: Stream | None = None
+        self.record_work: Work | None = None
         self.time: float | None = None
 
     def record(self, stream: Stream) -> None:
         def read_clock() -> None:
             self.time = self._machine.clock
 
-        self._stream, self.time = stream, None
-        stream.put(Work("event", read_clock))
+        self.stream, self.time, self.record_work = stream, None, Work("event", read_clock)
+        stream.put(self.record_work)
 
     def synchronize(self) -> None:
-        assert self._stream is not None, "an event that nobody recorded"
-        self._stream.synchronize()
+        assert self.stream is not None, "an event that nobody recorded"
+        self.stream.synchronize()
 
 
 def elapsed_time(begin: Event, end: Event) -> float:

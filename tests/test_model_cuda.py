@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from typing import Any
 
@@ -164,6 +165,34 @@ def test_a_replay_waits_for_nothing_and_allocates_its_outputs_only(
     outputs = [gpu.prefill(ids[:150]), gpu.prefill(inputs_embeds=np.ones((1, 64, SIZE.hidden_size), np.float32))]
     assert (machine.allocated, machine.waits, len(machine.modules)) == (before[0] + 4, *before[1:])
     assert len(outputs) == 2
+
+
+def test_prefills_on_other_streams_wait_for_one_another(machine: Machine) -> None:
+    cupy = importlib.import_module("cupy")  # the fake
+
+    emulator = emulator_model("gemma3_text")
+    with cupy.cuda.Stream(non_blocking=True):
+        gpu = load("gemma3_text", Cuda(), gemm="kernel")
+    gpu.warmup(lengths=(16,), kv_capacity=64)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    outputs = []
+    with streams[0]:
+        outputs.append(gpu.prefill(ids[:9]))
+    with streams[1]:
+        outputs.append(gpu.prefill(ids[9:20], past_key_values=outputs[0].past_key_values))
+    with streams[2]:  # by no graph
+        outputs.append(gpu.prefill(ids[20:50], past_key_values=outputs[0].past_key_values, logits_to_keep=2))
+    with streams[0]:
+        outputs.append(gpu.prefill(ids[50:51], past_key_values=outputs[0].past_key_values))
+        last = gpu.to_host(outputs[-1].logits)
+    assert machine.graphs_launched == 3
+    cache = None
+    for y, chunk in zip(outputs, (ids[:9], ids[9:20], ids[20:50], ids[50:51]), strict=True):
+        expected = emulator.prefill(chunk, past_key_values=cache, logits_to_keep=y.logits.shape[1])
+        cache = expected.past_key_values
+        assert gpu.to_host(y.logits).tobytes() == expected.logits.tobytes()
+    assert last.tobytes() == expected.logits.tobytes()
 
 
 def test_products_by_the_library_obey_the_rule(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
