@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import multimodal
+from . import embeddings, multimodal
 from .batch import Batch, Ids, make_batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
@@ -68,7 +69,8 @@ def _one_after_another(method: Callable[Concatenate[Gemma, _P], _R]) -> Callable
 
     @functools.wraps(method)
     def ordered(self: Gemma, *args: _P.args, **options: _P.kwargs) -> _R:
-        with self._order:
+        embeds = options.get("inputs_embeds")
+        with nullcontext() if embeds is None else embeddings.stream_of(embeds), self._order:
             return method(self, *args, **options)
 
     return cast("Callable[Concatenate[Gemma, _P], _R]", ordered)
@@ -211,7 +213,7 @@ class Gemma:
         self,
         input_ids: str | Ids | None = None,
         *,
-        inputs_embeds: ArrayLike | None = None,
+        inputs_embeds: Any | None = None,
         attention_mask: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
@@ -228,7 +230,9 @@ class Gemma:
         input_ids: a text, ids [S] or [B, S], or a list of B lists of ids of any lengths (then S is the longest, rows
         padded right).
         inputs_embeds [B, S, E] float: the layer-0 input instead, not scaled; with it input_ids are only used for
-        per-layer embeddings.
+        per-layer embeddings. Of NumPy, torch, CuPy or whatever speaks DLPack; on the model's GPU bfloat16, and then
+        torch's current stream is the one that is worked on if they are torch's. NaN and infinity are refused on the
+        host only.
         attention_mask [B, S] (or [B, T + S] with a cache): 1 token, 0 padding, left or right; positions then count
         tokens only.
         position_ids [S] or [B, S]. token_type_ids (or mm_token_type_ids) [B, S]: 0 text, 1 image, 2 video, 3 audio;
@@ -263,7 +267,7 @@ class Gemma:
         batch = make_batch(
             self.config,
             input_ids=ids,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=None if inputs_embeds is None else embeddings.view(inputs_embeds, self._memory),
             attention_mask=attention_mask,
             position_ids=position_ids,
             token_type_ids=token_type_ids if token_type_ids is not None else mm_token_type_ids,
@@ -296,7 +300,7 @@ class Gemma:
             hidden_states=None if states is None else tuple(states),
         )
 
-    def prefill_hidden(self, inputs_embeds: ArrayLike, **options: Any) -> PrefillOutput:
+    def prefill_hidden(self, inputs_embeds: Any, **options: Any) -> PrefillOutput:
         """`prefill` of input embeddings [B, S, E]."""
         return self.prefill(inputs_embeds=inputs_embeds, **options)
 
@@ -474,7 +478,8 @@ class Gemma:
         cache.reserve(max(cache.seq_length, int(batch.slots.max()) + 1))
         ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
         if batch.inputs_embeds is not None:
-            x = ops.from_host(batch.inputs_embeds)
+            x = embeddings.packed(batch, ops)
+            x = ops.from_host(x) if isinstance(x, np.ndarray) else x
         else:
             assert ids is not None
             x = self._decoder.embed(ids)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import embeddings
 from .batch import Batch, text_batch
 from .config import RopeConfig
 from .device.arena import Arena
@@ -164,7 +165,11 @@ class PrefillGraphs:
         """
         assert isinstance(cache.lease, Lease)
         if batch.inputs_embeds is not None:
-            self._cuda.write(self._features, batch.inputs_embeds.astype(self._features.dtype, copy=False))
+            embeds = embeddings.packed(batch, self._ops)
+            if isinstance(embeds, np.ndarray):
+                self._cuda.write(self._features, embeds.astype(self._features.dtype, copy=False))
+            else:
+                self._cuda.copy(self._features[: len(embeds)], embeds)
         self._start(bucket, bucket.describe(batch, cache.lease.first), () if ids is None else ids)
         cache.extend(batch)
         return self._outputs(bucket, batch.batch_size)
