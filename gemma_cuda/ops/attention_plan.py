@@ -187,6 +187,8 @@ def work_tables(
 
 def _longest_first(table: NDArray[np.int64]) -> NDArray[np.int64]:
     """Blocks with the most keys first: short ones fill the gaps at the end."""
+    if len(table) < 2:
+        return table
     spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
     return table[np.argsort(-spans, kind="stable")]
 
@@ -259,21 +261,23 @@ def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, bloc
     return tiles
 
 
-def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64]:
-    """int64 [tiles of rows]: keys that one block takes of each. rows: of each sequence, which alone decides."""
+def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64] | None:
+    """int64 [tiles of rows]: keys that one block takes of each; None: all. rows: of a sequence, which alone decides."""
     if split_keys != "auto":
-        return np.full(len(tiles), split_keys or _NEVER)
+        return None if split_keys is None else np.full(len(tiles), split_keys)
     is_split = (rows[tiles[:, 0]] <= SHORT_ROWS) & (tiles[:, 5] - tiles[:, 4] > _LONG)
-    return np.where(is_split, _PART, _NEVER)
+    return np.where(is_split, _PART, _NEVER) if is_split.any() else None
 
 
-def _split(tiles: NDArray[np.int64], part_sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _split(
+    tiles: NDArray[np.int64], part_sizes: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of its part size."""
+    if part_sizes is None:
+        return tiles, np.empty((0, 5), np.int64), 0
     begin, end = tiles[:, 4], tiles[:, 5]
     first, last = begin // part_sizes, np.maximum(end - 1, begin) // part_sizes
     counts = last - first + 1
-    if (counts == 1).all():
-        return tiles, np.empty((0, 5), np.int64), 0
     table = np.repeat(tiles, counts, axis=0)
     part, size = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts), np.repeat(part_sizes, counts)
     cut = (np.repeat(first, counts) + part) * size
