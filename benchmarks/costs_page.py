@@ -43,15 +43,11 @@ CAUSAL = Target("mma issued ÷ mma of visible pairs, S 2048 causal", "≤ 1.10",
 WINDOW = Target("mma issued ÷ mma of visible pairs, S 2048 window 512", "≤ 1.25", 1.25)
 SPILLS = Target("bytes spilled by a thread", "0", 0)
 _RANGES = "A block reads its key ranges by 8 requests of 4 bytes a lane."
-_PARTS = (
-    "Where a window begins inside a request, the emulator counts all copies of that warp's tile in two parts: "
-    "7 requests for 4 (D 64), 15 for 8 (D 128)."
-)
+_PARTS = "Where a window begins inside a request, the lanes before it ask for nothing."
 # Why a target is missed, by target and the start of what was counted.
 REASONS = {
     (MOVED, "logits (top_k 64)"): "The 64 best of each slice go through memory to the second launch.",
     (FULL, "qk_norm_rope"): "Warps with two tokens ask for cos and sin in steps of 32 bytes, half of them at a time.",
-    (FULL, "linear"): "Where blocks share K, their sums go through memory in pairs of floats, as accumulators lie.",
     (FULL, "attention S 2048, H 1, KH 1, D 64, causal"): _RANGES,
     (FULL, "attention S 2048, H 1, KH 1, D 64, window"): f"{_RANGES} {_PARTS}",
     (FULL, "attention S 2048, H 1, KH 1, D 128, window"): f"{_RANGES} {_PARTS}",

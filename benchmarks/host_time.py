@@ -21,7 +21,7 @@ import pytest
 import gemma_cuda
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
-from tests import fake_cuda
+from tests import fake_cuda, fake_streams
 from tests.fake_cublaslt import CublasLt
 from tests.hf_models import Size, build
 
@@ -78,9 +78,9 @@ def prepared(patch: pytest.MonkeyPatch) -> tuple[IdleGpu, gemma_cuda.Gemma]:
     machine = IdleGpu()
     machine.install(patch)
     CublasLt(machine).install(patch)
-    patch.setattr(fake_cuda.Event, "record", lambda self, stream: None)
-    patch.setattr(fake_cuda.Event, "synchronize", lambda self: None)
-    patch.setattr(fake_cuda.Stream, "end_capture", lambda self: IdleGraph())
+    patch.setattr(fake_streams.Event, "record", lambda self, stream: None)
+    patch.setattr(fake_streams.Event, "synchronize", lambda self: None)
+    patch.setattr(fake_streams.Stream, "end_capture", lambda self: IdleGraph())
     gemma = gemma_cuda.Gemma.from_pretrained(build("gemma3_text", SIZE).path, device=Cuda())
     gemma.warmup(lengths=LENGTHS, kv_rows=1, kv_capacity=4096, tune=False)
     return machine, gemma

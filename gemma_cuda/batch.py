@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import embeddings
 from .config import GemmaConfig, LayerType
 from .errors import CacheError, InputError
 from .kv import KVCache
@@ -36,7 +37,7 @@ class Batch:
     queries: Queries  # slots again, with what the masks need
     spans: list[list[tuple[int, int]]]  # bidirectional spans [begin, end) of each row, in slots
     input_ids: NDArray[np.int64] | None  # [N]
-    inputs_embeds: Array | None  # [N, E]
+    inputs_embeds: Any | None  # [B, S, E] in the caller's layout; see embeddings.packed
     attn_bias: Mapping[LayerType, Array]  # [B or 1, H or 1, S, T], replaces the layer type's mask
 
     def unpack(self, packed: Array) -> Array:
@@ -50,7 +51,7 @@ def make_batch(
     config: GemmaConfig,
     *,
     input_ids: Ids | None,
-    inputs_embeds: ArrayLike | None,
+    inputs_embeds: Any | None,
     attention_mask: ArrayLike | None,
     position_ids: ArrayLike | None,
     token_type_ids: ArrayLike | None,
@@ -59,17 +60,21 @@ def make_batch(
 ) -> Batch:
     """The packed form of a prefill's arguments (see `Gemma.prefill` for their shapes).
 
+    inputs_embeds: as of `embeddings.view`.
+
     InputError or CacheError for what cannot be run.
     """
     ids, real = _ids(input_ids, config) if input_ids is not None else (None, None)
-    embeds = _embeds(inputs_embeds, config, ids) if inputs_embeds is not None else None
+    embeds = inputs_embeds
+    if embeds is not None:
+        embeds = embeddings.check(embeds, config, None if ids is None else ids.shape)
     if ids is None and embeds is None:
         raise InputError("give input_ids or inputs_embeds")
     if embeds is not None and ids is None and config.hidden_size_per_layer_input:
         raise InputError(
             "inputs_embeds: this model has per-layer embeddings, which are looked up by token; give input_ids as well"
         )
-    shape = ids.shape if ids is not None else embeds.shape[:2]  # type: ignore[union-attr]
+    shape = ids.shape if ids is not None else tuple(embeds.shape[:2])  # type: ignore[union-attr]
     batch_size, seq_len = shape
     if past is not None and past.batch_size != batch_size:
         raise CacheError(f"past_key_values has {past.batch_size} rows, the prompt has {batch_size}")
@@ -82,7 +87,7 @@ def make_batch(
         real = _padding(attention_mask, shape, past)
     elif real is None:
         real = np.ones(shape, bool)
-    if embeds is not None and not np.isfinite(embeds[real]).all():
+    if isinstance(embeds, np.ndarray) and not np.isfinite(embeds[real]).all():
         raise InputError("inputs_embeds: a token's embedding holds NaN or infinity")
     row, column = np.nonzero(real)
     counts = real.sum(axis=1)
@@ -119,7 +124,22 @@ def make_batch(
         )
     return Batch(
         batch_size, seq_len, column, row, cu_seqlens, slots, positions, queries, row_spans,
-        None if ids is None else ids[real], None if embeds is None else embeds[real], bias,
+        None if ids is None else ids[real], embeds, bias,
+    )  # fmt: skip
+
+
+def text_batch(config: GemmaConfig, tokens: int, begin: int, end: int) -> Batch:
+    """What `make_batch` makes of so many text tokens of one prompt, but for their ids.
+
+    Slots begin : end of its cache hold the tokens before them.
+    """
+    column = np.arange(tokens)
+    slots = (column + end).astype(np.int32)
+    first, last = np.full_like(slots, begin), np.full_like(slots, end + tokens)
+    return Batch(
+        1, tokens, column, np.zeros_like(column), np.array([0, tokens], np.int32), slots,
+        column + (end - begin + config.position_offset), Queries(slots, first, last, slots, slots + np.int32(1)), [[]],
+        None, None, {},
     )  # fmt: skip
 
 
@@ -156,21 +176,6 @@ def _integers(value: Any, name: str) -> NDArray[np.int64]:
     if array.size and array.dtype.kind not in "iu":
         raise InputError(f"{name} is {array.dtype}, expected integers")
     return array.astype(np.int64)
-
-
-def _embeds(value: ArrayLike, config: GemmaConfig, ids: NDArray[np.int64] | None) -> Array:
-    embeds: Array = np.asarray(value)
-    if embeds.ndim == 2:
-        embeds = embeds[None]
-    if embeds.ndim != 3 or embeds.shape[-1] != config.hidden_size:
-        raise InputError(f"inputs_embeds is {list(np.shape(value))}, expected [B, S, E] with E = {config.hidden_size}")
-    if embeds.dtype.kind != "f" and embeds.dtype.name != "bfloat16":
-        raise InputError(f"inputs_embeds is {embeds.dtype}, expected floating point")
-    if 0 in embeds.shape[:2]:
-        raise InputError("inputs_embeds: empty prompt; every row needs at least one token")
-    if ids is not None and ids.shape != embeds.shape[:2]:
-        raise InputError(f"inputs_embeds is {list(embeds.shape)}, input_ids {list(ids.shape)}: [B, S] differ")
-    return embeds
 
 
 def _per_token(value: ArrayLike, name: str, shape: tuple[int, int], past: KVCache | None) -> NDArray[np.int64]:

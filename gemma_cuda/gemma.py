@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import multimodal
+from . import embeddings, multimodal
 from .batch import Batch, Ids, make_batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
@@ -26,7 +28,7 @@ from .memory import require_memory
 from .model import Decoder, Hook
 from .ops.kernel_ops import KernelOps
 from .outputs import decoder_hook, is_in_place, kept_columns, placed
-from .placement import choose, make_ops
+from .placement import choose, make_ops, stream_order
 from .reference import ReferenceOps
 from .reference.precision import Array
 from .sampling import Sampler
@@ -58,6 +60,22 @@ class PrefillOutput:
     hidden_states: tuple[Array, ...] | None = None
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _one_after_another(method: Callable[Concatenate[Gemma, _P], _R]) -> Callable[Concatenate[Gemma, _P], _R]:
+    """The method, whose work on a GPU waits for that of the one before it, should that be on another stream."""
+
+    @functools.wraps(method)
+    def ordered(self: Gemma, *args: _P.args, **options: _P.kwargs) -> _R:
+        embeds = options.get("inputs_embeds")
+        with nullcontext() if embeds is None else embeddings.stream_of(embeds), self._order:
+            return method(self, *args, **options)
+
+    return cast("Callable[Concatenate[Gemma, _P], _R]", ordered)
+
+
 class Gemma:
     """A Gemma causal language model, ready to prefill. Make one with `from_pretrained` or `from_checkpoint`."""
 
@@ -79,6 +97,9 @@ class Gemma:
         self._memory: Memory = HostMemory() if isinstance(ops, ReferenceOps) else ops.device
         self._decoder = Decoder(config, weights, ops)
         self._graphs: PrefillGraphs | None = None
+        self._order = stream_order(ops)
+        with self._order:
+            pass  # the weights are there before anything else
 
     @classmethod
     def from_pretrained(
@@ -152,6 +173,7 @@ class Gemma:
             ids.add(self.tokenizer.eos_token_id)
         return tuple(sorted(ids))
 
+    @_one_after_another
     def warmup(
         self,
         lengths: Sequence[int] = DEFAULT_LENGTHS,
@@ -168,8 +190,8 @@ class Gemma:
         which costs a copy of some KB and one graph launch. Up to batch_size rows at once; kv_rows caches of kv_capacity
         tokens (None: twice the longest length) can be in use at once. What fits none of it runs launch by launch.
         graphs=False starts the same launches one by one, to the same bits. tune: time cuBLASLt's algorithms for
-        products not seen on this GPU before, and remember the fastest. All prefills use the same memory: they belong on
-        one stream, or on streams that wait for each other.
+        products not seen on this GPU before, and remember the fastest. All prefills of a model use the same memory: one
+        waits for the one before it, whichever streams they are on.
         Raises InputError, DeviceError on a device without graphs, OutOfMemoryError before caches, tables or activations
         are allocated.
         """
@@ -186,11 +208,12 @@ class Gemma:
         )  # fmt: skip
         return self._graphs.report()
 
+    @_one_after_another
     def prefill(
         self,
         input_ids: str | Ids | None = None,
         *,
-        inputs_embeds: ArrayLike | None = None,
+        inputs_embeds: Any | None = None,
         attention_mask: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
@@ -207,7 +230,9 @@ class Gemma:
         input_ids: a text, ids [S] or [B, S], or a list of B lists of ids of any lengths (then S is the longest, rows
         padded right).
         inputs_embeds [B, S, E] float: the layer-0 input instead, not scaled; with it input_ids are only used for
-        per-layer embeddings.
+        per-layer embeddings. Of NumPy, torch, CuPy or whatever speaks DLPack; on the model's GPU bfloat16, and then
+        torch's current stream is the one that is worked on if they are torch's. NaN and infinity are refused on the
+        host only.
         attention_mask [B, S] (or [B, T + S] with a cache): 1 token, 0 padding, left or right; positions then count
         tokens only.
         position_ids [S] or [B, S]. token_type_ids (or mm_token_type_ids) [B, S]: 0 text, 1 image, 2 video, 3 audio;
@@ -242,7 +267,7 @@ class Gemma:
         batch = make_batch(
             self.config,
             input_ids=ids,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=None if inputs_embeds is None else embeddings.view(inputs_embeds, self._memory),
             attention_mask=attention_mask,
             position_ids=position_ids,
             token_type_ids=token_type_ids if token_type_ids is not None else mm_token_type_ids,
@@ -275,7 +300,7 @@ class Gemma:
             hidden_states=None if states is None else tuple(states),
         )
 
-    def prefill_hidden(self, inputs_embeds: ArrayLike, **options: Any) -> PrefillOutput:
+    def prefill_hidden(self, inputs_embeds: Any, **options: Any) -> PrefillOutput:
         """`prefill` of input embeddings [B, S, E]."""
         return self.prefill(inputs_embeds=inputs_embeds, **options)
 
@@ -361,6 +386,7 @@ class Gemma:
         sampler = Sampler(temperature=temperature, top_p=top_p, seed=seed)
         return self._generated(list(input_ids), max_new_tokens, sampler)
 
+    @_one_after_another
     def score(self, input_ids: str | Ids) -> Array:
         """log p(token s + 1 | tokens to s), float [S - 1], of one row of at least two ids or of a text."""
         ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids
@@ -418,8 +444,8 @@ class Gemma:
         self, graphs: PrefillGraphs, bucket: Bucket, batch: Batch, cache: KVCache, trim_sliding: bool
     ) -> PrefillOutput:
         """The last token's outputs of each row, by launches recorded before."""
-        assert batch.input_ids is not None
-        hidden, logits = graphs.run(bucket, batch, multimodal.embeddable(self.config, batch.input_ids), cache)
+        ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
+        hidden, logits = graphs.run(bucket, batch, ids, cache)
         if trim_sliding:
             cache.trim_sliding()
         return PrefillOutput(logits, hidden, cache)
@@ -452,7 +478,8 @@ class Gemma:
         cache.reserve(max(cache.seq_length, int(batch.slots.max()) + 1))
         ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
         if batch.inputs_embeds is not None:
-            x = ops.from_host(batch.inputs_embeds)
+            x = embeddings.packed(batch, ops)
+            x = ops.from_host(x) if isinstance(x, np.ndarray) else x
         else:
             assert ids is not None
             x = self._decoder.embed(ids)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
+
 from .checkpoint import Checkpoint
 from .config import GemmaConfig
 from .device import DeviceChoice, choose_device, open_device
@@ -51,3 +54,13 @@ def make_ops(
     ops = kernel_ops(open_device(chosen.name) if isinstance(device, str) else device, gemm)
     ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
     return ops
+
+
+def stream_order(ops: ReferenceOps | KernelOps) -> AbstractContextManager[None]:
+    """What to put around each use of a model, so that uses on different streams of a GPU wait for one another."""
+    if isinstance(ops, ReferenceOps) or ops.device.name != "cuda":
+        return nullcontext()
+    from .device.cuda import Cuda
+    from .device.stream_order import StreamOrder
+
+    return StreamOrder(cast(Cuda, ops.device))

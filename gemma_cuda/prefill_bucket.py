@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,18 +40,18 @@ class Fields:
     """Named arrays of int32 in one block, each at a multiple of 256 bytes."""
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._places: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         self.size = 0
 
     def add(self, name: str, *shape: int) -> None:
-        self._places[name] = (self.size, shape)
-        self.size += -(-int(np.prod(shape)) // 64) * 64
+        self._places[name] = self.size, self.size + math.prod(shape), shape
+        self.size += -(-math.prod(shape) // 64) * 64
 
     def of(self, block: Array) -> dict[str, Array]:
         """The arrays in a block [size]."""
         return {
-            name: block[begin : begin + int(np.prod(shape))].reshape(shape)
-            for name, (begin, shape) in self._places.items()
+            name: block[begin:end] if len(shape) == 1 else block[begin:end].reshape(shape)
+            for name, (begin, end, shape) in self._places.items()
         }
 
 
@@ -102,7 +104,7 @@ class Bucket:
         self.tokens, self.shortest, self.batch_size = tokens, shortest, batch_size
         self.capacity, self._shared_bytes = capacity, shared_bytes
         self.fields = Fields()
-        for name in ("ids", "positions", "slots"):
+        for name in ("ids", "positions", "slots", "feature_index"):
             self.fields.add(name, tokens)
         for name in ("kept", "kept_positions"):
             self.fields.add(name, batch_size)
@@ -146,27 +148,42 @@ class Bucket:
             self.fields.add(f"{name}.merges", room.merges, 5)
 
     def launch_all(
-        self, decoder: Decoder, arrays: dict[str, Array], tables: RopeTables, pool: KVPool
+        self, decoder: Decoder, arrays: dict[str, Array], features: Array, tables: RopeTables, pool: KVPool
     ) -> tuple[Array, Array]:
-        """(hidden [B, E], logits [B, V]) of the bucket's step, launched on the device of the decoder's ops."""
+        """(hidden [B, E], logits [B, V]) of the bucket's step, launched on the device of the decoder's ops.
+
+        features [tokens or more, E]: the layer-0 input of those tokens whose feature_index is not -1.
+        """
         assert isinstance(decoder.ops, KernelOps)
         step = StaticStep(self, decoder.ops, arrays, tables)
-        hidden = decoder.forward(decoder.embed(arrays["ids"]), None, step, pool.layers, None)
+        x = decoder.ops.embed(
+            arrays["ids"], decoder.weights.embed_tokens, scale=self.config.hidden_size**0.5, features=features,
+            feature_index=arrays["feature_index"],
+        )  # fmt: skip
+        hidden = decoder.forward(x, None, step, pool.layers, None)
         return hidden, decoder.logits(hidden)
 
+    @cached_property
     def empty_block(self) -> NDArray[np.int32]:
         """The block [size] of no tokens at all."""
         block = np.zeros(self.fields.size, np.int32)
-        self.fields.of(block)["slots"][:] = -1  # of what is left over nothing is kept
+        arrays = self.fields.of(block)
+        arrays["slots"][:] = -1  # of what is left over nothing is kept
+        arrays["feature_index"][:] = -1
         return block
 
     def describe(self, batch: Batch, first_row: int) -> NDArray[np.int32]:
-        """The block [size] for a batch whose caches are the rows first_row, ... of the pool."""
-        block = self.empty_block()
+        """The block [size] for a batch whose caches are the rows first_row, ... of the pool.
+
+        Of a batch with inputs_embeds, features are to be their rows.
+        """
+        block = self.empty_block.copy()
         arrays = self.fields.of(block)
         n, lengths = len(batch.row), batch.cu_seqlens
         arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots
         arrays["positions"][:n] = batch.position_ids
+        if batch.inputs_embeds is not None:
+            arrays["feature_index"][:n] = np.arange(n)
         kept = lengths[1:] - 1
         arrays["kept"][: len(kept)], arrays["kept_positions"][: len(kept)] = kept, batch.position_ids[kept]
         rows = np.arange(batch.batch_size) + first_row

@@ -2,8 +2,9 @@
 
 A bucket is a number of tokens. Its launches read everything that differs between prompts (ids, positions, cache rows,
 key ranges, the blocks of attention) from one block of int32 in the GPU's memory, so a prefill is one copy to there and
-one graph launch. Rows that a shorter prompt leaves over go through the products and norms like the others, but no row
-of ours reads them: attention has no block for them, and their K and V are not kept.
+one graph launch; embeddings that are given take a copy of their own. Rows that a shorter prompt leaves over go through
+the products and norms like the others, but no row of ours reads them: attention has no block for them, and their K and
+V are not kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch, make_batch
+from . import embeddings
+from .batch import Batch, text_batch
 from .config import RopeConfig
 from .device.arena import Arena
 from .device.cuda import Cuda
@@ -74,13 +76,14 @@ class PrefillGraphs:
             Bucket(decoder, tokens, shorter + 1, batch_size, kv_capacity, cuda.shared_bytes)
             for shorter, tokens in zip([0, *rising], rising, strict=False)
         ]
-        blocks = [cuda.from_host(bucket.empty_block()) for bucket in self.buckets]
+        blocks = [cuda.from_host(bucket.empty_block) for bucket in self.buckets]
         positions = kv_capacity + config.position_offset
         pool = KVPool(config, Recorder(cuda.shared_bytes), kv_rows, kv_capacity, dtype)
         arena_bytes, launches, products = self._measure(blocks, ropes, positions, pool)
         table_bytes = sum(self._ops.angle_bytes(head_dim, positions) for _, head_dim in ropes)
+        feature_bytes = rising[-1] * config.hidden_size * dtype.itemsize
         self._ops.require_memory(
-            KVPool.nbytes(config, kv_rows, kv_capacity, dtype.itemsize) + arena_bytes + table_bytes,
+            KVPool.nbytes(config, kv_rows, kv_capacity, dtype.itemsize) + arena_bytes + table_bytes + feature_bytes,
             f"KV caches of {kv_rows} x {kv_capacity} tokens and the activations",
         )
         cuda.load(launches)
@@ -89,11 +92,13 @@ class PrefillGraphs:
         self.pool = KVPool(config, cuda, kv_rows, kv_capacity, dtype)
         tables = {rope: self._ops.angles(*rope, positions) for rope in ropes}
         self._positions = min(len(cos) for cos, _ in tables.values())
+        self._features = cuda.empty((rising[-1], config.hidden_size), dtype)
+        cuda.write(self._features, np.zeros(config.hidden_size, dtype))  # the first copy allocates
         self._arena = cuda.empty((arena_bytes,), np.uint8)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             bucket.block = block
             with cuda.recording(Arena(arena_bytes), self._arena) as bucket.plan:
-                outputs = bucket.launch_all(decoder, bucket.fields.of(block), tables, self.pool)
+                outputs = bucket.launch_all(decoder, bucket.fields.of(block), self._features, tables, self.pool)
             bucket.outputs = [(outputs[0][:b], outputs[1][:b]) for b in range(1, batch_size + 1)]
             if graphs:
                 cuda.start(bucket.plan)
@@ -116,12 +121,13 @@ class PrefillGraphs:
         tables: RopeTables = {
             (rope, dim): (recorder.empty((positions, dim // 2), np.float32),) * 2 for rope, dim in ropes
         }
+        features = recorder.empty((self.buckets[-1].tokens, self._decoder.config.hidden_size), self._ops.hidden_dtype)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             arena = Arena()
             recorder = Recorder(self._cuda.shared_bytes, arena)
             ops, noted = self._ops.for_recorder(recorder)
             decoder = Decoder(self._decoder.config, self._decoder.weights, ops)
-            bucket.launch_all(decoder, bucket.fields.of(block), tables, pool)
+            bucket.launch_all(decoder, bucket.fields.of(block), features, tables, pool)
             most = max(most, arena.peak)
             launches.update({launch.instance: launch for launch in recorder.launches})
             products.update(noted.shapes)
@@ -144,18 +150,27 @@ class PrefillGraphs:
     def serves(self, batch: Batch, cache: KVCache) -> Bucket | None:
         """The bucket that can run this batch over this cache, if one can."""
         lease = cache.lease
-        if not isinstance(lease, Lease) or lease.pool is not self.pool or batch.attn_bias or batch.input_ids is None:
+        if not isinstance(lease, Lease) or lease.pool is not self.pool or batch.attn_bias:
             return None
-        if batch.inputs_embeds is not None or int(batch.slots.max()) >= self.pool.capacity:
+        if int(batch.slots.max()) >= self.pool.capacity:
             return None
         if int(batch.position_ids.max()) >= self._positions:
             return None
         return self.bucket(len(batch.row), batch.batch_size)
 
-    def run(self, bucket: Bucket, batch: Batch, ids: NDArray[np.int64], cache: KVCache) -> tuple[Array, Array]:
-        """(hidden [B, 1, E], logits [B, 1, V]) of each prompt's last token, new arrays; K and V go to the cache."""
+    def run(self, bucket: Bucket, batch: Batch, ids: NDArray[np.int64] | None, cache: KVCache) -> tuple[Array, Array]:
+        """(hidden [B, 1, E], logits [B, 1, V]) of each prompt's last token, new arrays; K and V go to the cache.
+
+        ids [N], all of the vocabulary; None where the batch has only embeddings.
+        """
         assert isinstance(cache.lease, Lease)
-        self._start(bucket, bucket.describe(batch, cache.lease.first), ids)
+        if batch.inputs_embeds is not None:
+            embeds = embeddings.packed(batch, self._ops)
+            if isinstance(embeds, np.ndarray):
+                self._cuda.write(self._features, embeds.astype(self._features.dtype, copy=False))
+            else:
+                self._cuda.copy(self._features[: len(embeds)], embeds)
+        self._start(bucket, bucket.describe(batch, cache.lease.first), () if ids is None else ids)
         cache.extend(batch)
         return self._outputs(bucket, batch.batch_size)
 
@@ -168,13 +183,15 @@ class PrefillGraphs:
         if not isinstance(lease, Lease) or lease.pool is not self.pool or lease.count != 1:
             return None
         begin, end = int(cache.starts[0]), int(cache.ends[0])
+        if end > begin and self._decoder.config.bidirectional == "text":
+            return None  # which the caller refuses
         bucket = self.bucket(tokens, 1)
         if bucket is None or end + tokens > self.pool.capacity:
             return None
         key = tokens, begin, end, lease.first
         block = self._described.get(key)
         if block is None:
-            block = bucket.describe(self._text(ids, cache if end else None), lease.first)
+            block = bucket.describe(text_batch(self._decoder.config, tokens, begin, end), lease.first)
             if len(self._described) >= _MOST_DESCRIBED:
                 self._described.pop(next(iter(self._described)))
             self._described[key] = block
@@ -182,13 +199,7 @@ class PrefillGraphs:
         cache.ends = np.array([end + tokens], np.int32)
         return self._outputs(bucket, 1)
 
-    def _text(self, ids: NDArray[np.integer[Any]], past: KVCache | None) -> Batch:
-        return make_batch(
-            self._decoder.config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None,
-            token_type_ids=None, attn_bias=None, past=past,
-        )  # fmt: skip
-
-    def _start(self, bucket: Bucket, block: NDArray[np.int32], ids: NDArray[Any]) -> None:
+    def _start(self, bucket: Bucket, block: NDArray[np.int32], ids: Sequence[int] | NDArray[Any]) -> None:
         stage = self._next
         self._next = (stage + 1) % _STAGES
         if self._waits[stage] is not None:

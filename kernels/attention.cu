@@ -156,7 +156,7 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[kTiles][kColumns][
   for (int d = 0; d < D; d += 16) {
     uint32_t a[kTiles][4], b[kColumns][2];
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) load_a<D>(a[m], q_tile + 16 * m * D, q_place, d);
+    for (int m = 0; m < kTiles; ++m) load_a(a[m], q_tile + 16 * m * D, q_place, d);
     load_b_rows<D>(b, k_tile, k_place, d);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) mma_row<T>(scores[m], a[m], b);

@@ -1,11 +1,10 @@
 // linear: y = x wᵀ, a matrix product on tensor cores, and what follows it.
 //   shapes    y [M, N] contiguous   x [M, K], rows x_stride apart   w [N, K] ([2 N, K] with GeGlu: gate, then up), rows
 //             w_stride apart; K and both strides are multiples of 8   residual [M, N] contiguous
-//             partial [splits, M, columns of all tiles of w] and arrived [tiles], of zeros: used if splits > 1
+//             partial [tiles, splits, kBlockM kBlockN] and arrived [tiles], of zeros: used if splits > 1
 //   types     T in {bf16, half}; Out in {T, float}; products exact, sums and partial fp32
 //   template  kBlockM × kBlockN of a block's tile of x wᵀ; kStages steps of kBlockK in shared memory; kVec elements of
-//   y
-//             per store, divides N; Epilogue: Store; GeGlu: y = gelu(x gateᵀ) · (x upᵀ) (Out = T); Residual: y =
+//             y per store, divides N; Epilogue: Store; GeGlu: y = gelu(x gateᵀ) · (x upᵀ) (Out = T); Residual: y =
 //             residual + x wᵀ (Out = T); SoftCap: y = cap · tanh(x wᵀ / cap) (Out = float)
 //   launch    grid (ceil(M / kBlockM) · ceil(N / columns), splits), block linear_threads(kBlockM), dynamic smem the
 //             larger of kStages · (kBlockM + kBlockN) · kBlockK · sizeof(T) and kBlockM · kBlockN · sizeof(Out) bytes.
@@ -67,6 +66,7 @@ struct Tile {
 // The sums of a warp's part of a tile: accumulator fragments, whose elements come in pairs of neighbouring columns.
 template <int kTilesM, int kTilesN>
 struct Sums {
+  static constexpr int kQuads = kTilesM * kTilesN;
   float fragment[kTilesM][kTilesN][4] = {};
 
   // Calls f(row, column, pair) for each pair, with its place in the warp's part.
@@ -80,6 +80,19 @@ struct Sums {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           f(16 * m + 8 * half + lane / 4, 8 * n + lane % 4 * 2, &fragment[m][n][2 * half]);
+  }
+
+  // Calls f(row, first, quad, second) for each two pairs of a row, `quad` counting them: 4 floats of each lane.
+  template <class F>
+  __device__ __forceinline__ void each_quad(F f) {
+#pragma unroll
+    for (int m = 0; m < kTilesM; ++m)
+#pragma unroll
+      for (int n = 0; n < kTilesN; n += 2)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          f(16 * m + 8 * half + threadIdx.x % 32 / 4, m * kTilesN + n + half, &fragment[m][n][2 * half],
+            &fragment[m][n + 1][2 * half]);
   }
 
   // Adds those of `part` and makes them zero.
@@ -97,13 +110,15 @@ struct Sums {
 };
 
 // Leaves the sums of all blocks that share a tile, added in the order of K, with the last of these blocks to get here:
-// only there it returns true. partial: where this warp's part of the first split begins, in `rows` rows.
-template <class S>
-__device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, int rows, int64_t row_stride,
-                                       int64_t split_stride) {
-  sums.each_pair([&](int row, int column, float* pair) {
-    if (row < rows)
-      Vec<float, 2>{pair[0], pair[1]}.store(partial + blockIdx.y * split_stride + row * row_stride + column);
+// only there it returns true. partial: this tile's of all splits, each of kSize floats that lie as warps hold them, so
+// that a warp moves 16 bytes of each lane at once. `rows` of the warp's part exist.
+template <int kSize, class S>
+__device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, int rows) {
+  constexpr int kQuad = 4;
+  const int at = (threadIdx.x / 32 * S::kQuads * 32 + threadIdx.x % 32) * kQuad;
+  float* own = partial + blockIdx.y * kSize + at;
+  sums.each_quad([&](int row, int quad, const float* first, const float* second) {
+    if (row < rows) Vec<float, kQuad>{first[0], first[1], second[0], second[1]}.store(own + quad * 32 * kQuad);
   });
   int* is_last = shared_memory<int>();
   __syncthreads();  // the block's sums are written, and all are done with the stages
@@ -115,14 +130,15 @@ __device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, in
   }
   __syncthreads();  // is_last is known, and the sums of other blocks are seen
   if (!*is_last) return false;
-  sums.each_pair([&](int row, int column, float* pair) {
-    pair[0] = pair[1] = 0.0f;
+  sums.each_quad([&](int row, int quad, float* first, float* second) {
+    first[0] = first[1] = second[0] = second[1] = 0.0f;
     if (row >= rows) return;
-    const float* from = partial + row * row_stride + column;
+    const float* from = partial + at + quad * 32 * kQuad;
 #pragma unroll 4
     for (int split = 0; split < static_cast<int>(gridDim.y); ++split) {
-      const auto part = Vec<float, 2>::load(from + split * split_stride);
-      pair[0] += part.element[0], pair[1] += part.element[1];
+      const auto part = Vec<float, kQuad>::load(from + split * kSize);
+      first[0] += part.element[0], first[1] += part.element[1];
+      second[0] += part.element[2], second[1] += part.element[3];
     }
   });
   return true;
@@ -197,9 +213,8 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
 
   async_wait<0>();  // empty groups; no copy may land in what follows
   if (gridDim.y > 1) {
-    const int64_t row_stride = static_cast<int64_t>(tiles_n) * kBlockN;
-    partial += (first_m + warp_m) * row_stride + tile.n * kBlockN + warp_n;
-    if (!gather(sums, partial, arrived + blockIdx.x, M - first_m - warp_m, row_stride, M * row_stride)) return;
+    partial += static_cast<int64_t>(blockIdx.x) * gridDim.y * (kBlockM * kBlockN);
+    if (!gather<kBlockM * kBlockN>(sums, partial, arrived + blockIdx.x, M - first_m - warp_m)) return;
   }
   __syncthreads();  // all are done with the stages and with is_last, whose memory now takes the tile
   // Columns are permuted by whole 16 bytes so that the rows of an accumulator fragment, which are stored together, meet

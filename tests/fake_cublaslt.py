@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.fake_cuda import Allocation, Machine, Stream, Work
+from tests.fake_cuda import Machine
+from tests.fake_streams import Allocation, Stream, Work
 
 HostArray = np.ndarray[Any, Any]
 

@@ -16,8 +16,7 @@ import math
 import sys
 import types
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,7 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device.emulator import Emulator
-from gemma_cuda.errors import KernelError
-
-HostArray = np.ndarray[Any, Any]
+from tests.fake_streams import Allocation, CUDARuntimeError, Event, HostArray, Stream, Work, elapsed_time
 
 DEFAULT_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536  # of a multiprocessor
@@ -49,122 +46,12 @@ class Status(enum.IntEnum):
     CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES = 701
 
 
-class CUDARuntimeError(RuntimeError):
-    """What CuPy raises for a status of the runtime."""
-
-
 class CUDADriverError(RuntimeError):
     """What CuPy raises for a status of the driver."""
 
 
 class OutOfMemoryError(MemoryError):
     """What CuPy raises when its pool can get no more."""
-
-
-@dataclass(eq=False)
-class Allocation:
-    """Memory of one array: its bytes, the GPU they are on, the stream in whose order they are reused."""
-
-    data: HostArray
-    device: int
-    stream: Stream
-
-
-@dataclass(eq=False)
-class Work:
-    """What waits in a stream, and the allocations it uses."""
-
-    name: str
-    run: Callable[[], None]
-    memory: Sequence[Allocation] = ()
-
-
-class Stream:
-    """A queue of work; the null stream has ptr 0. While it is captured, work goes to a graph."""
-
-    def __init__(self, machine: Machine, ptr: int) -> None:
-        self._machine, self.ptr = machine, ptr
-        self.queue: list[Work] = []
-        self.captured: list[Work] | None = None
-
-    def put(self, work: Work) -> None:
-        (self.queue if self.captured is None else self.captured).append(work)
-
-    def begin_capture(self) -> None:
-        assert self.ptr != 0, "cudaErrorStreamCaptureUnsupported: the null stream cannot be captured"
-        self.captured = []
-
-    def end_capture(self) -> Graph:
-        assert self.captured is not None
-        graph, self.captured = Graph(self._machine, self.captured), None
-        return graph
-
-    def __enter__(self) -> Stream:
-        self._machine.current_streams.append(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._machine.current_streams.pop()
-
-    def synchronize(self) -> None:
-        machine = self._machine
-        if self.captured is not None:
-            raise CUDARuntimeError(
-                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
-            )
-        machine.waits += 1
-        while self.queue and machine.failure is None:
-            work = self.queue.pop(0)
-            try:
-                work.run()
-                machine.clock += machine.work_ms
-            except KernelError as error:
-                machine.failure = f"{work.name}: {error}"
-        if machine.failure is not None:
-            raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
-
-
-class Graph:
-    """cupy.cuda.Graph: work that is started as a whole; it holds no memory."""
-
-    def __init__(self, machine: Machine, works: list[Work]) -> None:
-        self._machine, self.works = machine, works
-
-    def launch(self) -> None:
-        machine = self._machine
-        machine.graphs_launched += 1
-        for work in self.works:
-            gone = [m for m in work.memory if not any(m is live for live in machine.live)]
-            if gone:
-                machine.failure = f"{work.name}: memory that the graph uses was freed"
-            machine.stream.put(work)
-
-
-class Event:
-    """cupy.cuda.Event: the machine's clock when what came before it in its stream is done."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._stream: Stream | None = None
-        self.time: float | None = None
-
-    def record(self, stream: Stream) -> None:
-        def read_clock() -> None:
-            self.time = self._machine.clock
-
-        self._stream, self.time = stream, None
-        stream.put(Work("event", read_clock))
-
-    def synchronize(self) -> None:
-        assert self._stream is not None, "an event that nobody recorded"
-        self._stream.synchronize()
-
-
-def elapsed_time(begin: Event, end: Event) -> float:
-    """cupy.cuda.get_elapsed_time."""
-    if begin.time is None or end.time is None:
-        raise CUDARuntimeError("cudaErrorNotReady: device not ready")
-    return end.time - begin.time
 
 
 class Memory:

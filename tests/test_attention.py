@@ -71,6 +71,15 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_scores_far_below_zero_do_not_vanish(head_dim: int) -> None:
+    given = causal_problem([150], 3 * TILE, group=1, head_dim=head_dim)
+    given.q[:], given.scale = 1, 1.0
+    given.k = (-0.25 * np.abs(given.k.astype(np.float32)) - 5).astype(BF16)
+    given.assert_right(given.run(checked()), "scores of -300 and less")
+
+
+@pytest.mark.gpu
 def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
     given = causal_problem([5], 70)
     given.masks["key_begin"] = np.array([0, 9, 9, 70, 70], INT32)
@@ -254,11 +263,11 @@ def test_strides_are_free() -> None:
     expected = given.run(checked())
     q = np.full((4, 80, 128), np.nan, BF16)  # head, token, D
     q[:, :75, :64] = given.q.transpose(1, 0, 2)
-    k, v = (np.full((1, 2, 140, 128), np.nan, BF16) for _ in range(2))  # row, head, slot, D
-    k[:, :, :130, :64], v[:, :, :130, 64:] = given.k.transpose(0, 2, 1, 3), given.v.transpose(0, 2, 1, 3)
+    k, v = (np.full((1, 2, slots, width), np.nan, BF16) for slots, width in ((140, 128), (150, 192)))  # row, head, ...
+    k[:, :, :130, :64], v[:, :, :130, 64:128] = given.k.transpose(0, 2, 1, 3), given.v.transpose(0, 2, 1, 3)
     arguments = dict(scale=given.scale, softcap=None, bias=None, **given.masks)
-    views = [q[:, :75, :64].transpose(1, 0, 2)] + [x.transpose(0, 2, 1, 3) for x in (k[..., :64], v[..., 64:])]
-    o = attention(*views, device=checked(), **arguments)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k[..., :64], v[:, :, :140, 64:128]))
+    o = attention(q[:, :75, :64].transpose(1, 0, 2), k, v, device=checked(), **arguments)
     np.testing.assert_array_equal(bits(o), bits(expected))
 
 

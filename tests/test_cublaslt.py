@@ -27,7 +27,8 @@ from tests import fake_cublaslt
 from tests.compare import DTYPES
 from tests.emulated import HALF_DTYPES, values
 from tests.fake_cublaslt import ALGORITHMS, Algorithm, CublasLt
-from tests.fake_cuda import CUDARuntimeError, Machine
+from tests.fake_cuda import Machine
+from tests.fake_streams import CUDARuntimeError
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ import gemma_cuda
 from gemma_cuda.cli import main
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
-from gemma_cuda.errors import DeviceError, InputError, OutOfMemoryError
+from gemma_cuda.errors import CacheError, DeviceError, InputError, OutOfMemoryError
 from tests.compare import assert_within_rule
 from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
@@ -51,6 +52,10 @@ def test_models_give_the_bits_of_the_emulator(name: str, machine: Machine) -> No
     y = gpu.prefill(**text(name))
     assert machine.graphs_launched == 1 and len(machine.launched) == launched
     assert_same_bits(gpu, y, emulator.prefill(**text(name)))
+    embeds = {**text(name), "input_ids": None, "inputs_embeds": 1.5 * emulator.embed(text(name)["input_ids"])}
+    y = gpu.prefill(**embeds)
+    assert machine.graphs_launched == 2 and len(machine.launched) == launched
+    assert_same_bits(gpu, y, emulator.prefill(**embeds))
 
 
 def test_launches_one_by_one_give_the_bits_of_a_graph(machine: Machine) -> None:
@@ -65,7 +70,9 @@ def test_chunks_rows_and_decoding_share_the_graphs(machine: Machine) -> None:
     gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
     gpu.warmup(**GRAPHS)
     ids = build("gemma2", SIZE).ids()[0].tolist()
-    ours, theirs = gpu.prefill([ids[:70], ids[:50]]), emulator.prefill([ids[:70], ids[:50]])
+    embeds = np.stack([emulator.embed(ids[:70]), emulator.embed(ids[20:90])])
+    rows = {"inputs_embeds": embeds, "attention_mask": np.arange(70) >= [[0], [20]]}
+    ours, theirs = gpu.prefill(**rows), emulator.prefill(**rows)
     assert_same_bits(gpu, ours, theirs)
     for chunk in ([ids[70:90], ids[50:101]], [[5], [7]], [[9], [3]]):
         past = {"past_key_values": ours.past_key_values}, {"past_key_values": theirs.past_key_values}
@@ -86,6 +93,17 @@ def test_a_graph_splits_few_queries_over_many_keys(machine: Machine) -> None:
         theirs = emulator.prefill([token], past_key_values=theirs.past_key_values)
     assert_same_bits(gpu, ours, theirs)
     assert machine.graphs_launched == 3
+
+
+def test_a_bidirectional_text_has_no_second_chunk(machine: Machine) -> None:
+    gpu, emulator = load("embedding_gemma", Cuda(), gemm="kernel"), emulator_model("embedding_gemma")
+    gpu.warmup(**GRAPHS)
+    ids = build("embedding_gemma", SIZE).ids()[0].tolist()
+    y = gpu.prefill(ids)
+    assert_same_bits(gpu, y, emulator.prefill(ids))
+    assert machine.graphs_launched == 1
+    with pytest.raises(CacheError, match="in a bidirectional model earlier tokens see later ones"):
+        gpu.prefill(ids[:3], past_key_values=y.past_key_values)
 
 
 def test_auto_takes_numpy_for_a_dtype_that_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +162,37 @@ def test_a_replay_waits_for_nothing_and_allocates_its_outputs_only(
     ids = build("gemma3_text", SIZE).ids()[0].tolist()
     gpu.prefill(ids)
     before = machine.allocated, machine.waits, len(machine.modules)
-    outputs = [gpu.prefill(ids[:n]) for n in (150, 64)]
+    outputs = [gpu.prefill(ids[:150]), gpu.prefill(inputs_embeds=np.ones((1, 64, SIZE.hidden_size), np.float32))]
     assert (machine.allocated, machine.waits, len(machine.modules)) == (before[0] + 4, *before[1:])
     assert len(outputs) == 2
+
+
+def test_prefills_on_other_streams_wait_for_one_another(machine: Machine) -> None:
+    cupy = importlib.import_module("cupy")  # the fake
+
+    emulator = emulator_model("gemma3_text")
+    with cupy.cuda.Stream(non_blocking=True):
+        gpu = load("gemma3_text", Cuda(), gemm="kernel")
+    gpu.warmup(lengths=(16,), kv_capacity=64)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    outputs = []
+    with streams[0]:
+        outputs.append(gpu.prefill(ids[:9]))
+    with streams[1]:
+        outputs.append(gpu.prefill(ids[9:20], past_key_values=outputs[0].past_key_values))
+    with streams[2]:  # by no graph
+        outputs.append(gpu.prefill(ids[20:50], past_key_values=outputs[0].past_key_values, logits_to_keep=2))
+    with streams[0]:
+        outputs.append(gpu.prefill(ids[50:51], past_key_values=outputs[0].past_key_values))
+        last = gpu.to_host(outputs[-1].logits)
+    assert machine.graphs_launched == 3
+    cache = None
+    for y, chunk in zip(outputs, (ids[:9], ids[9:20], ids[20:50], ids[50:51]), strict=True):
+        expected = emulator.prefill(chunk, past_key_values=cache, logits_to_keep=y.logits.shape[1])
+        cache = expected.past_key_values
+        assert gpu.to_host(y.logits).tobytes() == expected.logits.tobytes()
+    assert last.tobytes() == expected.logits.tobytes()
 
 
 def test_products_by_the_library_obey_the_rule(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import pytest
@@ -76,3 +77,19 @@ def test_chunks_ragged_rows_and_decoding_obey_the_rule(gemm: str) -> None:
         for i, row in enumerate(rows):
             r, b = (numpy_model(name, dtype).prefill(row).logits[0] for dtype in ("float64", "bfloat16"))
             rule(logits[i], r, b, what=f"row {i} of {len(row)} tokens")
+
+
+def test_embeddings_on_the_gpu_give_the_bits_of_ids_on_any_stream() -> None:
+    stream, cuda = importlib.import_module("cupy").cuda.Stream, Cuda()
+    model = load("gemma3_text", cuda, gemm="kernel")
+    model.warmup(**GRAPHS)
+    ids = build("gemma3_text", SIZE).ids()[0, :60]
+    expected = model.to_host(model.prefill(ids).logits).tobytes()
+    embeds = cuda.from_host(model.embed(ids))
+    cuda.synchronize()
+    outputs = []
+    for _ in range(3):
+        with stream(non_blocking=True):
+            outputs.append(model.to_host(model.prefill_hidden(embeds).logits).tobytes())
+            model.prefill(ids[:30])  # which nobody waits for
+    assert outputs == [expected] * 3

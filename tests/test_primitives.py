@@ -458,6 +458,21 @@ def test_ldmatrix_rows_conflict_as_their_addresses_say(pitch: int, conflicts: in
 
 
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
+def test_lanes_without_a_valid_byte_stay_in_step(schedule: Any) -> None:
+    turns = 4
+    valid = np.full((turns, 32), 16, np.int32)
+    valid[0, 5:16] = valid[2] = 0
+    arrays = [np.zeros((turns, 32, 4), np.float32) for _ in range(2)]
+    counters = counted("copy_in_turns", [*arrays, valid, turns], schedule=schedule, shared=512 * turns)
+    copies, others = 3, 2 * turns  # nobody asks for anything in the third turn
+    assert counters.global_requests == copies + others
+    assert counters.global_full_requests == 2 + turns
+    assert counters.global_read_bytes == valid.sum() + valid.nbytes
+    assert counters.global_request_sectors == (32 - 11 + 1) // 2 + 2 * 16 + turns * (4 + 16)
+    assert counters.async_copies == turns * 32
+
+
+@pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
 def test_counts_do_not_depend_on_the_schedule(schedule: Any) -> None:
     args = [np.zeros(96, np.float32), np.zeros(96, np.float32)]
     counters = counted("divergent_copy", args, schedule=schedule)

@@ -53,8 +53,8 @@ struct AsyncCopy {
 
 struct MemoryAccess {
   std::uintptr_t address;
-  std::uint32_t pc;  // relative to the kernel library
-  std::uint16_t bytes;
+  std::uint32_t pc;     // relative to the kernel library
+  std::uint16_t bytes;  // 0: the lane asks for nothing at this instruction
   bool is_write;
 };
 

@@ -45,7 +45,7 @@ Stamp Worker::stamp(const Fiber& self, std::uintptr_t pc) const {
 
 void Worker::log(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc) {
   constexpr std::size_t kWidest = 16;
-  for (std::size_t done = 0; done < bytes; done += kWidest)
+  for (std::size_t done = 0; done < std::max<std::size_t>(bytes, 1); done += kWidest)
     self.log.push_back({address + done, static_cast<std::uint32_t>(pc - launch->code_begin),
                         static_cast<std::uint16_t>(std::min(bytes - done, kWidest)), kind != Access::kRead});
   if (self.log.size() < kLogCapacity) return;

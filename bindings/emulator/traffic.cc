@@ -64,11 +64,14 @@ void Traffic::evaluate_divergent(Warp& warp, Counters& counters) {
 }
 
 void Traffic::count_request(const LaneAccess* accesses, std::size_t count, Counters& counters) {
-  const std::uintptr_t address = accesses[0].access->address;
+  const LaneAccess* end = accesses + count;
+  const LaneAccess* asks = std::find_if(accesses, end, [](const LaneAccess& x) { return x.access->bytes != 0; });
+  if (asks == end) return;
+  const std::uintptr_t address = asks->access->address;
   if (address >= shared_begin_ && address < shared_end_)
     count_wavefronts(accesses, count, counters);
   else
-    count_sectors(accesses, count, counters);
+    count_sectors(asks, static_cast<std::size_t>(end - asks), counters);
 }
 
 void Traffic::count_sectors(const LaneAccess* accesses, std::size_t count, Counters& counters) {
@@ -77,6 +80,7 @@ void Traffic::count_sectors(const LaneAccess* accesses, std::size_t count, Count
   bool is_scalar = true;
   for (std::size_t i = 0; i < count; ++i) {
     const MemoryAccess& access = *accesses[i].access;
+    if (access.bytes == 0) continue;
     bytes += access.bytes;
     is_scalar = is_scalar && access.address == accesses[0].access->address;
     const std::uintptr_t last = (access.address + access.bytes - 1) / kSectorBytes;

@@ -339,7 +339,10 @@ void Worker::async_copy(Fiber& self, void* destination, const void* source, int 
   }
   if (valid_bytes > 0) require_aligned(self, source, size, Primitive::kAsyncCopy, pc);
   if (checked) {
-    if (valid_bytes > 0) access(self, Access::kRead, source, static_cast<std::size_t>(valid_bytes), pc);
+    if (valid_bytes > 0)
+      access(self, Access::kRead, source, static_cast<std::size_t>(valid_bytes), pc);
+    else
+      log(self, Access::kRead, 0, 0, pc);  // a lane that asks for nothing still has its turn in the warp's request
     access(self, Access::kAsyncIssue, destination, size, pc);
   }
   ++counters.async_copies;

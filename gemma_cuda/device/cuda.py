@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeviceError, KernelError, LaunchError, OutOfMemoryError
+from ..errors import DeviceError, LaunchError, OutOfMemoryError
 from . import sources
 from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
@@ -21,6 +21,7 @@ from .compile import CompiledKernel, architecture_of, compile_kernel, compile_ke
 from .launch_plan import LaunchPlan, Pinned, PreparedLaunch
 from .protocol import Argument, Array
 from .recorder import Launch
+from .reporting import Reporting
 from .staging import Staging
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Cuda:
         self.index, self.wait, self.overlap = index, wait, overlap
         self._kernels, self._cache = kernels, cache
         self._loaded: dict[str, _Kernel] = {}
-        self._last = ""
+        self.last = ""  # what was launched last
+        self._reporting = Reporting(self)
         self._plan: LaunchPlan | None = None
         self._arena: tuple[Arena, Array] | None = None
         self._staging: Staging | None = None
@@ -136,7 +138,7 @@ class Cuda:
 
     def fill(self, array: Array, byte: int) -> None:
         """Sets each byte of a contiguous array, as of the current stream; 0xFF makes NaN of every float type."""
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             array.data.memset_async(byte, array.nbytes)
 
     def copy(self, target: Array, source: Array) -> None:
@@ -147,7 +149,7 @@ class Cuda:
         row = source.nbytes // max(len(source), 1)
         pitches = [array.strides[0] if len(array) > 1 else row for array in (target, source)]
         to, of, kind = target.data.ptr, source.data.ptr, runtime.memcpyDeviceToDevice
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             if pitches == [row, row]:
                 runtime.memcpyAsync(to, of, source.nbytes, kind, stream.ptr)
             else:
@@ -172,18 +174,22 @@ class Cuda:
         copy = self.empty(array.shape, array.dtype)
         array = np.require(array, requirements="C")
         if array.nbytes >= _STAGED_BYTES:
-            if self._staging is None:
-                self._staging = Staging(self, _STAGED_BYTES)
-            self._staging.upload(copy, array)
+            self.write(copy, array)
         elif array.size:
-            with self._gpu, self._reporting():
+            with self._gpu, self._reporting:
                 copy.set(array)
         return copy
+
+    def write(self, target: Array, source: Array) -> None:
+        """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size."""
+        if self._staging is None:
+            self._staging = Staging(self, _STAGED_BYTES)
+        self._staging.upload(target, np.require(source, requirements="C"))
 
     def to_host(self, array: Array) -> Array:
         """NumPy copy of what the kernels launched so far on the current stream leave in `array`."""
         bits = array.view(np.uint16) if array.dtype.name == "bfloat16" else array  # CuPy copies what it knows
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             values: Array = bits.get()
         return values.view(array.dtype)
 
@@ -202,8 +208,24 @@ class Cuda:
         """Waits for the kernels on the current stream, or on all of the GPU; KernelError if one of them failed."""
         import cupy
 
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             (self._gpu if all_streams else cupy.cuda.get_current_stream()).synchronize()
+
+    def mark(self, event: cupy.cuda.Event | None) -> cupy.cuda.Event:
+        """The event (None: a new one), which now stands for what is on the current stream by now."""
+        import cupy
+
+        with self._gpu, self._reporting:
+            event = cupy.cuda.Event(disable_timing=True) if event is None else event
+            event.record(cupy.cuda.get_current_stream())
+        return event
+
+    def wait_for(self, event: cupy.cuda.Event) -> None:
+        """Lets what comes next on the current stream wait for what the event stands for by now."""
+        import cupy
+
+        with self._gpu, self._reporting:
+            cupy.cuda.get_current_stream().wait_event(event)
 
     @property
     def stream(self) -> int:
@@ -224,7 +246,7 @@ class Cuda:
         """Milliseconds from the start of what each puts on the current stream to the start of the next one's."""
         import cupy
 
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             stream = cupy.cuda.get_current_stream()
             events = [cupy.cuda.Event() for _ in range(len(works) + 1)]
             events[0].record(stream)
@@ -286,7 +308,7 @@ class Cuda:
             return
         with self._gpu:
             step(self.stream)
-            self._last = name
+            self.last = name
             if self.wait:
                 self.synchronize()
 
@@ -308,7 +330,7 @@ class Cuda:
         """Starts a plan's launches on the current stream."""
         with self._gpu:
             plan.start(self.stream)
-            self._last = "a plan"
+            self.last = "a plan"
             if self.wait:
                 self.synchronize()
 
@@ -319,7 +341,7 @@ class Cuda:
         """
         import cupy
 
-        with self._gpu, self._reporting(), cupy.cuda.Stream(non_blocking=True) as stream:
+        with self._gpu, self._reporting, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 plan.start(stream.ptr)
@@ -329,9 +351,9 @@ class Cuda:
 
     def launch_graph(self, graph: cupy.cuda.Graph) -> None:
         """Starts a captured plan on the current stream."""
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             graph.launch()
-            self._last = "a graph"
+            self.last = "a graph"
             if self.wait:
                 self.synchronize()
 
@@ -339,7 +361,7 @@ class Cuda:
         """`size` bytes of the host's memory that the GPU can read by itself."""
         import cupy
 
-        with self._gpu, self._reporting():
+        with self._gpu, self._reporting:
             owner = cupy.cuda.alloc_pinned_memory(size)
         return Pinned(np.frombuffer(owner, np.uint8, size), owner)
 
@@ -351,11 +373,10 @@ class Cuda:
         import cupy
 
         to_device = cupy.cuda.runtime.memcpyHostToDevice
-        with self._gpu, self._reporting():
-            stream, event = cupy.cuda.get_current_stream(), cupy.cuda.Event(disable_timing=True)
-            cupy.cuda.runtime.memcpyAsync(target.data.ptr + begin, source.data.ctypes.data, size, to_device, stream.ptr)
-            event.record(stream)
-        return event.synchronize
+        with self._gpu, self._reporting:
+            to, of = target.data.ptr + begin, source.data.ctypes.data
+            cupy.cuda.runtime.memcpyAsync(to, of, size, to_device, cupy.cuda.get_current_stream().ptr)
+        return self.mark(None).synchronize
 
     def _load(self, instance: str) -> _Kernel:
         import cupy
@@ -415,26 +436,6 @@ class Cuda:
         if static + shared_bytes > kernel.shared_bytes:
             kernel.raw.max_dynamic_shared_size_bytes = shared_bytes
             kernel.shared_bytes = static + shared_bytes
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Turns what CUDA reports of kernels launched before into a KernelError."""
-        import cupy
-
-        try:
-            yield
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            hint = "" if self.wait else "; it, or one launched before it: Cuda(wait=True) tells which"
-            raise KernelError(
-                f"{error} after {self._last or 'no launch'}{hint}",
-                kind="CUDA error",
-                kernel=self._last,
-                source="",
-                block=(0, 0, 0),
-                threads=(),
-                primitive="",
-                address=0,
-            ) from error
 
 
 def _require() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,13 +180,15 @@ def work_tables(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(table, merges) of a plan of split_keys "auto"; cache_rows [B]: where each sequence has its keys."""
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
-    table, merges, _ = _split(tiles, _part_sizes(tiles, np.diff(cu_seqlens) * group, "auto"))
+    table, merges, _ = _split(tiles, _part_sizes(tiles, (cu_seqlens[1:] - cu_seqlens[:-1]) * group, "auto"))
     table[:, 0] = cache_rows[table[:, 0]]
     return _longest_first(table), merges
 
 
 def _longest_first(table: NDArray[np.int64]) -> NDArray[np.int64]:
     """Blocks with the most keys first: short ones fill the gaps at the end."""
+    if len(table) < 2:
+        return table
     spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
     return table[np.argsort(-spans, kind="stable")]
 
@@ -243,33 +245,40 @@ def _short(array: Int32) -> str:
 
 
 def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, block_q: int) -> NDArray[np.int64]:
-    """int64 [tiles of rows, 6]: the first fields of Work."""
-    rows = np.diff(cu_seqlens).astype(np.int64) * group
+    """int64 [tiles of rows, 7]: Work of whole tiles."""
+    rows = (cu_seqlens[1:] - cu_seqlens[:-1]).astype(np.int64) * group
     counts = -(-rows // block_q)
-    sequence = np.repeat(np.arange(len(rows)), counts)
-    index = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first_token, first_row = cu_seqlens[sequence].astype(np.int64), index * block_q
+    sequence = np.arange(len(rows)).repeat(counts)
+    index = np.arange(len(sequence)) - (counts.cumsum() - counts).repeat(counts)
+    first_token, first_row = cu_seqlens[sequence], index * block_q
     own = np.minimum(block_q, rows[sequence] - first_row)
     first, last = first_token + first_row // group, first_token + (first_row + own - 1) // group
-    begin = key_begin[first]
-    end = np.maximum(key_end[last], begin)
-    return np.stack([sequence, first_token, first_row, own, begin, end], axis=1).astype(np.int64)
+    fields: tuple[Any, ...] = (sequence, first_token, first_row, own, key_begin[first], key_end[last], -1)
+    tiles = np.empty((len(sequence), len(fields)), np.int64)
+    for i, values in enumerate(fields):
+        tiles[:, i] = values
+    np.maximum(tiles[:, 5], tiles[:, 4], out=tiles[:, 5])
+    return tiles
 
 
-def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64]:
-    """int64 [tiles of rows]: keys that one block takes of each. rows: of each sequence, which alone decides."""
+def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64] | None:
+    """int64 [tiles of rows]: keys that one block takes of each; None: all. rows: of a sequence, which alone decides."""
     if split_keys != "auto":
-        return np.full(len(tiles), split_keys or _NEVER)
+        return None if split_keys is None else np.full(len(tiles), split_keys)
     is_split = (rows[tiles[:, 0]] <= SHORT_ROWS) & (tiles[:, 5] - tiles[:, 4] > _LONG)
-    return np.where(is_split, _PART, _NEVER)
+    return np.where(is_split, _PART, _NEVER) if is_split.any() else None
 
 
-def _split(tiles: NDArray[np.int64], part_sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _split(
+    tiles: NDArray[np.int64], part_sizes: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of its part size."""
+    if part_sizes is None:
+        return tiles, np.empty((0, 5), np.int64), 0
     begin, end = tiles[:, 4], tiles[:, 5]
     first, last = begin // part_sizes, np.maximum(end - 1, begin) // part_sizes
     counts = last - first + 1
-    table = np.repeat(np.hstack([tiles, np.full((len(tiles), 1), -1)]), counts, axis=0)
+    table = np.repeat(tiles, counts, axis=0)
     part, size = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts), np.repeat(part_sizes, counts)
     cut = (np.repeat(first, counts) + part) * size
     table[:, 4], table[:, 5] = np.maximum(table[:, 4], cut), np.minimum(table[:, 5], cut + size)

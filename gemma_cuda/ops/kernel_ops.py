@@ -42,9 +42,9 @@ class KernelOps:
         self.device, self.gemm = device, gemm
         self._angles: dict[tuple[RopeConfig, int], tuple[Array, Array]] = {}
 
-    def embed(self, ids: Array, table: Array, *, scale: float) -> Array:
+    def embed(self, ids: Array, table: Array, *, scale: float, **features: Array) -> Array:
         placed = self.index(ids) if isinstance(ids, np.ndarray) else ids
-        return embed(placed, table, scale=scale, device=self.device)
+        return embed(placed, table, scale=scale, device=self.device, **features)
 
     def linear(self, x: Array, weight: Array) -> Array:
         return self.gemm.product(x, weight, self.hidden_dtype)

@@ -144,8 +144,7 @@ def _launch(
     parts = 2 if epilogue == "GeGlu" else 1
     columns = products // parts
     tiling = choose_tiling(rows, products, device.shared_bytes) if tiling is None else tiling
-    tiles_n = -(-columns // (tiling.block_n // parts))
-    tiles = -(-rows // tiling.block_m) * tiles_n
+    tiles = -(-rows // tiling.block_m) * -(-columns // (tiling.block_n // parts))
     if tiles > _MOST_BLOCKS:
         raise InputError(f"{op}: y would be [{rows}, {columns}], more than {_MOST_BLOCKS} tiles")
     vector = gcd(16 // dtype.itemsize, columns)
@@ -161,7 +160,7 @@ def _launch(
         return y
     partial, arrived = None, None
     if splits > 1:
-        partial = device.empty((splits, rows, tiles_n * tiling.block_n), np.float32)
+        partial = device.empty((tiles, splits, tiling.block_m * tiling.block_n), np.float32)
         arrived = device.from_host(np.zeros(tiles, np.int32)) if counters is None else counters
     shape = f"{tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}, {epilogue}"
     device.launch(

@@ -29,7 +29,7 @@ __device__ __forceinline__ int place_in_8_rows(int lane) {
 }
 
 // A fragment: the first 16 rows of the tile, 16 columns from `column` on. place: in_16_rows.
-template <int D, class T>
+template <class T>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], const T* tile, int place, int column) {
   place = opaque(place);
   ldmatrix_x4(a, tile + moved_right(place, column / 8));

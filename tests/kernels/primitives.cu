@@ -169,3 +169,13 @@ __global__ void ordered_launches(float* out) {
   out[threadIdx.x] = 1.0f;
   grid_dependency_release();
 }
+
+// Each thread copies 16 bytes `turns` times, of which valid[turn, thread] are read. out and in [turns, threads, 4].
+__global__ void copy_in_turns(float* out, const float* in, const int* valid, int turns) {
+  float* tile = shared_memory<float>();
+  for (int i = threadIdx.x; i < turns * blockDim.x; i += blockDim.x) async_copy<16>(tile + 4 * i, in + 4 * i, valid[i]);
+  async_commit();
+  async_wait<0>();
+  for (int i = threadIdx.x; i < turns * blockDim.x; i += blockDim.x)
+    Vec<float, 4>::load(tile + 4 * i).store(out + 4 * i);
+}
