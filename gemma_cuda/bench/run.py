@@ -49,6 +49,8 @@ def run(
             result["left_out"] += 1
             continue
         row = _row(cuda, case, top)
+        rows.append(row)
+        save(result)  # a peer may take so long that this process is ended
         for name in present if row["wrong"] is None else []:
             try:
                 timing = _peer(cuda, case, name, cublas, row["sets"])
@@ -57,7 +59,6 @@ def run(
                 continue
             if timing is not None:
                 row["peers"][name] = timing | {"ours_to_peer": row["median_us"] / timing["median_us"]}
-        rows.append(row)
         report(row)
         save(result)
     return result
