@@ -58,7 +58,7 @@ def module_of(name: str) -> Any:
             return module
         except Exception as error:  # what a half-installed package raises is its own affair
             reasons.append(why(error))
-    raise ImportError("; ".join(reasons))
+    raise ImportError("; ".join(dict.fromkeys(reasons)))
 
 
 def version_of(name: str) -> str:
