@@ -96,9 +96,9 @@ def test_sums_start_anew_at_places_that_k_alone_decides() -> None:
 
 @pytest.mark.gpu
 def test_more_row_tiles_than_share_a_pass_over_the_weight() -> None:
-    """16 tiles of rows form a group: one group and a part, two and a part, over several tiles of columns."""
-    for rows in (17 * 16, 35 * 16 + 1):
-        x, w = values(0, rows, 16, dtype="bfloat16"), values(1, 2 * 64 + 8, 16, dtype="bfloat16")
+    """16 tiles of rows form a group: one group and a part, two and a part, over tiles of columns, whole and not."""
+    for rows, columns in ((17 * 16, 2 * 64), (35 * 16 + 1, 2 * 64 + 8)):
+        x, w = values(0, rows, 16, dtype="bfloat16"), values(1, columns, 16, dtype="bfloat16")
         y = linear(x, w, device=checked("random"), tiling=TILINGS[0])
         check(x, w, y, "bfloat16", "bfloat16")
 
