@@ -400,7 +400,7 @@ def build(name: str, size: Size = TINY) -> RandomModel:
 @functools.cache
 def _build(name: str, size: Size) -> RandomModel:
     recipe = RECIPES[name]
-    path = _root() / f"{name}-{size.head_dim}"
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_root()))
     model_class = getattr(transformers, recipe.model_class)
     torch.manual_seed(recipe.seed)
     model = model_class._from_config(recipe.config(size), attn_implementation="eager")
