@@ -22,7 +22,8 @@ def page(results: Mapping[str, Any]) -> str:
         """
         `python -m tests.mutate KERNEL` changes one token of a kernel, or of a common header that only it uses in full,
         and runs the kernel's tests on the emulator. Some of all such changes are drawn; those that do not compile do
-        not count. Kernels that are not in the table have not been drawn from since they last changed.
+        not count. Kernels that are not in the table have not been drawn from since they last changed. A survivor that
+        showed a gap counts as killed once a test kills it, and not at all once its code is gone.
         Written by `python -m benchmarks.report` from `benchmarks/results/mutants.json`.
         """
     )
