@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from gemma_cuda.bench import sass
-from gemma_cuda.bench.counted import CountingEmulator
 from gemma_cuda.bench.cycles import ARCHITECTURE
 from gemma_cuda.bench.occupancy import blocks_per_multiprocessor
 from gemma_cuda.device import nvrtc
 from gemma_cuda.device.compile import ARCHITECTURES, SHARED_BYTES, compile_kernel
-from gemma_cuda.device.emulator import MAX_SHARED_BYTES
+from gemma_cuda.device.emulator import MAX_SHARED_BYTES, Emulator
 from gemma_cuda.device.recorder import Launch, Recorder
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
 
@@ -66,9 +65,13 @@ def counted(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 def count(case: Case, shared_bytes: int, *, checked: bool) -> dict[str, Any]:
     """What all launches of a case cost together on an emulated GPU whose blocks have that much shared memory."""
-    device = CountingEmulator(checked=checked, shared_bytes=shared_bytes)
+    launched: list[tuple[str, dict[str, int]]] = []
+    device = Emulator(
+        checked=checked, shared_bytes=shared_bytes,
+        observe=lambda launch, counters: launched.append((launch.instance, asdict(counters))),
+    )  # fmt: skip
     least = case.run(device)
-    instances, counters = zip(*((launch.instance, asdict(c)) for launch, c in device.launched), strict=True)
+    instances, counters = zip(*launched, strict=True)
     print(f"{case.kernel} {case.model} {case.shape} at {shared_bytes // 1024} KiB", flush=True)
     return {
         **{name: getattr(case, name) for name in ("kernel", "model", "shape", "row_bytes")},

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import GemmaConfig
 from .device.protocol import Array
@@ -74,9 +75,13 @@ def packed(batch: Batch, ops: ReferenceOps | KernelOps) -> Array:
     """A batch's embeddings [N, E] of its tokens: on the host as they are, on the GPU a copy."""
     embeds = batch.inputs_embeds
     assert embeds is not None
-    rows = batch.row * batch.seq_len + batch.column
     flat = embeds.reshape(-1, embeds.shape[-1])
-    return flat[rows] if isinstance(embeds, np.ndarray) else ops.take(flat, ops.index(rows))
+    return flat[rows(batch)] if isinstance(embeds, np.ndarray) else ops.take(flat, ops.index(rows(batch)))
+
+
+def rows(batch: Batch) -> NDArray[np.int64]:
+    """[N]: which of the caller's B · S rows each token is."""
+    return batch.row * batch.seq_len + batch.column
 
 
 def _is_array(value: Any) -> bool:

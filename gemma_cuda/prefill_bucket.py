@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import embeddings
 from .batch import Batch
 from .config import GemmaConfig, LayerConfig, RopeConfig
 from .device.launch_plan import LaunchPlan
@@ -175,7 +176,7 @@ class Bucket:
     def describe(self, batch: Batch, first_row: int) -> NDArray[np.int32]:
         """The block [size] for a batch whose caches are the rows first_row, ... of the pool.
 
-        Of a batch with inputs_embeds, features are to be their rows.
+        Of a batch with inputs_embeds [B, S, E], features are to hold them as [B S, E].
         """
         block = self.empty_block.copy()
         arrays = self.fields.of(block)
@@ -183,7 +184,7 @@ class Bucket:
         arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots
         arrays["positions"][:n] = batch.position_ids
         if batch.inputs_embeds is not None:
-            arrays["feature_index"][:n] = np.arange(n)
+            arrays["feature_index"][:n] = embeddings.rows(batch)
         kept = lengths[1:] - 1
         arrays["kept"][: len(kept)], arrays["kept_positions"][: len(kept)] = kept, batch.position_ids[kept]
         rows = np.arange(batch.batch_size) + first_row

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import embeddings
 from .batch import Batch, text_batch
 from .config import RopeConfig
 from .device.arena import Arena
@@ -154,6 +153,8 @@ class PrefillGraphs:
             return None
         if int(batch.slots.max()) >= self.pool.capacity:
             return None
+        if batch.inputs_embeds is not None and batch.batch_size * batch.seq_len > len(self._features):
+            return None
         if int(batch.position_ids.max()) >= self._positions:
             return None
         return self.bucket(len(batch.row), batch.batch_size)
@@ -165,7 +166,7 @@ class PrefillGraphs:
         """
         assert isinstance(cache.lease, Lease)
         if batch.inputs_embeds is not None:
-            embeds = embeddings.packed(batch, self._ops)
+            embeds = batch.inputs_embeds.reshape(-1, self._features.shape[1])
             if isinstance(embeds, np.ndarray):
                 self._cuda.write(self._features, embeds.astype(self._features.dtype, copy=False))
             else:

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from gemma_cuda.bench import measure, run
 from gemma_cuda.device import sources
+from gemma_cuda.device.cublaslt import Gemms
+from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
 from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
@@ -35,3 +38,13 @@ def install(patch: pytest.MonkeyPatch) -> Machine:
     machine.install(patch)
     CublasLt(machine).install(patch)
     return machine
+
+
+def for_bench(patch: pytest.MonkeyPatch) -> Cuda:
+    """A fake GPU on which gemma_cuda/bench/ takes few rounds of few inputs, and tunes nothing."""
+    install(patch)
+    patch.setattr(run, "_MOST_SETS", 2)
+    patch.setattr(measure, "FEWEST_ROUNDS", 3)
+    patch.setattr(measure, "ENOUGH_SECONDS", 0.0)
+    patch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
+    return Cuda()

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks import cost, cycles_page
-from gemma_cuda.bench import cases, counted, measure, peers, prefill, run, sass, tables
+from gemma_cuda.bench import cases, counted, peers, prefill, run, sass, tables
 from gemma_cuda.bench.matrix_cases import ranges
 from gemma_cuda.bench.measure import Ceilings, Recording, Timing, noise
 from gemma_cuda.cli import main
 from gemma_cuda.config import GemmaConfig
 from gemma_cuda.device import nvrtc
 from gemma_cuda.device.compile import SHARED_BYTES
-from gemma_cuda.device.cublaslt import Gemms
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.device.recorder import Recorder
@@ -36,12 +35,7 @@ FIELDS = {
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    fake_gpu.install(monkeypatch)
-    monkeypatch.setattr(run, "_MOST_SETS", 2)
-    monkeypatch.setattr(measure, "FEWEST_ROUNDS", 3)
-    monkeypatch.setattr(measure, "ENOUGH_SECONDS", 0.0)
-    monkeypatch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
-    return Cuda()
+    return fake_gpu.for_bench(monkeypatch)
 
 
 def test_every_op_is_right_and_timed(cuda: Cuda) -> None:

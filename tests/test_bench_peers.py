@@ -23,7 +23,6 @@ from gemma_cuda.bench.measure import Ceilings
 from gemma_cuda.bench.rule import violation
 from gemma_cuda.bench.transformers_peers import COMPILED, NAMES, Peers
 from gemma_cuda.cli import main
-from gemma_cuda.device.cublaslt import Gemms
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.reference.attention import attention as reference_attention
 from gemma_cuda.reference.precision import BFLOAT16, FLOAT64, Precision
@@ -136,14 +135,9 @@ def test_who_fails_or_has_no_time_is_named_with_the_reason() -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    fake_gpu.install(monkeypatch)
-    monkeypatch.setattr(run, "_MOST_SETS", 2)
-    monkeypatch.setattr(measure, "FEWEST_ROUNDS", 3)
-    monkeypatch.setattr(measure, "ENOUGH_SECONDS", 0.0)
-    monkeypatch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
     for module in (run, prefill):
         monkeypatch.setattr(module, "ceilings", lambda cuda, **sizes: Ceilings(1e12, 1e14, "a library"))
-    return Cuda()
+    return fake_gpu.for_bench(monkeypatch)
 
 
 def test_the_command_sets_them_beside_a_checkpoint(

@@ -44,6 +44,13 @@ def test_arrays_of_the_gpu(machine: Machine, graphs: bool) -> None:  # noqa: F81
     one = on_gpu(machine, rows()[0])
     assert_same_bits(gpu, gpu.prefill_hidden(one), emulator_model(NAME).prefill_hidden(rows()[0]))
     assert machine.graphs_launched == (2 if graphs else 0)
+    wide = np.full((2, 90, SIZE.hidden_size), np.nan, ml_dtypes.bfloat16)  # more rows than any graph has tokens
+    wide[:, :30] = rows()
+    mask = np.zeros((2, 90), bool)
+    mask[:, :30] = MASK
+    y = gpu.prefill(inputs_embeds=on_gpu(machine, wide), attention_mask=mask)
+    assert gpu.to_host(y.logits).tobytes() == expected.logits.tobytes()
+    assert machine.graphs_launched == (2 if graphs else 0)
 
 
 def test_torchs_tensors_are_read_on_torchs_stream(torch_on_gpu: Machine) -> None:  # noqa: F811

@@ -145,7 +145,7 @@ def test_traffic_is_what_the_shapes_demand() -> None:
     assert_moves_little_more(counters, compulsory.moved([z], [z]))
     assert counters.global_full_requests == counters.global_requests
     launches = []
-    emulator._observe = lambda instance, counters: launches.append(counters)
+    emulator._observe = lambda launch, counters: launches.append(counters)
     top_k(z, 4, device=emulator)
     first, last = launches
     assert first.global_read_sectors <= 1.02 * compulsory.sectors(z)

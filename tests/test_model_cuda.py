@@ -7,6 +7,7 @@ import importlib
 import json
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -157,14 +158,21 @@ def test_a_replay_waits_for_nothing_and_allocates_its_outputs_only(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     CublasLt(machine).install(monkeypatch)
-    gpu = load("gemma3_text", Cuda())
+    cuda = Cuda()
+    gpu = load("gemma3_text", cuda)
     gpu.warmup(**GRAPHS)
     ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    embeds = np.ones((1, 64, SIZE.hidden_size), ml_dtypes.bfloat16)
+    placed = cuda.from_host(embeds)
     gpu.prefill(ids)
     before = machine.allocated, machine.waits, len(machine.modules)
-    outputs = [gpu.prefill(ids[:150]), gpu.prefill(inputs_embeds=np.ones((1, 64, SIZE.hidden_size), np.float32))]
+    for given in ({"input_ids": ids[:150]}, {"inputs_embeds": embeds}):
+        gpu.prefill(**given)
     assert (machine.allocated, machine.waits, len(machine.modules)) == (before[0] + 4, *before[1:])
-    assert len(outputs) == 2
+    before = machine.allocated, machine.waits
+    gpu.prefill(inputs_embeds=placed)
+    assert machine.allocated == before[0] + 2
+    assert machine.waits <= before[1] + 1  # for the oldest of three blocks of pinned memory
 
 
 def test_prefills_on_other_streams_wait_for_one_another(machine: Machine) -> None:

@@ -111,7 +111,7 @@ def test_kept_rows_chunks_and_ragged_rows() -> None:
 
 def test_a_layer_is_five_launches() -> None:
     launched: list[str] = []
-    device = Emulator(observe=lambda instance, counters: launched.append(instance.split("<")[0]))
+    device = Emulator(observe=lambda launch, counters: launched.append(launch.instance.split("<")[0]))
     model = load("gemma3_text", device)
     model.prefill(build("gemma3_text", SIZE).ids(), logits_to_keep=0)
     layers = model.config.num_hidden_layers

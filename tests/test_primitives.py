@@ -10,6 +10,7 @@ import pytest
 
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.emulator import POISON, Approximation, Emulator
+from gemma_cuda.device.recorder import Launch
 from gemma_cuda.errors import LaunchError
 from tests import golden
 from tests.emulated import checked as device_for
@@ -482,11 +483,11 @@ def test_counts_do_not_depend_on_the_schedule(schedule: Any) -> None:
 
 
 def test_every_launch_is_observed() -> None:
-    seen: list[tuple[str, Counters]] = []
-    device = Emulator(kernels=KERNELS, observe=lambda instance, counters: seen.append((instance, counters)))
+    seen: list[tuple[Launch, Counters]] = []
+    device = Emulator(kernels=KERNELS, observe=lambda launch, counters: seen.append((launch, counters)))
     for blocks in (1, 3):
         device.launch("ordered_launches", (1,) * blocks, (32,), 0, [np.zeros(32, np.float32)])
-    assert [instance for instance, _ in seen] == ["ordered_launches"] * 2
+    assert [launch for launch, _ in seen] == [Launch("ordered_launches", 32, 0)] * 2
     assert [counters.threads for _, counters in seen] == [32, 32]
     assert seen[-1][1] == device.counters
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,6 @@ from ..device import compile as compiler
 from ..device.compile import SHARED_BYTES, compile_kernel
 from ..device.counters import Counters
 from ..device.emulator import Emulator
-from ..device.protocol import Argument
 from ..device.recorder import Launch
 from ..errors import DeviceError
 from . import cycles, sass, static
@@ -18,29 +17,6 @@ from .case import Case, Inputs
 
 _SECTOR_BYTES, _MMA_FLOPS = 32, 2 * 16 * 8 * 16
 Row = dict[str, Any]
-
-
-class CountingEmulator(Emulator):
-    """An emulator that keeps what was launched and what it cost."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.launched: list[tuple[Launch, Counters]] = []
-
-    def launch(
-        self,
-        instance: str,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared_bytes: int,
-        args: Sequence[Argument],
-        *,
-        overlap: bool = False,
-    ) -> None:
-        super().launch(instance, grid, block, shared_bytes, args, overlap=overlap)
-        assert self.counters is not None
-        threads = self.counters.threads // self.counters.blocks
-        self.launched.append((Launch(instance, threads, shared_bytes), self.counters))
 
 
 def run(
@@ -78,13 +54,17 @@ def count(case: Case, architecture: str = cycles.ARCHITECTURE, absent: Iterable[
     kernels: static.needs of each instance; none without NVRTC. estimate: {gpu, tflops} of attention on an H100, which
     nobody measured; None for other ops and architectures, and without one of the tools. absent: tools to do without.
     """
-    device = CountingEmulator(checked=True, shared_bytes=SHARED_BYTES[architecture])
+    launched: list[tuple[Launch, Counters]] = []
+    device = Emulator(
+        checked=True, shared_bytes=SHARED_BYTES[architecture],
+        observe=lambda launch, counters: launched.append((launch, counters)),
+    )  # fmt: skip
     given = case.make(device, 0)
     wrong = case.check(device, given, case.run(device, given))
-    every = [asdict(counters) for _, counters in device.launched]
+    every = [asdict(counters) for _, counters in launched]
     total = Counters(**{name: sum(c[name] for c in every) for name in every[0]})
     touched = _SECTOR_BYTES * (total.global_read_sectors + total.global_write_sectors)
-    launches = list(dict.fromkeys(launch for launch, _ in device.launched))
+    launches = list(dict.fromkeys(launch for launch, _ in launched))
     without = set(absent)
     has_estimate = case.op == "attention" and architecture == cycles.ARCHITECTURE and not without
     return {
@@ -92,7 +72,7 @@ def count(case: Case, architecture: str = cycles.ARCHITECTURE, absent: Iterable[
         "model": case.model,
         "shape": case.shape,
         "wrong": wrong,
-        "instances": [launch.instance for launch, _ in device.launched],
+        "instances": [launch.instance for launch, _ in launched],
         "traffic": touched / case.bytes,
         "mma": total.mma * _MMA_FLOPS / case.flops if case.flops else None,
         "sectors_per_request": total.sectors_per_request,

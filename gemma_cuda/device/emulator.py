@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from .counters import Counters
 from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
 from .protocol import Argument, Array
+from .recorder import Launch
 
 Schedule = Literal["forward", "reverse", "random"]
 Approximation = Literal["exact", "up", "down"]
@@ -43,7 +45,7 @@ class Emulator:
     checked: look at every memory access, and count memory traffic. schedule, seed: in which order threads and blocks
     take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions and
     those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. kernels:
-    directory of .cu files (None: the package's own). observe: called with (instance, Counters) after each launch.
+    directory of .cu files (None: the package's own). observe: called with (Launch, Counters) after each launch.
     shared_bytes: a block may have, as the GPU that is emulated has it.
     Raises DeviceError where the emulator cannot run.
     """
@@ -60,7 +62,7 @@ class Emulator:
         approx: Approximation = "exact",
         kernels: Path | None = None,
         cache: Path | None = None,
-        observe: Callable[[str, Counters], None] | None = None,
+        observe: Callable[[Launch, Counters], None] | None = None,
         shared_bytes: int = MAX_SHARED_BYTES,
     ) -> None:
         if schedule not in _SCHEDULES:
@@ -156,7 +158,7 @@ class Emulator:
             raise kernel_error(instance, path, names, result["report"])
         self.counters = Counters(**result["counters"])
         if self._observe is not None:
-            self._observe(instance, self.counters)
+            self._observe(Launch(instance, math.prod(block_dim), shared_bytes), self.counters)
 
     def _options(self) -> Any:
         sign = _SIGNS[self.approx]
