@@ -68,6 +68,7 @@ class Checkup:
     tests: dict[str, tuple[str, ...]]
     items: list[Item] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, Any] = field(default_factory=dict)
 
     def deadline(self, fraction: float) -> float:
         return self.begin + fraction * self.seconds
@@ -77,9 +78,8 @@ class Checkup:
 
     def write_tool(self, name: str, value: Any) -> None:
         """Writes what one of NVIDIA's tools found beside what others did."""
-        path = self.out / "tools.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        self.write(path.name, known | {name: value})
+        self.tools[name] = value
+        self.write("tools.json", self.tools)
 
     def part(self, name: str, file: str, limit_s: float) -> dict[str, Any]:
         """What a part of benchmarks/gpu_parts.py wrote until its end, or until the limit.

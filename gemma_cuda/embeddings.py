@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 _NAME = "inputs_embeds"
 
 
-def stream_of(value: Any) -> AbstractContextManager[Any]:
-    """Within it CuPy works on the stream that the library of an array on a GPU works on."""
-    return caller_of("prefill", {_NAME: value}).stream() if _is_array(value) else nullcontext()
+def stream_of(value: Any, memory: Memory) -> AbstractContextManager[Any]:
+    """Within it CuPy works on the stream that the library of an array works on, if this is the memory of a GPU."""
+    on_gpu = _gpu(memory) is not None and _is_array(value)
+    return caller_of("prefill", {_NAME: value}).stream() if on_gpu else nullcontext()
 
 
 def view(value: Any, memory: Memory) -> Array:
@@ -36,8 +37,7 @@ def view(value: Any, memory: Memory) -> Array:
         return np.asarray(value)
     caller = caller_of("prefill", {_NAME: value})
     if caller.place != "cpu":
-        index = getattr(memory, "index", None)
-        own = "the CPU" if index is None else f"cuda:{index}"
+        own = "the CPU" if (index := _gpu(memory)) is None else f"cuda:{index}"
         if caller.place != own:
             raise InputError(f"{_NAME} is on {caller.place}, the model on {own}")
     if caller.library == "NumPy":
@@ -82,6 +82,11 @@ def packed(batch: Batch, ops: ReferenceOps | KernelOps) -> Array:
 def rows(batch: Batch) -> NDArray[np.int64]:
     """[N]: which of the caller's B · S rows each token is."""
     return batch.row * batch.seq_len + batch.column
+
+
+def _gpu(memory: Memory) -> int | None:
+    """The index of the GPU whose memory it is."""
+    return getattr(memory, "index", None)
 
 
 def _is_array(value: Any) -> bool:

@@ -70,7 +70,7 @@ def _one_after_another(method: Callable[Concatenate[Gemma, _P], _R]) -> Callable
     @functools.wraps(method)
     def ordered(self: Gemma, *args: _P.args, **options: _P.kwargs) -> _R:
         embeds = options.get("inputs_embeds")
-        with nullcontext() if embeds is None else embeddings.stream_of(embeds), self._order:
+        with nullcontext() if embeds is None else embeddings.stream_of(embeds, self._memory), self._order:
             return method(self, *args, **options)
 
     return cast("Callable[Concatenate[Gemma, _P], _R]", ordered)

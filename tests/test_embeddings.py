@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import ml_dtypes
@@ -70,6 +71,12 @@ def test_torchs_tensors_on_the_cpu(dtype: torch.dtype) -> None:
     model = emulator_model(NAME)
     y = model.prefill(inputs_embeds=to_torch(rows()).to(dtype), attention_mask=MASK)
     assert y.logits.tobytes() == model.prefill(inputs_embeds=rows(), attention_mask=MASK).logits.tobytes()
+
+
+def test_a_model_on_the_cpu_refuses_tensors_of_a_gpu_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(InputError, match="inputs_embeds is on cuda:0, the model on the CPU"):
+        emulator_model(NAME).prefill(inputs_embeds=to_torch(rows()).as_subclass(OnGpu))
 
 
 def test_refuses(machine: Machine) -> None:  # noqa: F811
