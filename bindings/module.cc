@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -12,11 +15,13 @@
 
 #include "emulator/launch.h"
 #include "emulator/shadow.h"
+#include "emulator/sparse.h"
 
 namespace py = pybind11;
 using emulator::Buffer;
 using emulator::Dim3;
 using emulator::Launch;
+using emulator::SparseMemory;
 
 namespace {
 
@@ -79,9 +84,8 @@ class BufferState {
  public:
   void attach(Buffer& buffer) {
     const std::size_t words = ((buffer.end + 31) / 32 - buffer.begin / 32 + 63) / 64;
-    read_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
-    written_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
-    for (std::size_t i = 0; i < words; ++i) read_[i] = written_[i] = 0;
+    read_ = zeros(words);
+    written_ = zeros(words);
     words_ = words;
     buffer.sectors_read = read_.get();
     buffer.sectors_written = written_.get();
@@ -98,7 +102,19 @@ class BufferState {
   }
 
  private:
-  std::unique_ptr<std::atomic<std::uint64_t>[]> read_, written_;
+  using Word = std::atomic<std::uint64_t>;
+  struct Free {
+    void operator()(void* words) const { std::free(words); }
+  };
+  using Words = std::unique_ptr<Word[], Free>;
+  // From calloc, which does not touch what it gives: buffers may be larger than the machine's memory.
+  static Words zeros(std::size_t words) {
+    auto* memory = static_cast<Word*>(std::calloc(words, sizeof(Word)));
+    if (memory == nullptr) throw std::bad_alloc();
+    return Words(memory);
+  }
+
+  Words read_, written_;
   std::size_t words_ = 0;
   std::unique_ptr<emulator::GlobalShadow> shadow_;
 };
@@ -221,8 +237,8 @@ py::dict outcome(const Launch& launch) {
 }
 
 py::dict launch(const Library& library, const Options& options, const Sizes& grid, const Sizes& block,
-                unsigned shared_bytes, const std::vector<py::bytes>& arguments,
-                const std::vector<BufferSpec>& buffers) {
+                unsigned shared_bytes, const std::vector<py::bytes>& arguments, const std::vector<BufferSpec>& buffers,
+                std::optional<std::vector<std::uint64_t>> blocks) {
   const Arguments values(arguments);
   std::vector<BufferState> states(buffers.size());
   Launch launch;
@@ -230,6 +246,7 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
   launch.arguments = values.pointers();
   launch.grid = as_dim(grid);
   launch.block = as_dim(block);
+  launch.chosen = std::move(blocks);
   launch.shared_bytes = shared_bytes;
   open_buffers(launch, buffers, states);
   bool completed = false;
@@ -269,6 +286,11 @@ PYBIND11_MODULE(_emulator, module) {
            py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"),
            py::arg("exp2_ulps"), py::arg("tanh_factor"), py::arg("rsqrt_factor"), py::arg("reciprocal_factor"),
            py::arg("library_sign"));
+  py::class_<SparseMemory>(module, "SparseMemory", py::buffer_protocol())
+      .def(py::init<std::size_t, std::uint16_t>(), py::arg("bytes"), py::arg("pattern"))
+      .def_buffer([](SparseMemory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data()), static_cast<py::ssize_t>(memory.size()));
+      });
   module.def("launch", &launch, py::arg("library"), py::arg("options"), py::kw_only(), py::arg("grid"),
-             py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"));
+             py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"), py::arg("blocks"));
 }
