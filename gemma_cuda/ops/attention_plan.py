@@ -49,6 +49,8 @@ SHORT_ROWS = 64
 # they are spread over several; each still takes 8 tiles of keys, so that a partial result costs little beside them.
 _LONG, _PART = 1024, 512
 _NEVER = 1 << 31  # keys, more than there are
+_MOST_INT = 2**31 - 1
+_MOST_KEYS = _MOST_INT - 4 * BLOCK_K  # a block looks so far ahead, in int
 
 
 def choose_tiling(head_dim: int, max_rows: int, shared_bytes: int, *, is_plain: bool) -> Tiling:
@@ -120,6 +122,11 @@ def plan_attention(
     table, merges, partials = _split(tiles, _part_sizes(tiles, queries * group, split_keys))
     table = _longest_first(table)
     keys = int(key_end.max(initial=0))
+    if keys > _MOST_KEYS:
+        raise InputError(f"attention: key_end reaches {keys}, at most {_MOST_KEYS} keys are possible")
+    if table.size and int(table.max()) > _MOST_INT:
+        most = int(queries.max())
+        raise InputError(f"attention: {most} queries of {group} heads per KV head are more than {_MOST_INT} rows")
     if cu_seqlens_k is not None:  # a sequence's "row" is then its first key, and rows lie one key apart
         keys = int((key_end + np.repeat(cu_seqlens_k[:-1], queries)).max(initial=0))
         table[:, 0] = cu_seqlens_k[table[:, 0]]
