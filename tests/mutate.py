@@ -1,8 +1,9 @@
-"""How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--n 300] [--seed 0] [--json FILE]
+"""How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--index] [--n 300] [--seed 0] [--json FILE]
 
 Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs
 tests/test_KERNEL.py on the emulator; and prints the share of mutants that a test kills, with the survivors to explain.
-Mutants that do not compile do not count.
+Mutants that do not compile do not count. --index: only those that compute an offset in 32 bits where the kernel does in
+64, against tests/test_large_arrays.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.index_mutants import index_mutants
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = re.compile(
@@ -103,6 +106,14 @@ def mutants(source: str, text: str) -> Iterator[Mutant]:
             yield Mutant(source, line + 1, token, after, lines[line].strip(), match.start())
 
 
+def mutants_of_indices(source: str, text: str) -> Iterator[Mutant]:
+    """Those that compute an offset in 32 bits."""
+    lines = text.splitlines()
+    for position, before, after in index_mutants(text):
+        line = text.count("\n", 0, position)
+        yield Mutant(source, line + 1, before, after, lines[line].strip(), position)
+
+
 def _alternatives(token: str, names: list[str], text: str, match: re.Match[str]) -> tuple[str, ...]:
     if token.isdigit():
         return (str(int(token) + 1), *((str(int(token) - 1),) if int(token) > 0 else ()))
@@ -116,8 +127,8 @@ def _alternatives(token: str, names: list[str], text: str, match: re.Match[str])
     return REPLACEMENTS.get(token, ())
 
 
-def start(kernel: str, mutant: Mutant | None, directory: Path, cpu_s: int) -> int:
-    """A process that tests the kernel with the mutant (None: as it is), and ends with pytest's exit status."""
+def start(tests: list[str], mutant: Mutant | None, directory: Path, cpu_s: int) -> int:
+    """A process that runs these tests with the mutant (None: without one), and ends with pytest's exit status."""
     pid = os.fork()
     if pid:
         return pid
@@ -139,7 +150,7 @@ def start(kernel: str, mutant: Mutant | None, directory: Path, cpu_s: int) -> in
     sources.source_root = lambda: directory
     status = 1
     try:
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"tests/test_{kernel}.py"])
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])
     finally:
         sys.stdout.flush()
         os._exit(int(status))
@@ -164,7 +175,7 @@ def wait_for_one(running: list[Running]) -> tuple[Running, int]:
         time.sleep(0.02)
 
 
-def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int) -> list[tuple[Mutant | None, str]]:
+def run(tests: list[str], drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int) -> list[tuple[Mutant | None, str]]:
     """(mutant, outcome) of the first mutants, until `wanted` of them counted."""
     results: list[tuple[Mutant | None, str]] = []
     running: list[Running] = []
@@ -175,7 +186,7 @@ def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: 
             while len(running) < min(jobs, wanted - counted) and (entry := next(upcoming, None)) is not None:
                 directory = Path(parent, str(entry[0]))
                 directory.mkdir()
-                pid = start(kernel, entry[1], directory, cpu_s)
+                pid = start(tests, entry[1], directory, cpu_s)
                 running.append(Running(entry[0], pid, directory, time.monotonic() + WAIT_S))
             if not running:
                 return results
@@ -190,6 +201,7 @@ def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("kernel")
+    parser.add_argument("--index", action="store_true", help="only offsets in 32 bits, on arrays beyond 2^32 elements")
     parser.add_argument("--n", type=int, default=300, help="how many mutants that compile are tested")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -200,15 +212,19 @@ def main() -> None:
         os.environ[name] = "1"
     import tests.emulated  # noqa: F401
 
-    ((_, before),) = run(options.kernel, [None], 1, 1, WAIT_S)
+    tests = [f"tests/test_{options.kernel}.py"]
+    if options.index:
+        tests = ["tests/test_large_arrays.py", "-k", f"test_{options.kernel}"]
+    ((_, before),) = run(tests, [None], 1, 1, WAIT_S)
     if before != "survived":
-        sys.exit(f"tests/test_{options.kernel}.py fails without any mutant")
+        sys.exit(f"{' '.join(tests)} fails without any mutant")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = int(3 * (used.ru_utime + used.ru_stime)) + SPARE_CPU_S
 
-    every = [m for name in source_files(options.kernel) for m in mutants(name, (ROOT / "kernels" / name).read_text())]
+    find = mutants_of_indices if options.index else mutants
+    every = [m for name in source_files(options.kernel) for m in find(name, (ROOT / "kernels" / name).read_text())]
     drawn = random.Random(options.seed).sample(every, len(every))
-    results = run(options.kernel, list(drawn), options.n, options.jobs, cpu_s)
+    results = run(tests, list(drawn), options.n, options.jobs, cpu_s)
     counted = [(mutant, result) for mutant, result in results if mutant is not None and result != "refused"]
     survivors = sorted((m for m, result in counted if result == "survived"), key=lambda m: (m.source, m.position))
     killed = len(counted) - len(survivors)

@@ -32,6 +32,7 @@ from tests.emulated import Array, checked, values
 BEYOND = 1 << 32
 BF16 = ml_dtypes.bfloat16
 HIDDEN, FEATURES = 5376, 21504  # of Gemma 3 27B
+SLICE = 512 * 16  # logits, or keys, of a block of top_k
 
 
 def last_block(_: str, grid: Dim) -> Iterable[Dim]:
@@ -153,12 +154,14 @@ def test_geglu() -> None:
     assert_same_bits(y[-1, -in_block:], expected[0, -in_block:])
 
 
-def test_logits_softcap() -> None:
+@pytest.mark.parametrize(("width", "in_block"), [(1 << 18, 1024), ((1 << 18) + 1, 1)])
+def test_logits_softcap(width: int, in_block: int) -> None:
+    """Vectors of 4, and single elements, of which there are more than 2^32, too."""
     device = emulated()
-    z = device.empty((BEYOND // (1 << 18) + 1, 1 << 18), np.float32)
-    z[-1, -1024:] = values(0, 1024, dtype="float32", scale=40.0)
-    expected = softcap(z[-1:, -1024:].copy(), 30.0, device=checked())
-    assert_same_bits(softcap(z, 30.0, device=device)[-1:, -1024:], expected)
+    z = device.empty((BEYOND // (1 << 18) + 1, width), np.float32)
+    z[-1, -in_block:] = values(0, in_block, dtype="float32", scale=40.0)
+    expected = softcap(z[-1:, -in_block:].copy(), 30.0, device=checked())
+    assert_same_bits(softcap(z, 30.0, device=device)[-1:, -in_block:], expected)
 
 
 def test_logits_top_k() -> None:
@@ -170,6 +173,20 @@ def test_logits_top_k() -> None:
     got, expected = top_k(z, 3, device=device), top_k(z[-1:].copy(), 3, device=checked())
     for large, small in zip(got, expected, strict=True):
         assert_same_bits(large[-1:], small)
+
+
+def test_logits_top_k_of_many_slices() -> None:
+    """The kernel alone: the op would need 1 TiB of logits for so many keys."""
+    rows, k, slices = 65535, 64, BEYOND // (65535 * 64) + 1
+    device = emulated()
+    keys = device.empty((rows, slices, k), np.uint64)
+    z = np.zeros((rows, 1), np.float32)
+    device.launch("top_k<Logits, 1>", (slices, rows), (512,), 256, [None, None, keys, z, None, 1, 1, k])
+    assert not keys[-1, -1].any()  # nothing is left for the last slice
+    keys[-1, -1] = np.arange(100, 100 + k)
+    best = device.empty((rows, -(-slices * k // SLICE), k), np.uint64)
+    device.launch("top_k<Keys, 1>", (best.shape[1], rows), (512,), 256, [None, None, best, z, keys, slices * k, 1, k])
+    assert best[-1, -1].tolist() == list(range(99 + k, 99, -1))
 
 
 # --- linear ---
