@@ -198,7 +198,7 @@ def test_linear(op: str) -> None:
     device, tiling, depth = emulated(), TILINGS[-1], 64
     parts = 2 if op == "geglu" else 1
     rows, columns = 128 * 129, 1 << 18  # a tile of rows beyond a group of them
-    x, weight = (device.empty((n, BEYOND // n // 8 * 8 + 64), BF16)[:, :depth] for n in (rows, parts * columns))
+    x, weight = (device.empty((n, 2 * BEYOND // n // 8 * 8), BF16)[:, :depth] for n in (rows, parts * columns))
     few = slice(-tiling.block_m, None)
     x[few] = values(0, tiling.block_m, depth, dtype="bfloat16")
     for part in range(1, parts + 1):  # gate, then up
@@ -216,9 +216,20 @@ def test_linear(op: str) -> None:
     assert_same_bits(y[few, -expected.shape[1] :], expected)
 
 
+@pytest.mark.parametrize("large", ["x", "weight"])
+def test_linear_of_rows_far_apart(large: str) -> None:
+    device, x, weight = emulated(None), values(0, 5, 72, dtype="bfloat16"), values(1, 9, 72, dtype="bfloat16")
+    expected = linear(x, weight, device=checked())
+    x, weight = (apart(device, a, 0) if large == name else a for name, a in (("x", x), ("weight", weight)))
+    assert_same_bits(linear(x, weight, device=device), expected)
+
+
 def test_linear_that_shares_k() -> None:
+    """Sums of the last tile, and of the one whose place they would take if offsets were cut to 32 bits."""
     tiling, tiles, depth = Tiling(128, 128, 3, split=True), 363, 264
-    device = emulated(lambda _, grid: [(grid[0] - 1, y, 0) for y in range(grid[1])])
+    device = emulated(
+        lambda _, grid: [(x, y, 0) for x in (grid[0] - 1, grid[0] - 1 - BEYOND // (2 * 128 * 128)) for y in (0, 1)]
+    )
     x, weight = (device.zeros((tiles * 128, depth), BF16) for _ in range(2))
     x[-128:], weight[-128:] = (values(i, 128, depth, dtype="bfloat16") for i in range(2))
     assert tiles * tiles * 2 * 128 * 128 > BEYOND + 2 * 128 * 128
