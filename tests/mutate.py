@@ -1,9 +1,9 @@
-"""How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--index] [--n 300] [--seed 0] [--json FILE]
+"""How many bugs the tests of a kernel catch: python -m tests.mutate KERNEL [--n 300] [--seed 0] [--json FILE]
 
 Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs
 tests/test_KERNEL.py on the emulator; and prints the share of mutants that a test kills, with the survivors to explain.
-Mutants that do not compile do not count. --index: only those that compute an offset in 32 bits where the kernel does in
-64, against tests/test_large_arrays.py.
+Mutants that do not compile do not count. --index: instead, offsets in 32 bits where the kernel has 64, and the tests of
+large arrays. --semantic: instead, the mistakes of tests/semantic_mutants.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.index_mutants import index_mutants
+from tests.semantic_mutants import SEMANTIC
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = re.compile(
@@ -54,6 +55,8 @@ REPLACEMENTS: dict[str, tuple[str, ...]] = {
 }
 # Each header with the kernel that uses all of it.
 HEADERS = {"attention": ("logit", "softmax", "tile"), "geglu": ("gelu", "vec"), "rms_norm": ("reduce",)}
+# Test files of a kernel where it has several.
+TESTS = {"attention": ("attention_edges", "attention")}
 # A test that hangs costs CPU time, however busy the machine is.
 SPARE_CPU_S = 30
 WAIT_S = 3600
@@ -112,6 +115,19 @@ def mutants_of_indices(source: str, text: str) -> Iterator[Mutant]:
     for position, before, after in index_mutants(text):
         line = text.count("\n", 0, position)
         yield Mutant(source, line + 1, before, after, lines[line].strip(), position)
+
+
+def semantic_mutants(kernel: str) -> list[Mutant]:
+    """The mistakes of one kernel; raises ValueError for one that its source does not hold once."""
+    found = []
+    for mistake in SEMANTIC[kernel]:
+        text = (ROOT / "kernels" / mistake.source).read_text()
+        if text.count(mistake.before) != 1:
+            raise ValueError(f"{mistake.source} holds {mistake.before!r} {text.count(mistake.before)} times, not once")
+        position = text.index(mistake.before)
+        line = text.count("\n", 0, position) + 1
+        found.append(Mutant(mistake.source, line, mistake.before, mistake.after, mistake.what, position))
+    return found
 
 
 def _alternatives(token: str, names: list[str], text: str, match: re.Match[str]) -> tuple[str, ...]:
@@ -175,7 +191,9 @@ def wait_for_one(running: list[Running]) -> tuple[Running, int]:
         time.sleep(0.02)
 
 
-def run(tests: list[str], drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int) -> list[tuple[Mutant | None, str]]:
+def run(
+    tests: list[str], drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int
+) -> list[tuple[Mutant | None, str]]:
     """(mutant, outcome) of the first mutants, until `wanted` of them counted."""
     results: list[tuple[Mutant | None, str]] = []
     running: list[Running] = []
@@ -201,7 +219,9 @@ def run(tests: list[str], drawn: list[Mutant | None], wanted: int, jobs: int, cp
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("kernel")
-    parser.add_argument("--index", action="store_true", help="only offsets in 32 bits, on arrays beyond 2^32 elements")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--semantic", action="store_true", help="only the mistakes of tests/semantic_mutants.py")
+    kinds.add_argument("--index", action="store_true", help="only offsets in 32 bits, on arrays beyond 2^32 elements")
     parser.add_argument("--n", type=int, default=300, help="how many mutants that compile are tested")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -212,7 +232,7 @@ def main() -> None:
         os.environ[name] = "1"
     import tests.emulated  # noqa: F401
 
-    tests = [f"tests/test_{options.kernel}.py"]
+    tests = [f"tests/test_{name}.py" for name in TESTS.get(options.kernel, (options.kernel,))]
     if options.index:
         tests = ["tests/test_large_arrays.py", "-k", f"test_{options.kernel}"]
     ((_, before),) = run(tests, [None], 1, 1, WAIT_S)
@@ -222,7 +242,11 @@ def main() -> None:
     cpu_s = int(3 * (used.ru_utime + used.ru_stime)) + SPARE_CPU_S
 
     find = mutants_of_indices if options.index else mutants
-    every = [m for name in source_files(options.kernel) for m in find(name, (ROOT / "kernels" / name).read_text())]
+    every = (
+        semantic_mutants(options.kernel)
+        if options.semantic
+        else [m for name in source_files(options.kernel) for m in find(name, (ROOT / "kernels" / name).read_text())]
+    )
     drawn = random.Random(options.seed).sample(every, len(every))
     results = run(tests, list(drawn), options.n, options.jobs, cpu_s)
     counted = [(mutant, result) for mutant, result in results if mutant is not None and result != "refused"]
