@@ -69,7 +69,9 @@ def values(seed: int, *shape: int, dtype: str, scale: float = 1.0) -> Array:
 def near_eps(x: Array, eps: float, dtype: str) -> Array:
     """x [EPS_RATIOS, ..., width], scaled so that the mean square of each row is eps times its ratio."""
     ratios = np.reshape(EPS_RATIOS, (-1,) + (1,) * (x.ndim - 1))
-    return (x * np.sqrt(ratios * eps / np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))).astype(DTYPES[dtype])
+    return (x * np.sqrt(ratios * eps / np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))).astype(
+        DTYPES[dtype]
+    )
 
 
 def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> Array:

@@ -1,4 +1,4 @@
-"""Index arithmetic of a kernel that would overflow in 32 bits: each place where it is done in 64, done in 32 instead."""
+"""Index arithmetic in 32 bits, at each place where a kernel does it in 64."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def main() -> None:
     # What every process needs is imported once, before they fork.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-    import tests.emulated  # noqa: F401
+    import tests.emulated
 
     tests = [f"tests/test_{name}.py" for name in TESTS.get(options.kernel, (options.kernel,))]
     if options.index:

@@ -16,14 +16,12 @@ import pytest
 
 from gemma_cuda.device.emulator import ChooseBlocks, Emulator
 from gemma_cuda.device.protocol import Dim
-from gemma_cuda.errors import InputError
-from gemma_cuda.ops import attention as attention_op
 from gemma_cuda.ops.attention import attend, attention
-from gemma_cuda.ops.attention_plan import AttentionPlan, plan_attention
+from gemma_cuda.ops.attention_plan import plan_attention
 from gemma_cuda.ops.embed import embed
 from gemma_cuda.ops.geglu import geglu
 from gemma_cuda.ops.linear import TILINGS, Tiling, linear, linear_geglu
-from gemma_cuda.ops.logits import argmax, softcap, top_k
+from gemma_cuda.ops.logits import softcap, top_k
 from gemma_cuda.ops.qk_norm_rope import qk_norm_rope
 from gemma_cuda.ops.rms_norm import add_norm, rms_norm
 from tests.attention_cases import causal_problem
@@ -44,8 +42,7 @@ def blocks(*numbers: int) -> ChooseBlocks:
 
 
 def emulated(choose: ChooseBlocks | None = last_block) -> Emulator:
-    device = Emulator(checked=True, schedule="random", seed=5, workers=1, only_blocks=choose)
-    return device
+    return Emulator(checked=True, schedule="random", seed=5, workers=1, only_blocks=choose)
 
 
 def rows_beyond(width: int) -> int:
@@ -196,24 +193,25 @@ def test_logits_top_k_of_many_slices() -> None:
 def test_linear(op: str) -> None:
     """x, the weight and y are large at once; the last tile of a grid is run."""
     device, tiling, depth = emulated(), TILINGS[-1], 64
-    parts = 2 if op == "geglu" else 1
+    run, parts = (linear_geglu, 2) if op == "geglu" else (linear, 1)
     rows, columns = 128 * 129, 1 << 18  # a tile of rows beyond a group of them
-    x, weight = (device.empty((n, 2 * BEYOND // n // 8 * 8), BF16)[:, :depth] for n in (rows, parts * columns))
-    few = slice(-tiling.block_m, None)
-    x[few] = values(0, tiling.block_m, depth, dtype="bfloat16")
-    for part in range(1, parts + 1):  # gate, then up
-        weight[part * columns - tiling.block_n : part * columns] = values(part, tiling.block_n, depth, dtype="bfloat16")
-    small_w = np.concatenate([weight[part * columns - tiling.block_n // parts : part * columns] for part in range(1, parts + 1)])
+    m, n = tiling.block_m, tiling.block_n // parts
+    x, weight = (
+        device.empty((count, 2 * BEYOND // count // 8 * 8), BF16)[:, :depth] for count in (rows, parts * columns)
+    )
+    small_x, small_weight = values(0, m, depth, dtype="bfloat16"), values(1, parts * n, depth, dtype="bfloat16")
+    x[-m:] = small_x
+    for part in range(parts):  # gate, then up
+        weight[(part + 1) * columns - n :][:n] = small_weight[part * n :][:n]
     options: dict[str, Any] = {"out_dtype": np.float32} if op == "float32" else {}
     small_options = dict(options)
     if op == "residual":
         options["residual"] = device.empty((rows, columns), BF16)
-        options["residual"][few, -tiling.block_n :] = values(5, tiling.block_m, tiling.block_n, dtype="bfloat16")
-        small_options["residual"] = options["residual"][few, -tiling.block_n :].copy()
-    run = linear_geglu if op == "geglu" else linear
+        small_options["residual"] = values(2, m, n, dtype="bfloat16")
+        options["residual"][-m:, -n:] = small_options["residual"]
     y = run(x, weight, device=device, tiling=tiling, **options)
-    expected = run(x[few].copy(), small_w, device=checked(), tiling=tiling, **small_options)
-    assert_same_bits(y[few, -expected.shape[1] :], expected)
+    expected = run(small_x, small_weight, device=checked(), tiling=tiling, **small_options)
+    assert_same_bits(y[-m:, -n:], expected)
 
 
 @pytest.mark.parametrize("large", ["x", "weight"])
@@ -282,16 +280,17 @@ def test_attention_lse() -> None:
     kv_heads, head_dim, keys = 1024, 64, 1100
     tokens = BEYOND // kv_heads + 129
     device = emulated()
-    k = np.lib.stride_tricks.as_strided(
-        values(0, 2, keys, head_dim, dtype="bfloat16"), (2, keys, kv_heads, head_dim), (2 * keys * head_dim, 2 * head_dim, 0, 2)
-    )
+    k = np.broadcast_to(values(0, 2, keys, 1, head_dim, dtype="bfloat16"), (2, keys, kv_heads, head_dim))
     q, o = (overlapping((tokens, kv_heads, head_dim), heads_apart=False) for _ in range(2))
     q[-2:, -1] = values(1, 2, head_dim, dtype="bfloat16")
-    begin, end = np.zeros(tokens, np.int32), np.full(tokens, 64, np.int32)
-    end[-1] = keys
-    plan = plan_attention(
-        begin, end, np.array([0, tokens - 1, tokens], np.int32), group=1, head_dim=head_dim, is_plain=True, device=device
+    begin, end, cu_seqlens = (
+        np.zeros(tokens, np.int32),
+        np.full(tokens, 64, np.int32),
+        np.array([0, tokens - 1, tokens]),
     )
+    end[-1] = keys
+    shape: dict[str, Any] = {"group": 1, "head_dim": head_dim, "is_plain": True}
+    plan = plan_attention(begin, end, cu_seqlens.astype(np.int32), device=device, **shape)
     assert plan.merges is not None and plan.partials == 3
     # Table rows of the long sequence's last tile and of the parts; a grid has 65535 of them.
     chosen = np.flatnonzero((plan.table[:, 0] == 1) | (plan.table[:, 2] >= tokens - 1 - 128))
