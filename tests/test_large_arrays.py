@@ -16,6 +16,7 @@ import pytest
 
 from gemma_cuda.device.emulator import ChooseBlocks, Emulator
 from gemma_cuda.device.protocol import Dim
+from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
 from gemma_cuda.ops.attention_plan import plan_attention
 from gemma_cuda.ops.embed import embed
@@ -331,3 +332,62 @@ def test_attention_partial_results() -> None:
     attention(q, k, k, device=device, out=o, **options)
     small = k[:, :, :1].copy()
     assert_same_bits(o[:, -1:], attention(q[:, -1:].copy(), small, small, device=checked(), **options))
+
+
+# --- what int cannot count is refused ---
+
+
+def refused(op: Any, *args: Any, **options: Any) -> str:
+    """The words in which an op refuses its arguments, before anything is launched or made."""
+    device = emulated()
+    with pytest.raises(InputError) as info:
+        op(*args, device=device, **options)
+    assert device.counters is None
+    return str(info.value)
+
+
+def array_of(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]) -> Array:
+    """An array that nobody reads, of any shape and strides."""
+    return np.lib.stride_tricks.as_strided(np.zeros(64, dtype), shape, strides)
+
+
+def test_linear_refuses_what_int_cannot_count() -> None:
+    short, long = np.zeros((8, 8), BF16), array_of((2**31 - 255, 8), BF16, (16, 2))
+    for x, weight in ((long, short), (short, long)):
+        assert "no axis may exceed 2147483392" in refused(linear, x, weight)
+
+
+def test_top_k_refuses_what_int_cannot_count() -> None:
+    z = array_of((1, 2**31 - SLICE + 1), np.float32, (4, 4))
+    assert "z has 2147475457 logits in a row, at most 2147475456 are possible" in refused(top_k, z, 1)
+
+
+def test_qk_norm_rope_refuses_what_int_cannot_count() -> None:
+    table = np.zeros((1, 32), np.float32)
+    options: dict[str, Any] = {"heads": 4, "cos": table, "sin": table, "eps": 1e-6}
+    far = array_of((2, 4 * 64), BF16, (2**32, 2))
+    assert "the rows of x are 2147483648 elements apart, more than 2147483647" in refused(qk_norm_rope, far, **options)
+    tokens = 2**29
+    many = array_of((tokens, 4 * 64), BF16, (512, 2))
+    options |= {name: array_of((tokens, 32), np.float32, (128, 4)) for name in ("cos", "sin")}
+    assert "536870912 tokens of 4 + 2 · 0 heads are more than 2147483520 heads" in refused(
+        qk_norm_rope, many, **options
+    )
+
+
+def test_attention_refuses_what_int_cannot_count() -> None:
+    masks = {"key_begin": np.zeros(1, np.int32), "cu_seqlens": np.array([0, 1], np.int32)}
+    shape: dict[str, Any] = {"group": 1, "head_dim": 64, "is_plain": True}
+    words = refused(plan_attention, key_end=np.array([2**31 - 256], np.int32), **masks, **shape)
+    assert "key_end reaches 2147483392, at most 2147483391 keys are possible" in words
+    masks["key_end"] = np.array([128], np.int32)
+    heads = 2**24  # of which each leaves 2 parts of 64 rows
+    q, k = array_of((1, heads, 64), BF16, (0, 0, 2)), array_of((1, 128, heads, 64), BF16, (0, 0, 0, 2))
+    options: dict[str, Any] = {"scale": 1.0, "softcap": None, "bias": None, "split_keys": 64}
+    words = refused(attention, q, k, k, **options, **masks)
+    assert "16777216 KV heads into 2 partial results of 64 rows, more than 2147483647 rows" in words
+    many = 2**20
+    masks = {name: np.zeros(many, np.int32) for name in ("key_begin", "key_end")}
+    masks["cu_seqlens"] = np.array([0, many], np.int32)
+    words = refused(plan_attention, **masks, **(shape | {"group": 2**11 + 1}))
+    assert "1048576 queries of 2049 heads per KV head are more than 2147483647 rows" in words
