@@ -52,8 +52,8 @@ def rows_beyond(width: int) -> int:
 
 
 def apart(device: Emulator, array: Array, axis: int) -> Array:
-    """The same values where the indices of one axis lie so far apart that the last is beyond 2^32 elements."""
-    step = -(-BEYOND // (array.shape[axis] - 1) // 64) * 64 + 64
+    """The same values where the indices of one axis lie so far apart that the upper half is beyond 2^32 elements."""
+    step = 2 * BEYOND // (array.shape[axis] - 1) // 64 * 64
     assert step > array.size
     strides = np.array(array.strides)
     strides[axis] = step * array.itemsize
