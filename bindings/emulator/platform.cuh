@@ -1,5 +1,7 @@
 // The CUDA language on the host: what NVRTC gives a kernel without being asked.
 #pragma once
+#include <bits/c++config.h>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // std::beta, std::riemann_zeta, ...: to read them takes longer than a small kernel
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
