@@ -12,6 +12,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # ours, which OMP_NUM_THREADS limits, sleep. PyTorch's number is set in hf_forward.py.
 for variable, threads in (("OMP_NUM_THREADS", "2"), ("OPENBLAS_NUM_THREADS", "1"), ("MKL_NUM_THREADS", "1")):
     os.environ.setdefault(variable, threads)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
