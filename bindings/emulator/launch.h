@@ -25,7 +25,7 @@ struct Buffer {
   int argument = 0;
   bool writable = false;  // some parameter that points here is not const, and the array may be written
   unsigned element_bytes = 1;
-  bool has_poison = false;  // elements of unwritten memory are recognisable, the more so with:
+  bool has_poison = false;                        // elements of unwritten memory are recognisable, the more so with:
   std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
   std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;

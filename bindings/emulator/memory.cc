@@ -8,7 +8,7 @@
 namespace emulator {
 namespace {
 
-constexpr std::size_t kLogCapacity = 2048;     // accesses per thread between two meetings of its warp
+constexpr std::size_t kLogCapacity = 2048;  // accesses per thread between two meetings of its warp
 // Unwritten memory: a NaN in every float type that nothing computes. Single bytes have its first.
 constexpr std::uint64_t kPoison = 0x7fa57fa57fa57fa5;
 

@@ -29,7 +29,7 @@ struct Stamp {
 
 // A part of what one block did: all of it before an epoch, and in that epoch what single threads did up to a clock.
 struct Past {
-  std::uint32_t epoch = 0;  // 0: nothing
+  std::uint32_t epoch = 0;                                      // 0: nothing
   std::vector<std::pair<std::uint16_t, std::uint32_t>> clocks;  // by thread
   bool covers(const Stamp& before) const;
   void add(const Past& other);
@@ -102,7 +102,9 @@ class BlockOrder {
   // __syncthreads orders all that was done before it.
   void end_epoch();
   // Is `before`, made in block `block`, ordered before what `me` does now by what `me` has acquired?
-  bool covers(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks);
+  bool covers(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks) {
+    return !acquired_.empty() && covers_acquired(block, before, me, clocks);
+  }
 
  private:
   struct Fence {
@@ -123,6 +125,7 @@ class BlockOrder {
                   const Clocks& clocks);
   static void merge(std::vector<Sight>& sights);
   void acquire(Seen seen, Scope scope, const Stamp& when, bool is_fenced, const Clocks& clocks);
+  bool covers_acquired(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks);
   Past released(Scope scope, const Stamp& me, const Clocks& clocks) const;
 
   std::uint32_t block_ = 0;

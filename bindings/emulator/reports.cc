@@ -10,8 +10,8 @@ namespace emulator {
 namespace {
 
 const char* verb(Access kind) {
-  return is_read(kind)           ? "reads"
-         : is_atomic(kind)       ? "atomically updates"
+  return is_read(kind)            ? "reads"
+         : is_atomic(kind)        ? "atomically updates"
          : kind == Access::kWrite ? "writes"
                                   : "copies into";
 }

@@ -375,8 +375,8 @@ void Worker::require_whole_warps(Fiber& self, int id, const NamedBarrier& barrie
     const unsigned lanes = barrier.lanes[w];
     if (lanes == 0 || (lanes | warps_[w].exited) == warps_[w].existing) continue;
     Report report = describe(self, "divergent barrier", pc);
-    report.message = format("only lanes 0x%08x of warp %u have reached named barrier %d, at {0}: a warp does as a whole",
-                            lanes, w, id);
+    report.message = format(
+        "only lanes 0x%08x of warp %u have reached named barrier %d, at {0}: a warp does as a whole", lanes, w, id);
     fail(std::move(report));
   }
 }

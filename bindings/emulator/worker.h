@@ -211,10 +211,8 @@ void Worker::atomic(Fiber& self, void* pointer, std::size_t bytes, Scope scope, 
     operate();
   } else {
     access(self, scope == Scope::kBlock ? Access::kAtomicOfBlock : Access::kAtomic, pointer, bytes, pc);
-    const bool is_release =
-        order == Order::kRelease || order == Order::kAcquireRelease || order == Order::kSequential;
-    const bool is_acquire =
-        order == Order::kAcquire || order == Order::kAcquireRelease || order == Order::kSequential;
+    const bool is_release = order == Order::kRelease || order == Order::kAcquireRelease || order == Order::kSequential;
+    const bool is_acquire = order == Order::kAcquire || order == Order::kAcquireRelease || order == Order::kSequential;
     const auto address = reinterpret_cast<std::uintptr_t>(pointer);
     const bool is_shared = address - reinterpret_cast<std::uintptr_t>(shared) < launch->shared_bytes;
     const Stamp me = stamp(self, pc);
