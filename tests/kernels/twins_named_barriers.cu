@@ -178,7 +178,8 @@ __global__ void first_reader(float* out, const float* in) {
 }
 
 // --- parts of warps. bar.sync is barrier.sync.aligned: all threads of a warp must execute it together, and it counts
-// --- warps of 32, however many lanes are at it. By part of a warp its behaviour is undefined.
+// --- warps of 32, however many lanes are at it. By part of a warp its behaviour is undefined; the report may name
+// --- the barrier at which the other lanes are, too.
 
 // Four half warps are taken for two warps.
 __global__ void half_warps_sync(float* out, const float* in) {
@@ -188,7 +189,7 @@ __global__ void half_warps_sync(float* out, const float* in) {
     named_barrier_sync(1, 64);  // bug: half_warps_sync
     out[threadIdx.x] = tile[(threadIdx.x + 32) % 128];
   }
-  __syncthreads();
+  __syncthreads();  // bug: half_warps_sync
 }
 
 __global__ void ok_whole_warps_sync(float* out, const float* in) {
@@ -210,7 +211,7 @@ __global__ void half_warps_arrive(float* out, const float* in) {
     tile[threadIdx.x - 16 * warp] = in[threadIdx.x];
     named_barrier_arrive(1, 64);  // bug: half_warps_arrive
   }
-  __syncthreads();
+  __syncthreads();  // bug: half_warps_arrive
 }
 
 __global__ void ok_whole_warps_arrive(float* out, const float* in) {
