@@ -175,7 +175,8 @@ std::uint64_t emulator_atomic(Atomic op, Number type, void* address, std::uint64
                               Scope scope, Order order) {
   Fiber& self = *current_fiber();
   std::uint64_t old = 0;
-  self.worker->atomic(self, address, type == Number::kUnsigned64 ? 8 : 4, scope, order, CALL_SITE, [&] {
+  const std::size_t bytes = type == Number::kUnsigned64 ? 8 : 4;
+  self.worker->atomic(self, address, bytes, op != Atomic::kExchange, scope, order, CALL_SITE, [&] {
     switch (type) {
       case Number::kFloat:
         old = atomic_typed<float>(op, address, value, compare);
