@@ -207,6 +207,23 @@ def test_work_is_waited_for_in_its_own_stream_only(cuda: Cuda, machine: Machine)
     assert np.isnan(cuda.to_host(x)).all()  # the copy waits elsewhere: poison
 
 
+def test_another_gpu_works_on_its_own_current_stream(machine: Machine) -> None:
+    with Cuda(1, kernels=KERNELS).current():
+        stream = machine.new_stream()
+        stream.__enter__()  # as stream.use()
+    first, second = Cuda(kernels=KERNELS), Cuda(1, kernels=KERNELS)
+    other = machine.new_stream()
+    with other:  # of the current GPU, which is not the one that works
+        assert (first.stream, second.stream) == (other.ptr, stream.ptr)
+        x = second.from_host(floats(8).reshape(2, 4))
+        y = second.zeros((2, 4), np.float32)
+        second.copy(y, x)
+        second.copy(y[:, :3], x[:, 1:])
+        second.launch("adds_one", (1,), (8,), 0, [y])
+    assert [work.name for work in stream.queue] == ["set", "memset", "memcpy", "memcpy2D", "adds_one"]
+    assert second.to_host(y).tolist() == [[2, 3, 4, 4], [6, 7, 8, 8]] and not other.queue
+
+
 def test_memory_may_be_freed_behind_a_launch_in_its_stream(cuda: Cuda) -> None:
     out = cuda.empty((4,), np.float32)
     cuda.launch("pointers<float>", (1,), (4,), 0, [out, cuda.from_host(floats(4)), None, 4, 1])

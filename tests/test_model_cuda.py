@@ -303,3 +303,14 @@ def test_warmup_without_room_or_without_a_gpu(machine: Machine) -> None:
     assert gpu.prefill([2, 5]).logits.shape == (1, 1, gpu.config.vocab_size)  # the model is as usable as before
     with pytest.raises(DeviceError, match="warmup: there is nothing to prepare on device 'emulator'"):
         emulator_model("gemma3_text").warmup()
+
+
+def test_a_graph_keeps_the_tables_that_a_longer_prompt_replaces(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    gpu.warmup(lengths=(8,), kv_capacity=64)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    far = {"input_ids": ids[:3], "position_ids": np.arange(1100, 1103)}
+    assert_same_bits(gpu, gpu.prefill(**far), emulator.prefill(**far))
+    assert machine.graphs_launched == 0
+    assert_same_bits(gpu, gpu.prefill(ids[:5]), emulator.prefill(ids[:5]))
+    assert machine.graphs_launched == 1

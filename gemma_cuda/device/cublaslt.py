@@ -16,6 +16,7 @@ from .algorithm_cache import AlgorithmCache
 from .cublaslt_handles import Descriptors, Library
 from .cuda import Cuda
 from .gemm_product import Product, check_array, product_of
+from .launch_plan import Use
 from .protocol import Array
 
 _CANDIDATES = 8  # of cuBLASLt's guesses, the best of which come first
@@ -36,7 +37,8 @@ class GemmPlan:
         self._operation, self._weight = descriptors.operation, descriptors.weight
         self._x, self._out = descriptors.x, descriptors.out
         self._algorithm_address = int(algorithm.ctypes.data)
-        self._workspace, self._workspace_bytes = int(library.workspace.data.ptr), library.workspace_bytes
+        self.workspace = library.workspace
+        self._workspace, self._workspace_bytes = int(self.workspace.data.ptr), library.workspace_bytes
         library.plans.add(self)
 
     @property
@@ -117,7 +119,9 @@ class Gemms:
         check_array(product, "out", out, (product.m, product.n), product.out_dtype, product.ldo)
         check_array(product, "x", x, (product.m, product.k), product.dtype, product.ldx)
         check_array(product, "weight", weight, (product.n, product.k), product.dtype, product.k)
-        self._cuda.submit("gemm", partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr))
+        step = partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr)
+        arrays = ("out", out), ("x", x), ("weight", weight), ("workspace", plan.workspace)
+        self._cuda.submit("gemm", step, (Use.of(*pair) for pair in arrays))
 
     def close(self) -> None:
         """Frees what cuBLASLt holds; plans cannot be made or launched any more."""

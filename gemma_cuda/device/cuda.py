@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from . import sources
 from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
 from .compile import CompiledKernel, architecture_of, compile_kernel, compile_kernels
-from .launch_plan import LaunchPlan, Pinned, PreparedLaunch
+from .launch_plan import CapturedPlan, LaunchPlan, Pinned, PreparedLaunch, Use
 from .protocol import Argument, Array
 from .recorder import Launch
 from .reporting import Reporting
@@ -138,6 +138,7 @@ class Cuda:
 
     def fill(self, array: Array, byte: int) -> None:
         """Sets each byte of a contiguous array, as of the current stream; 0xFF makes NaN of every float type."""
+        self._check_not_recording("fill")
         with self._gpu, self._reporting:
             array.data.memset_async(byte, array.nbytes)
 
@@ -145,15 +146,16 @@ class Cuda:
         """Copies source to target in the current stream; as many rows of as many bytes, each row contiguous."""
         import cupy
 
-        runtime, stream = cupy.cuda.runtime, cupy.cuda.get_current_stream()
+        self._check_not_recording("copy")
+        runtime = cupy.cuda.runtime
         row = source.nbytes // max(len(source), 1)
         pitches = [array.strides[0] if len(array) > 1 else row for array in (target, source)]
         to, of, kind = target.data.ptr, source.data.ptr, runtime.memcpyDeviceToDevice
         with self._gpu, self._reporting:
             if pitches == [row, row]:
-                runtime.memcpyAsync(to, of, source.nbytes, kind, stream.ptr)
+                runtime.memcpyAsync(to, of, source.nbytes, kind, self.stream)
             else:
-                runtime.memcpy2DAsync(to, pitches[0], of, pitches[1], row, len(source), kind, stream.ptr)
+                runtime.memcpy2DAsync(to, pitches[0], of, pitches[1], row, len(source), kind, self.stream)
 
     def free_bytes(self) -> int:
         """What the GPU has free, and CuPy's pool holds unused."""
@@ -171,6 +173,7 @@ class Cuda:
 
     def from_host(self, array: Array) -> Array:
         """Contiguous copy on the GPU, same shape and dtype; the host's array may be changed at once."""
+        self._check_not_recording("from_host")
         copy = self.empty(array.shape, array.dtype)
         array = np.require(array, requirements="C")
         if array.nbytes >= _STAGED_BYTES:
@@ -182,12 +185,14 @@ class Cuda:
 
     def write(self, target: Array, source: Array) -> None:
         """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size."""
+        self._check_not_recording("write")
         if self._staging is None:
             self._staging = Staging(self, _STAGED_BYTES)
         self._staging.upload(target, np.require(source, requirements="C"))
 
     def to_host(self, array: Array) -> Array:
         """NumPy copy of what the kernels launched so far on the current stream leave in `array`."""
+        self._check_not_recording("to_host")
         bits = array.view(np.uint16) if array.dtype.name == "bfloat16" else array  # CuPy copies what it knows
         with self._gpu, self._reporting:
             values: Array = bits.get()
@@ -208,6 +213,7 @@ class Cuda:
         """Waits for the kernels on the current stream, or on all of the GPU; KernelError if one of them failed."""
         import cupy
 
+        self._check_not_recording("synchronize")
         with self._gpu, self._reporting:
             (self._gpu if all_streams else cupy.cuda.get_current_stream()).synchronize()
 
@@ -215,6 +221,7 @@ class Cuda:
         """The event (None: a new one), which now stands for what is on the current stream by now."""
         import cupy
 
+        self._check_not_recording("mark")
         with self._gpu, self._reporting:
             event = cupy.cuda.Event(disable_timing=True) if event is None else event
             event.record(cupy.cuda.get_current_stream())
@@ -224,15 +231,17 @@ class Cuda:
         """Lets what comes next on the current stream wait for what the event stands for by now."""
         import cupy
 
+        self._check_not_recording("wait_for")
         with self._gpu, self._reporting:
             cupy.cuda.get_current_stream().wait_event(event)
 
     @property
     def stream(self) -> int:
-        """The current stream, as CUDA's libraries take it."""
+        """The current stream of this GPU, as CUDA's libraries take it."""
         import cupy
 
-        return int(cupy.cuda.get_current_stream().ptr)
+        with self._gpu:  # each GPU has its own
+            return int(cupy.cuda.get_current_stream().ptr)
 
     def current(self) -> AbstractContextManager[object]:
         """`with cuda.current():` makes this GPU the one that CUDA's libraries use."""
@@ -246,6 +255,7 @@ class Cuda:
         """Milliseconds from the start of what each puts on the current stream to the start of the next one's."""
         import cupy
 
+        self._check_not_recording("timeline")
         with self._gpu, self._reporting:
             stream = cupy.cuda.get_current_stream()
             events = [cupy.cuda.Event() for _ in range(len(works) + 1)]
@@ -286,12 +296,17 @@ class Cuda:
             given, resources = [_facts(value) for value in args], kernel.compiled.resources
             prepared = PreparedLaunch(
                 instance, kernel.raw.kernel.ptr, grid_dim, block_dim, shared_bytes, values, overlap=overlap,
+                module=kernel.raw,
                 describe=lambda: (
                     f"grid {grid_dim}, block {block_dim}, {shared_bytes} bytes of shared memory, {resources}, "
                     f"arguments {_words(parameters, given)}"
                 ),
             )  # fmt: skip
-            self.submit(instance, prepared)
+            pointers = zip(parameters, args, values, strict=True)
+            self.submit(
+                instance, prepared,
+                (Use.of(p.name, a, int.from_bytes(v, "little")) for p, a, v in pointers if _is_used(a)),
+            )  # fmt: skip
 
     def load(self, launches: Sequence[Launch]) -> None:
         """Compiles what is not in the cache, on all processors at once, and loads it all."""
@@ -301,10 +316,13 @@ class Cuda:
             for launch in launches:
                 self._allow_shared_memory(self._load(launch.instance), launch.shared_bytes)
 
-    def submit(self, name: str, step: Callable[[int], None]) -> None:
-        """step(stream) starts something on the GPU: now, on the current stream, or when the plan is run."""
+    def submit(self, name: str, step: Callable[[int], None], uses: Iterable[Use]) -> None:
+        """step(stream) starts something on the GPU: now, on the current stream, or when the plan is run.
+
+        uses: every address that it takes.
+        """
         if self._plan is not None:
-            self._plan.add(name, step)
+            self._plan.add(name, step, uses)
             return
         with self._gpu:
             step(self.stream)
@@ -316,43 +334,50 @@ class Cuda:
     def recording(self, arena: Arena, memory: Array) -> Iterator[LaunchPlan]:
         """Within it launches go to the plan instead of the GPU, and arrays lie in `memory`, where the arena says.
 
-        memory: uint8, of the arena's size; the plan uses it whenever it runs.
+        memory: uint8, of the arena's size; the plan uses it whenever it runs. Whatever else the launches use, the plan
+        holds from then on. What would run at once (copies, fills, waits) raises DeviceError.
         """
-        if self._plan is not None:
-            raise DeviceError("a plan is being recorded already")
-        self._plan, self._arena = LaunchPlan(), (arena, memory)
+        self._check_not_recording("recording")
+        self._plan, self._arena = LaunchPlan(arena, memory), (arena, memory)
         try:
             yield self._plan
         finally:
             self._plan = self._arena = None
 
+    def _check_not_recording(self, what: str) -> None:
+        if self._plan is not None:
+            raise DeviceError(f"{what} while a plan is recorded: it would run now, and not when the plan does")
+
     def start(self, plan: LaunchPlan) -> None:
         """Starts a plan's launches on the current stream."""
+        self._check_not_recording("start")
         with self._gpu:
             plan.start(self.stream)
             self.last = "a plan"
             if self.wait:
                 self.synchronize()
 
-    def capture(self, plan: LaunchPlan) -> cupy.cuda.Graph:
-        """The plan as a CUDA graph: graph.launch() starts all of it on the current stream.
+    def capture(self, plan: LaunchPlan) -> CapturedPlan:
+        """The plan as a CUDA graph, which `launch_graph` starts as a whole. It holds the plan.
 
         Run it once before: at their first launch libraries load what cannot be loaded during a capture.
         """
         import cupy
 
+        self._check_not_recording("capture")
         with self._gpu, self._reporting, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 plan.start(stream.ptr)
             finally:
                 graph = stream.end_capture()
-        return graph
+        return CapturedPlan(graph, plan)
 
-    def launch_graph(self, graph: cupy.cuda.Graph) -> None:
+    def launch_graph(self, captured: CapturedPlan) -> None:
         """Starts a captured plan on the current stream."""
+        self._check_not_recording("launch_graph")
         with self._gpu, self._reporting:
-            graph.launch()
+            captured.graph.launch()
             self.last = "a graph"
             if self.wait:
                 self.synchronize()
@@ -372,10 +397,11 @@ class Cuda:
         """
         import cupy
 
+        self._check_not_recording("upload")
         to_device = cupy.cuda.runtime.memcpyHostToDevice
         with self._gpu, self._reporting:
             to, of = target.data.ptr + begin, source.data.ctypes.data
-            cupy.cuda.runtime.memcpyAsync(to, of, size, to_device, cupy.cuda.get_current_stream().ptr)
+            cupy.cuda.runtime.memcpyAsync(to, of, size, to_device, self.stream)
         return self.mark(None).synchronize
 
     def _load(self, instance: str) -> _Kernel:
@@ -448,6 +474,13 @@ def _require() -> None:
             f"device 'cuda' needs CuPy and cuda-bindings ({error}): pip install 'gemma-cuda[cuda13]' "
             "(cuda12 for a driver of CUDA 12)"
         ) from error
+
+
+def _is_used(value: Argument) -> bool:
+    """Whether a launch may touch what an argument points to."""
+    import cupy
+
+    return isinstance(value, cupy.ndarray) and value.size > 0
 
 
 def _facts(value: Argument) -> Any:

@@ -14,11 +14,12 @@ class StreamOrder:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._event: Any = None
-        self._stream = 0
 
     def __enter__(self) -> None:
-        if self._event is not None and self._cuda.stream != self._stream:
+        # On the same stream, too: its handle would not tell, since that of a destroyed stream is given again, and that
+        # of the default stream of each thread is one number for all of them.
+        if self._event is not None:
             self._cuda.wait_for(self._event)
 
     def __exit__(self, *error: object) -> None:
-        self._stream, self._event = self._cuda.stream, self._cuda.mark(self._event)
+        self._event = self._cuda.mark(self._event)

@@ -49,6 +49,7 @@ class MemoryPool:
 
 class MemoryPointer:
     ptr: int
+    mem: Any
     def __init__(self, mem: UnownedMemory, offset: int) -> None: ...
     def memset_async(self, value: int, size: int) -> None: ...
 
