@@ -504,4 +504,5 @@ class Gemma:
         if isinstance(self._ops, ReferenceOps):
             require_memory(need, what)
         else:
-            self._ops.require_memory(need, what)
+            biases = {id(bias): bias.size for bias in batch.attn_bias.values()}
+            self._ops.require_memory(need + 4 * sum(biases.values()), what)

@@ -314,3 +314,20 @@ def test_a_graph_keeps_the_tables_that_a_longer_prompt_replaces(machine: Machine
     assert machine.graphs_launched == 0
     assert_same_bits(gpu, gpu.prefill(ids[:5]), emulator.prefill(ids[:5]))
     assert machine.graphs_launched == 1
+
+
+@pytest.mark.parametrize(("kept", "uploads"), [(0, [1, 0]), (1, [1, 1])])
+def test_a_bias_is_uploaded_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kept: int, uploads: list[int]
+) -> None:
+    gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
+    ids = build("gemma2", SIZE).ids()[0, :12].tolist()
+    bias = np.where(np.tri(12), 0.25, -np.inf)[None, None].repeat(gpu.config.num_attention_heads, axis=1)
+    sizes: list[int] = []
+    from_host = Cuda.from_host
+    monkeypatch.setattr(Cuda, "from_host", lambda cuda, array: sizes.append(array.size) or from_host(cuda, array))
+    # A list is no array: what it becomes is one array for all layers, too.
+    y, expected = (model.prefill(ids, attn_bias=bias.tolist(), logits_to_keep=kept) for model in (gpu, emulator))
+    assert gpu.config.num_hidden_layers == 7
+    assert [sizes.count(bias.size), sizes.count(bias.size // 12)] == uploads  # of all rows, of the last
+    assert_same_bits(gpu, y, expected)

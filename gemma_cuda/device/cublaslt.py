@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LaunchError
-from . import sources
+from ..files import cache_directory
 from .algorithm_cache import AlgorithmCache
 from .cublaslt_handles import Descriptors, Library
 from .cuda import Cuda
@@ -81,7 +81,7 @@ class Gemms:
         self._cuda = cuda
         self._library = Library(cuda)
         self.version = self._library.version
-        directory = (sources.cache_directory() if cache is None else cache) / "cublaslt"
+        directory = (cache_directory() if cache is None else cache) / "cublaslt"
         self._known = AlgorithmCache(directory, cuda.gpu_name, self.version)
         self._plans: dict[Product, GemmPlan] = {}
 
