@@ -122,8 +122,8 @@ class DeviceArray:
     def set(self, arr: HostArray) -> None:
         if arr.dtype != self.dtype or arr.shape != self.shape or not self.flags.c_contiguous:
             raise ValueError("set wants a contiguous array of the same shape and dtype")
-        host, values = self._host, arr.copy()  # staged: the caller may change its array at once
-        self._machine.enqueue(Work("set", lambda: np.copyto(host, values), [self._allocation]))
+        host = self._host  # the driver may, but need not, copy pageable memory before it returns
+        self._machine.enqueue(Work("set", lambda: np.copyto(host, arr), [self._allocation]))
 
     def get(self) -> HostArray:
         self._machine.stream.synchronize()
@@ -344,9 +344,12 @@ class Machine:
         self.stream_at(stream).put(Work("memcpy", run, memory))
 
     def pin(self, size: int) -> HostArray:
-        """cupy.cuda.alloc_pinned_memory."""
-        self.pinned.append(np.empty(size, np.uint8))
-        return self.pinned[-1]
+        """cupy.cuda.alloc_pinned_memory: what was dropped may be given again at once, and then be written to."""
+        memory = np.empty(size, np.uint8)
+        self.pinned.append(memory)
+        owner = memory[:]
+        weakref.finalize(owner, memory.fill, 0xFF).atexit = False
+        return owner
 
     def launch(self, config: LaunchConfig, function: int, parameters: int, extra: int) -> tuple[Status]:
         """cuLaunchKernelEx."""

@@ -67,14 +67,15 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         self._machine.current_streams[self.device].pop()
 
-    def synchronize(self) -> None:
+    def synchronize(self, until: Work | None = None) -> None:
+        """Waits for all work, or until a piece of it is done."""
         machine = self._machine
         if self.captured is not None:
             raise CUDARuntimeError(
                 "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
             )
         machine.waits += 1
-        while self.queue and machine.failure is None:
+        while machine.failure is None and (self.queue if until is None else any(work is until for work in self.queue)):
             self.run_next()
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
@@ -135,7 +136,7 @@ class Event:
 
     def synchronize(self) -> None:
         assert self.stream is not None, "an event that nobody recorded"
-        self.stream.synchronize()
+        self.stream.synchronize(self.record_work)
 
 
 def elapsed_time(begin: Event, end: Event) -> float:

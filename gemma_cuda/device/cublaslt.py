@@ -199,7 +199,7 @@ def _noise(cuda: Cuda, elements: int, dtype: str) -> Array:
     array = cuda.empty((elements,), dtype)
     values = np.random.default_rng(0).standard_normal(min(elements, 1 << 20), np.float32).astype(dtype)
     for i in range(0, elements, len(values)):
-        array[i : i + len(values)].set(values[: elements - i])
+        cuda.write(array[i : i + len(values)], values[: elements - i])
     return array
 
 

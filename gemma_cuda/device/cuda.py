@@ -18,11 +18,11 @@ from . import sources
 from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
 from .compile import CompiledKernel, architecture_of, compile_kernel, compile_kernels
-from .launch_plan import CapturedPlan, LaunchPlan, Pinned, PreparedLaunch, Use
+from .launch_plan import CapturedPlan, LaunchPlan, PreparedLaunch, Use
 from .protocol import Argument, Array
 from .recorder import Launch
 from .reporting import Reporting
-from .staging import Staging
+from .staging import Pinned, Staging
 
 if TYPE_CHECKING:
     import cupy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_SHARED_BYTES = 48 * 1024
 """What a block may have without asking for more, kernel by kernel."""
 _FIRST_WITH_OVERLAP = (9, 0)
-_STAGED_BYTES = 16 * 2**20  # arrays of this size and more go through pinned memory
+_STAGED_BYTES = 16 * 2**20  # of a block of pinned memory
 
 
 @dataclass
@@ -175,16 +175,15 @@ class Cuda:
         """Contiguous copy on the GPU, same shape and dtype; the host's array may be changed at once."""
         self._check_not_recording("from_host")
         copy = self.empty(array.shape, array.dtype)
-        array = np.require(array, requirements="C")
-        if array.nbytes >= _STAGED_BYTES:
+        if array.size:
             self.write(copy, array)
-        elif array.size:
-            with self._gpu, self._reporting:
-                copy.set(array)
         return copy
 
     def write(self, target: Array, source: Array) -> None:
-        """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size."""
+        """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size.
+
+        It is copied to pinned memory first: whether CUDA has read other memory when it returns is not defined.
+        """
         self._check_not_recording("write")
         if self._staging is None:
             self._staging = Staging(self, _STAGED_BYTES)
@@ -390,19 +389,23 @@ class Cuda:
             owner = cupy.cuda.alloc_pinned_memory(size)
         return Pinned(np.frombuffer(owner, np.uint8, size), owner)
 
-    def upload(self, target: Array, source: Pinned, size: int, begin: int = 0) -> Callable[[], None]:
-        """Starts copying `size` pinned bytes to byte `begin` on of a contiguous array.
+    def upload(self, target: Array, source: Pinned, size: int, begin: int = 0, offset: int = 0) -> None:
+        """Starts copying `size` pinned bytes from byte `offset` on, to byte `begin` on of a contiguous array.
 
-        What it returns waits until the host may change them.
+        source.wait() waits until the host may change them. DeviceError while somebody captures the current stream.
         """
         import cupy
 
         self._check_not_recording("upload")
+        if self.is_capturing():
+            raise DeviceError(
+                "a CUDA graph is being captured: it would copy what lies there at its replay; place all arrays before"
+            )
         to_device = cupy.cuda.runtime.memcpyHostToDevice
         with self._gpu, self._reporting:
-            to, of = target.data.ptr + begin, source.data.ctypes.data
+            to, of = target.data.ptr + begin, source.data.ctypes.data + offset
             cupy.cuda.runtime.memcpyAsync(to, of, size, to_device, self.stream)
-        return self.mark(None).synchronize
+            source.is_read_until(self.mark(None).synchronize)
 
     def _load(self, instance: str) -> _Kernel:
         import cupy

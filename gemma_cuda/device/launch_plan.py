@@ -119,10 +119,3 @@ class CapturedPlan(NamedTuple):
 
     graph: Any
     plan: LaunchPlan
-
-
-class Pinned:
-    """Memory of the host that the GPU reads while the host goes on. data: bytes; owner: keeps it."""
-
-    def __init__(self, data: Any, owner: object) -> None:
-        self.data, self._owner = data, owner
