@@ -134,6 +134,10 @@ class Event:
         self.stream, self.time, self.record_work = stream, None, Work("event", read_clock)
         stream.put(self.record_work)
 
+    @property
+    def done(self) -> bool:
+        return self.time is not None
+
     def synchronize(self) -> None:
         assert self.stream is not None, "an event that nobody recorded"
         self.stream.synchronize(self.record_work)

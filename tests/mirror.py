@@ -41,6 +41,9 @@ class MirroredGpu:
     def copy(self, target: Array, source: Array) -> None:
         np.copyto(target, source)
 
+    def retire(self, array: Array) -> None:
+        pass
+
     def free_bytes(self) -> int:
         return self._cuda.free_bytes()
 

@@ -22,7 +22,7 @@ PROPERTIES = [name for name, value in vars(Device).items() if isinstance(value, 
 
 @pytest.mark.parametrize("kind", [Cuda, Emulator, MirroredGpu, Recorder])
 def test_every_device_has_the_methods_of_the_protocol(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(METHODS) == 8 and PROPERTIES == ["name", "shared_bytes"]
+    assert len(METHODS) == 9 and PROPERTIES == ["name", "shared_bytes"]
     for name, method in METHODS.items():
         wanted, given = (list(inspect.signature(f).parameters.values()) for f in (method, getattr(kind, name, list)))
         assert [(p.name, p.kind, p.default) for p in given] == [(p.name, p.kind, p.default) for p in wanted], name

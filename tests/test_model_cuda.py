@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 from typing import Any
@@ -201,6 +202,56 @@ def test_prefills_on_other_streams_wait_for_one_another(machine: Machine) -> Non
         cache = expected.past_key_values
         assert gpu.to_host(y.logits).tobytes() == expected.logits.tobytes()
     assert last.tobytes() == expected.logits.tobytes()
+
+
+def test_memory_that_a_prefill_on_another_stream_gives_up_waits_for_it(machine: Machine) -> None:
+    """A stream's memory is used again in its own order, so what another stream still reads must not be freed."""
+    cupy = importlib.import_module("cupy")  # the fake
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    with first:
+        y, expected = gpu.prefill(ids[:9]), emulator.prefill(ids[:9])
+    with second:
+        for begin, end in ((9, 80), (80, 149)):  # the cache grows each time
+            y = gpu.prefill(ids[begin:end], past_key_values=y.past_key_values)
+            expected = emulator.prefill(ids[begin:end], past_key_values=expected.past_key_values)
+        far = {"input_ids": ids[:3], "position_ids": np.arange(1100, 1103)}  # and the rotary tables
+        z, expected_z = gpu.prefill(**far), emulator.prefill(**far)
+        y.past_key_values.trim_sliding()
+        expected.past_key_values.trim_sliding()
+        assert_same_bits(gpu, z, expected_z)
+        assert_same_bits(gpu, y, expected)
+    gpu.prefill(ids[:5])
+    gpu.to_host(gpu.prefill(ids[:5]).logits)
+    assert not gpu._memory._retired  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_warmup_again_waits_for_what_uses_the_old_memory(machine: Machine, graphs: bool) -> None:
+    cupy = importlib.import_module("cupy")  # the fake
+    gpu = load("gemma3_text", Cuda(), gemm="kernel")
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    gpu.warmup(lengths=(16,), kv_capacity=64, graphs=graphs)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        y = gpu.prefill(ids[:9])
+    gpu.warmup(lengths=(16,), kv_capacity=32, graphs=graphs)
+    with stream:
+        assert_same_bits(gpu, y, emulator_model("gemma3_text").prefill(ids[:9]))
+
+
+def test_a_model_that_is_dropped_waits_for_its_last_use(machine: Machine) -> None:
+    cupy = importlib.import_module("cupy")  # the fake
+    models = [load("gemma3_text", Cuda(), gemm="kernel")]
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    models[0].warmup(lengths=(16,), kv_capacity=64)
+    with cupy.cuda.Stream(non_blocking=True):
+        logits = models[0].prefill(ids[:9]).logits
+        models.clear()
+        gc.collect()
+        expected = emulator_model("gemma3_text").prefill(ids[:9]).logits
+        assert logits.get().tobytes() == expected.tobytes()
 
 
 def test_products_by_the_library_obey_the_rule(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ class Cuda:
         self._plan: LaunchPlan | None = None
         self._arena: tuple[Arena, Array] | None = None
         self._staging: Staging | None = None
+        self._retired: list[tuple[cupy.cuda.Event, Array]] = []
         try:
             count = cupy.cuda.runtime.getDeviceCount()
             if not 0 <= index < count:
@@ -157,6 +158,14 @@ class Cuda:
             else:
                 runtime.memcpy2DAsync(to, pitches[0], of, pitches[1], row, len(source), kind, self.stream)
 
+    def retire(self, array: Array) -> None:
+        """Keeps an array, which the caller drops, until what was launched by now is done.
+
+        CuPy gives memory again in the order of the stream that it was allocated on; other streams are not asked.
+        """
+        event = self.mark(None)  # which drops what is done by now
+        self._retired.append((event, array))
+
     def free_bytes(self) -> int:
         """What the GPU has free, and CuPy's pool holds unused."""
         import cupy
@@ -222,6 +231,8 @@ class Cuda:
 
         self._check_not_recording("mark")
         with self._gpu, self._reporting:
+            if self._retired:
+                self._retired = [(done, array) for done, array in self._retired if not done.done]
             event = cupy.cuda.Event(disable_timing=True) if event is None else event
             event.record(cupy.cuda.get_current_stream())
         return event

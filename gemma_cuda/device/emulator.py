@@ -96,6 +96,9 @@ class Emulator:
         """Copies source to target, of one shape and dtype."""
         np.copyto(target, source)
 
+    def retire(self, array: Array) -> None:
+        """Does nothing: launches are over when `launch` returns."""
+
     def free_bytes(self) -> int:
         """What the machine has free."""
         return available_memory()

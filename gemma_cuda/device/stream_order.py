@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ class StreamOrder:
         # of the default stream of each thread is one number for all of them.
         if self._event is not None:
             self._cuda.wait_for(self._event)
+
+    def wait(self) -> None:
+        """Waits on the host for all that such blocks put anywhere."""
+        with suppress(RuntimeError):  # of work that has failed somebody else hears
+            if self._event is not None:
+                self._event.synchronize()
 
     def __exit__(self, *error: object) -> None:
         self._event = self._cuda.mark(self._event)
