@@ -39,10 +39,10 @@ class Work:
 
 
 class Stream:
-    """A queue of work; the null stream has ptr 0. While it is captured, work goes to a graph."""
+    """A queue of work of one GPU; each has a null stream, with ptr 0. While it is captured, work goes to a graph."""
 
-    def __init__(self, machine: Machine, ptr: int) -> None:
-        self._machine, self.ptr = machine, ptr
+    def __init__(self, machine: Machine, ptr: int, device: int) -> None:
+        self._machine, self.ptr, self.device = machine, ptr, device
         self.queue: list[Work] = []
         self.captured: list[Work] | None = None
 
@@ -59,20 +59,23 @@ class Stream:
         return graph
 
     def __enter__(self) -> Stream:
-        self._machine.current_streams.append(self)
+        if self.device != self._machine.device:
+            raise RuntimeError("The device that the stream is created on does not match with the current device")
+        self._machine.current_streams[self.device].append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._machine.current_streams.pop()
+        self._machine.current_streams[self.device].pop()
 
-    def synchronize(self) -> None:
+    def synchronize(self, until: Work | None = None) -> None:
+        """Waits for all work, or until a piece of it is done."""
         machine = self._machine
         if self.captured is not None:
             raise CUDARuntimeError(
                 "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
             )
         machine.waits += 1
-        while self.queue and machine.failure is None:
+        while machine.failure is None and (self.queue if until is None else any(work is until for work in self.queue)):
             self.run_next()
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
@@ -118,7 +121,7 @@ class Event:
     """cupy.cuda.Event: the machine's clock when what came before it in its stream is done."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+        self._machine, self.device = machine, machine.device
         self.stream: Stream | None = None
         self.record_work: Work | None = None
         self.time: float | None = None
@@ -127,12 +130,17 @@ class Event:
         def read_clock() -> None:
             self.time = self._machine.clock
 
+        assert stream.device == self.device, "cudaErrorInvalidResourceHandle: an event is of one GPU"
         self.stream, self.time, self.record_work = stream, None, Work("event", read_clock)
         stream.put(self.record_work)
 
+    @property
+    def done(self) -> bool:
+        return self.time is not None
+
     def synchronize(self) -> None:
         assert self.stream is not None, "an event that nobody recorded"
-        self.stream.synchronize()
+        self.stream.synchronize(self.record_work)
 
 
 def elapsed_time(begin: Event, end: Event) -> float:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeviceError, LaunchError
+from ..files import cache_directory
 from ..memory import available_memory
 from . import host_compiler, sources
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, names_of, pack_scalar
@@ -79,7 +80,7 @@ class Emulator:
         self._compiler = HostCompiler(
             sources.kernel_directory() if kernels is None else kernels,
             Path(str(self._runtime.__file__)),
-            (sources.cache_directory() if cache is None else cache) / "emulator",
+            (cache_directory() if cache is None else cache) / "emulator",
         )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -95,6 +96,9 @@ class Emulator:
     def copy(self, target: Array, source: Array) -> None:
         """Copies source to target, of one shape and dtype."""
         np.copyto(target, source)
+
+    def retire(self, array: Array) -> None:
+        """Does nothing: launches are over when `launch` returns."""
 
     def free_bytes(self) -> int:
         """What the machine has free."""

@@ -127,14 +127,6 @@ def digest(paths: Iterable[Path], *parts: str) -> str:
     return sha.hexdigest()[:32]
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: $GEMMA_CUDA_CACHE, or gemma-cuda in the user's cache directory."""
-    chosen = os.environ.get("GEMMA_CUDA_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma-cuda"
-
-
 _parsed: dict[Path, tuple[tuple[tuple[int, int], ...], list[KernelSource]]] = {}
 
 
