@@ -16,6 +16,8 @@
 namespace emulator {
 
 class GlobalShadow;
+struct Pending;
+struct Touched;
 
 enum class Schedule : int { kForward, kReverse, kRandom };
 
@@ -27,8 +29,8 @@ struct Buffer {
   unsigned element_bytes = 1;
   bool has_poison = false;  // elements of unwritten memory are recognisable
   GlobalShadow* shadow = nullptr;
-  std::atomic<std::uint64_t>* sectors_read = nullptr;  // one bit per 32-byte sector
-  std::atomic<std::uint64_t>* sectors_written = nullptr;
+  bool has_constant = false;  // some parameter that points here is declared constant
+  Touched* touched = nullptr;
 };
 
 struct Counters {
@@ -57,6 +59,7 @@ struct Launch {
   unsigned shared_bytes = 0;
   unsigned shared_granule = 2;  // bytes that the race check tells apart: 1 where the kernel handles single bytes
   std::vector<Buffer> buffers;
+  Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
   bool checked = false;
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 0;

@@ -19,14 +19,6 @@ bool holds_poison(std::uintptr_t address, std::size_t bytes, unsigned element_by
   return false;
 }
 
-void mark_sectors(std::atomic<std::uint64_t>* bits, std::uintptr_t first, std::uintptr_t last) {
-  for (std::uintptr_t sector = first; sector <= last; ++sector) {
-    const std::uint64_t bit = std::uint64_t{1} << sector % 64;
-    if ((bits[sector / 64].load(std::memory_order_relaxed) & bit) == 0)
-      bits[sector / 64].fetch_or(bit, std::memory_order_relaxed);
-  }
-}
-
 }  // namespace
 
 void Worker::access(Fiber& self, Access kind, const void* pointer, std::size_t bytes, std::uintptr_t pc) {
@@ -78,6 +70,7 @@ void Worker::check_global(Fiber& self, Access kind, std::uintptr_t address, std:
   }
   if (address + bytes > buffer->end || (kind != Access::kRead && !buffer->writable))
     report_out_of_bounds(self, kind, address, bytes, pc);
+  if (launch->pending != nullptr) check_pending(self, *buffer, kind, address, bytes, pc);
   if (buffer->has_poison && kind != Access::kWrite && self.primitive != Primitive::kAsyncCopy &&
       holds_poison(address, bytes, buffer->element_bytes)) {
     Report report = describe(self, "uninitialized read", pc);
@@ -91,15 +84,13 @@ void Worker::check_global(Fiber& self, Access kind, std::uintptr_t address, std:
     const Conflict conflict = buffer->shadow->touch(kind, address, bytes, me, clocks_, taken_);
     if (conflict.kind != Conflict::kNone) report_conflict(self, kind, conflict, pc);
   }
-  const std::uintptr_t origin = buffer->begin / 32, first = address / 32 - origin,
-                       last = (address + bytes - 1) / 32 - origin;
   if (kind != Access::kWrite) {
     counters.global_read_bytes += bytes;
-    mark_sectors(buffer->sectors_read, first, last);
+    buffer->touched->read.mark(address, bytes);
   }
   if (kind != Access::kRead) {
     counters.global_write_bytes += bytes;
-    mark_sectors(buffer->sectors_written, first, last);
+    buffer->touched->written.mark(address, bytes);
   }
   log(self, kind, address, bytes, pc);
 }

@@ -116,6 +116,7 @@ void Worker::run_block(std::uint64_t block) {
   for (NamedBarrier& barrier : named_)
     barrier.arrived = barrier.expected = 0, barrier.waiting.clear(), barrier.clocks.clear();
   if (checked) clocks_.begin_block(thread_count_), taken_.begin_block();
+  if (launch->pending != nullptr) grid_waits_.begin_block(thread_count_);
   ready_warps_ = 0;
   for (unsigned w = 0; w < warp_count_; ++w) {
     Warp& warp = warps_[w];
@@ -145,6 +146,7 @@ void Worker::run_block(std::uint64_t block) {
     report_fault();
   else if (unwritten_ != nullptr)
     launch->fail(std::move(*unwritten_));
+  if (launch->pending != nullptr) grid_waits_.end_block(*launch->pending);
   counters.blocks += 1;
   counters.threads += thread_count_;
   if (!printed_.empty()) {

@@ -11,6 +11,7 @@
 #include "clocks.h"
 #include "fiber.h"
 #include "launch.h"
+#include "pending.h"
 #include "shadow.h"
 #include "traffic.h"
 
@@ -64,6 +65,8 @@ class Worker {
   // Checks, stamps and logs one access of a checked launch.
   void access(Fiber& self, Access kind, const void* address, std::size_t bytes, std::uintptr_t pc);
   void fence(Fiber& self);  // __threadfence
+  void grid_wait(Fiber& self);
+  void grid_release(Fiber& self);
   // An atomic operation at `address` publishes what a fence released, then takes over what others published there.
   void publish(Fiber& self, std::uintptr_t address);
   void take_over(Fiber& self, std::uintptr_t address);
@@ -117,6 +120,11 @@ class Worker {
   Buffer* find_buffer(std::uintptr_t address);
   void check_shared(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   void check_global(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
+  // Is the memory still in use by launches that this one overlaps?
+  void check_pending(Fiber& self, const Buffer& buffer, Access kind, std::uintptr_t address, std::size_t bytes,
+                     std::uintptr_t pc);
+  [[noreturn]] void report_pending(Fiber& self, Access kind, const Earlier& earlier, std::uintptr_t address,
+                                   bool is_written, bool is_constant, std::uintptr_t pc);
   [[noreturn]] void report_out_of_bounds(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes,
                                          std::uintptr_t pc);
   void note_unwritten(Fiber& self, const Conflict& conflict, std::size_t bytes, std::uintptr_t pc);
@@ -147,6 +155,7 @@ class Worker {
   SharedShadow shared_shadow_;
   Clocks clocks_;
   TakenOver taken_;
+  GridWaits grid_waits_;
   Traffic traffic_;
   Buffer* last_buffer_ = nullptr;
 
