@@ -289,7 +289,7 @@ def _merge(regions: list[_Region]) -> list[_Region]:
                 max(end, region[1]),
                 argument,
                 writable or region[3],
-                has_poison and region[4],
+                has_poison and region[4] and size == region[5],  # else one's numbers look like the other's poison
                 min(size, region[5]),
             )
         else:
