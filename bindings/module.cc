@@ -210,7 +210,7 @@ std::unique_ptr<emulator::Pending> look_out(Launch& launch, const Stream& stream
   if (pending == nullptr) return pending;
   for (const auto& [begin, end, is_constant] : arguments) {
     pending->arguments.push_back({begin, end, is_constant});
-    if (!is_constant || !pending->meets(begin, end)) continue;
+    if (!is_constant || !pending->may_write(begin, end)) continue;
     for (Buffer& buffer : launch.buffers) buffer.has_constant |= begin >= buffer.begin && begin < buffer.end;
   }
   launch.pending = pending.get();

@@ -70,7 +70,7 @@ void Worker::check_global(Fiber& self, Access kind, std::uintptr_t address, std:
   }
   if (address + bytes > buffer->end || (kind != Access::kRead && !buffer->writable))
     report_out_of_bounds(self, kind, address, bytes, pc);
-  if (launch->pending != nullptr) check_pending(self, *buffer, kind, address, bytes, pc);
+  if (is_pending(self, *buffer)) check_pending(self, *buffer, kind, address, bytes, pc);
   if (buffer->has_poison && kind != Access::kWrite && self.primitive != Primitive::kAsyncCopy &&
       holds_poison(address, bytes, buffer->element_bytes)) {
     Report report = describe(self, "uninitialized read", pc);

@@ -42,6 +42,13 @@ std::uintptr_t ByteSet::find(std::uintptr_t address, std::size_t bytes) const {
   return 0;
 }
 
+bool ByteSet::is_near(std::uintptr_t begin, std::uintptr_t end) const {
+  if (begin >= end) return false;
+  for (std::size_t page = (begin - base_) / kPageBytes; page <= (end - 1 - base_) / kPageBytes; ++page)
+    if ((pages_[page / 64].load(std::memory_order_relaxed) >> page % 64 & 1) != 0) return true;
+  return false;
+}
+
 std::uint64_t ByteSet::sectors() const {
   constexpr std::uint64_t kLow = 0xffffffffu;
   std::uint64_t count = 0;
@@ -59,10 +66,10 @@ std::uint64_t ByteSet::sectors() const {
 
 // --- the launches of a stream ---
 
-bool Pending::meets(std::uintptr_t begin, std::uintptr_t end) const {
+bool Pending::may_write(std::uintptr_t begin, std::uintptr_t end) const {
   for (const auto& [launch, is_waited_for] : earlier)
     for (const auto& touched : launch.memory)
-      if (touched->begin < end && begin < touched->end) return true;
+      if (touched->written.is_near(std::max(begin, touched->begin), std::min(end, touched->end))) return true;
   return false;
 }
 
@@ -117,7 +124,7 @@ void Stream::forget(std::uintptr_t begin, std::uintptr_t end) {
 // --- the threads of a block ---
 
 void GridWaits::begin_block(unsigned threads) {
-  has_waited_.assign(threads, false);
+  has_waited_.assign(threads, 0);
   waits_.clear();
   released_early_ = false;
 }
@@ -129,19 +136,19 @@ void GridWaits::end_block(Pending& pending) const {
 }
 
 void GridWaits::wait(const Stamp& me) {
-  if (has_waited_[me.thread]) return;
-  has_waited_[me.thread] = true;
+  if (has_waited_[me.thread] != 0) return;
+  has_waited_[me.thread] = 1;
   waits_.push_back(me);
 }
 
 void GridWaits::release(const Stamp& me, const Clocks& clocks) { released_early_ |= !has_waited(me, clocks); }
 
 bool GridWaits::has_waited(const Stamp& me, const Clocks& clocks) {
-  if (has_waited_[me.thread]) return true;
+  if (has_waited_[me.thread] != 0) return true;
   const bool is_ordered = std::ranges::any_of(waits_, [&](const Stamp& wait) {
     return wait.epoch < me.epoch || clocks.known(me.thread, wait.thread) >= wait.clock;
   });
-  if (is_ordered) has_waited_[me.thread] = true;
+  if (is_ordered) has_waited_[me.thread] = 1;
   return is_ordered;
 }
 

@@ -29,6 +29,8 @@ class ByteSet {
   }
   // The first of these bytes that is in the set, else 0.
   std::uintptr_t find(std::uintptr_t address, std::size_t bytes) const;
+  // Whether the set has bytes in the pages of this range.
+  bool is_near(std::uintptr_t begin, std::uintptr_t end) const;
   std::uint64_t sectors() const;  // of 32 bytes, with a byte of the set in each
 
  private:
@@ -91,7 +93,7 @@ struct Pending {
   std::atomic<bool> has_waited{false};             // some thread has
   std::atomic<bool> releases_late{false};          // some block has let the next launch start only after it had waited
   bool is_constant(std::uintptr_t address) const;  // is it read through a parameter that is declared constant?
-  bool meets(std::uintptr_t begin, std::uintptr_t end) const;  // has `earlier` touched memory there?
+  bool may_write(std::uintptr_t begin, std::uintptr_t end) const;  // does `earlier` write there, or close by?
 };
 
 // The launches of one stream, in their order.
@@ -121,11 +123,13 @@ class GridWaits {
   void wait(const Stamp& me);
   void release(const Stamp& me, const Clocks& clocks);
   bool has_waited(const Stamp& me, const Clocks& clocks);
+  // Has this thread been found to have waited?
+  bool is_known(unsigned thread) const { return has_waited_[thread] != 0; }
 
  private:
-  std::vector<bool> has_waited_;  // by thread
-  std::vector<Stamp> waits_;      // the first of each thread
-  bool released_early_ = false;   // a thread that had not waited let the next launch start
+  std::vector<std::uint8_t> has_waited_;  // by thread, as far as somebody asked
+  std::vector<Stamp> waits_;              // the first of each thread
+  bool released_early_ = false;           // a thread that had not waited let the next launch start
 };
 
 }  // namespace emulator

@@ -120,7 +120,12 @@ class Worker {
   Buffer* find_buffer(std::uintptr_t address);
   void check_shared(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   void check_global(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
-  // Is the memory still in use by launches that this one overlaps?
+  // May launches that this one overlaps still use what this thread touches of the buffer?
+  bool is_pending(const Fiber& self, const Buffer& buffer) const {
+    return launch->pending != nullptr &&
+           (!grid_waits_.is_known(self.thread) || launch->pending->outlasts_wait || buffer.has_constant);
+  }
+  // Stops the thread if they do.
   void check_pending(Fiber& self, const Buffer& buffer, Access kind, std::uintptr_t address, std::size_t bytes,
                      std::uintptr_t pc);
   [[noreturn]] void report_pending(Fiber& self, Access kind, const Earlier& earlier, std::uintptr_t address,
