@@ -27,7 +27,9 @@ struct Buffer {
   int argument = 0;
   bool writable = false;  // some parameter that points here is not const, and the array may be written
   unsigned element_bytes = 1;
-  bool has_poison = false;  // elements of unwritten memory are recognisable
+  bool has_poison = false;                        // elements of unwritten memory are recognisable, the more so with:
+  std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
+  std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;
   bool has_constant = false;  // some parameter that points here is declared constant
   Touched* touched = nullptr;
@@ -57,7 +59,6 @@ struct Launch {
   const void* const* arguments = nullptr;
   Dim3 grid, block;
   unsigned shared_bytes = 0;
-  unsigned shared_granule = 2;  // bytes that the race check tells apart: 1 where the kernel handles single bytes
   std::vector<Buffer> buffers;
   Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
   bool checked = false;
@@ -76,7 +77,7 @@ struct Launch {
   // Filled while running.
   std::atomic<std::uint64_t> next_block{0};
   std::atomic<bool> stop{false};
-  PublishedOrder published;
+  AtomicVariables variables;
   std::mutex mutex;  // guards what follows
   std::unique_ptr<Report> report;
   Counters counters;

@@ -166,7 +166,7 @@ void Worker::check_pending(Fiber& self, const Buffer& buffer, Access kind, std::
                            std::uintptr_t pc) {
   const Pending& pending = *launch->pending;
   const bool has_waited = grid_waits_.has_waited(stamp(self, pc), clocks_);
-  const bool is_constant = kind == Access::kRead && buffer.has_constant && pending.is_constant(address);
+  const bool is_constant = is_read(kind) && buffer.has_constant && pending.is_constant(address);
   if (has_waited && !pending.outlasts_wait && !is_constant) return;
   for (const auto& [earlier, is_waited_for] : pending.earlier) {
     if (has_waited && is_waited_for && !is_constant) continue;
@@ -174,7 +174,7 @@ void Worker::check_pending(Fiber& self, const Buffer& buffer, Access kind, std::
       const std::uintptr_t begin = std::max(address, touched->begin), end = std::min(address + bytes, touched->end);
       if (begin >= end) continue;
       const std::uintptr_t written = touched->written.find(begin, end - begin);
-      const std::uintptr_t read = kind == Access::kRead ? 0 : touched->read.find(begin, end - begin);
+      const std::uintptr_t read = is_read(kind) ? 0 : touched->read.find(begin, end - begin);
       if (written == 0 && read == 0) continue;
       report_pending(self, kind, earlier, written != 0 ? written : read, written != 0, has_waited && is_waited_for, pc);
     }
@@ -188,9 +188,9 @@ void Worker::report_pending(Fiber& self, Access kind, const Earlier& earlier, st
   Report report = describe(self, "dependent launch", pc);
   report.address = address;
   report.message = format("thread %u %s %s at {0}, which %s may still be %s", self.thread,
-                          kind == Access::kRead     ? "reads"
-                          : kind == Access::kAtomic ? "atomically updates"
-                                                    : "writes",
+                          is_read(kind)     ? "reads"
+                          : is_atomic(kind) ? "atomically updates"
+                                            : "writes",
                           place_of(address).c_str(), earlier.name.c_str(), is_written ? "writing" : "reading");
   if (is_constant)
     report.message += " when this launch starts, but the parameter is declared constant (const T* __restrict__)";
