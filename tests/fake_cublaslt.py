@@ -263,6 +263,7 @@ class CublasLt:
         self._workspace_users[workspace] = queue
 
         def run() -> None:
+            machine.emulator.note_launch("matmul", [x, weight], [out], stream=machine.running.ptr)
             out[...] = (x.astype(np.float32) @ weight.astype(np.float32).T).astype(out.dtype)
             machine.clock += known.milliseconds
 

@@ -17,6 +17,7 @@ import sys
 import types
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,7 @@ class Machine:
         self.device = 0
         self.streams = [Stream(self, 0, device) for device in range(max(gpus, 1))]
         self.current_streams = [[null] for null in self.streams]  # of each GPU
+        self.running = self.streams[0]  # whose work runs now
         self.live: list[Allocation] = []
         self.allocated = self.waits = 0  # how often somebody allocated memory of the GPU, or waited for it
         self.launched: list[str] = []
@@ -258,7 +260,8 @@ class Machine:
         return found[-1]
 
     def enqueue(self, work: Work) -> None:
-        self.stream.put(work)
+        """Puts a copy or a memset on the current stream."""
+        self.stream.put(replace(work, follows=True, ends=True))
 
     def register(self, kernel: RawKernel) -> int:
         handle = next(self._handles)
@@ -378,11 +381,18 @@ class Machine:
         except LookupError as error:
             self.failure = f"{instance}: {error}"
         else:
-            run = lambda: self.emulator.launch(instance, grid, block, shared_bytes, args)  # noqa: E731
-            stream.put(Work(instance, run, memory))
-            self.launched.append(instance)
             self.overlaps = [attribute.value.programmaticStreamSerializationAllowed == 1 for attribute in config.attrs]
+            self._put_kernel(stream, instance, (grid, block, shared_bytes, args), memory, overlap=any(self.overlaps))
+            self.launched.append(instance)
         return (Status.CUDA_SUCCESS,)
+
+    def _put_kernel(
+        self, stream: Stream, instance: str, launch: Sequence[Any], memory: Sequence[Allocation], *, overlap: bool
+    ) -> None:
+        def run() -> None:
+            self.emulator.launch(instance, *launch, overlap=overlap, stream=self.running.ptr)
+
+        stream.put(Work(instance, run, memory))
 
     def _unpack(self, parameters: list[dict[str, Any]], address: int) -> tuple[list[Any], list[Allocation]]:
         """The emulator's arguments out of the bytes that a launch points to; the emulator checks their types again."""

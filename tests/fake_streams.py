@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,11 +31,17 @@ class Allocation:
 
 @dataclass(eq=False)
 class Work:
-    """What waits in a stream, and the allocations it uses."""
+    """What waits in a stream, and the allocations it uses.
+
+    follows: begins when all before it has ended; ends: what comes next begins when it has ended. Neither need be true
+    of kernels.
+    """
 
     name: str
     run: Callable[[], None]
     memory: Sequence[Allocation] = ()
+    follows: bool = False
+    ends: bool = False
 
 
 class Stream:
@@ -77,13 +83,19 @@ class Stream:
         machine.waits += 1
         while machine.failure is None and (self.queue if until is None else any(work is until for work in self.queue)):
             self.run_next()
+        machine.emulator.drain(stream=self.ptr)
         if machine.failure is not None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: {machine.failure}")
 
     def run_next(self) -> None:
-        work = self.queue.pop(0)
+        work, machine = self.queue.pop(0), self._machine
+        machine.running = self
         try:
+            if work.follows:
+                machine.emulator.drain(stream=self.ptr)
             work.run()
+            if work.ends:
+                machine.emulator.drain(stream=self.ptr)
             self._machine.clock += self._machine.work_ms
         except KernelError as error:
             self._machine.failure = f"{work.name}: {error}"
@@ -110,10 +122,12 @@ class Graph:
     def launch(self) -> None:
         machine = self._machine
         machine.graphs_launched += 1
-        for work in self.works:
+        for i, work in enumerate(self.works):
             gone = [m for m in work.memory if not any(m is live for live in machine.live)]
             if gone:
                 machine.failure = f"{work.name}: memory that the graph uses was freed"
+            if i == 0 or work is self.works[-1]:  # the graph itself overlaps nothing
+                work = replace(work, follows=work.follows or i == 0, ends=work.ends or work is self.works[-1])
             machine.stream.put(work)
 
 

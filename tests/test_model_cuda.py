@@ -26,14 +26,14 @@ from tests.test_model_emulator import GRAPHS, MODELS, SIZE, load, numpy_model, p
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine(Emulator())
+    machine = Machine(Emulator(checked=True))
     machine.install(monkeypatch)
     return machine
 
 
 @functools.cache
 def emulator_model(name: str) -> gemma_cuda.Gemma:
-    return load(name, Emulator(), gemm="kernel")
+    return load(name, Emulator(checked=True), gemm="kernel")
 
 
 def assert_same_bits(gpu: gemma_cuda.Gemma, y: Any, expected: Any) -> None:

@@ -83,8 +83,8 @@ __forceinline__ void named_barrier_sync(int id, int threads) { emulator_named_ba
 __forceinline__ void named_barrier_arrive(int id, int threads) { emulator_named_barrier(id, threads, false); }
 
 // Programmatic dependent launch: launches are ordered here anyway, so these only order.
-__forceinline__ void grid_dependency_wait() { asm volatile("" ::: "memory"); }
-__forceinline__ void grid_dependency_release() { asm volatile("" ::: "memory"); }
+__forceinline__ void grid_dependency_wait() { emulator_grid_wait(); }
+__forceinline__ void grid_dependency_release() { emulator_grid_release(); }
 
 template <class T>
 __forceinline__ T emulator_shuffle_as(emulator::Shuffle op, unsigned mask, T value, int argument, int width) {
