@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -13,6 +16,7 @@
 #include "emulator/launch.h"
 #include "emulator/pending.h"
 #include "emulator/shadow.h"
+#include "emulator/sparse.h"
 
 namespace py = pybind11;
 using emulator::Buffer;
@@ -20,6 +24,7 @@ using emulator::Dim3;
 using emulator::Launch;
 using emulator::Stream;
 using Range = std::pair<std::uintptr_t, std::uintptr_t>;
+using emulator::SparseMemory;
 
 namespace {
 
@@ -250,7 +255,8 @@ py::dict outcome(const Launch& launch) {
 
 py::dict launch(const Library& library, const Options& options, const Sizes& grid, const Sizes& block,
                 unsigned shared_bytes, const std::vector<py::bytes>& arguments, const std::vector<BufferSpec>& buffers,
-                Stream& stream, const std::string& name, bool overlap, const std::vector<ArgumentSpec>& ranges) {
+                Stream& stream, const std::string& name, bool overlap, const std::vector<ArgumentSpec>& ranges,
+                std::optional<std::vector<std::uint64_t>> blocks) {
   const Arguments values(arguments);
   std::vector<BufferState> states(buffers.size());
   Launch launch;
@@ -258,6 +264,7 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
   launch.arguments = values.pointers();
   launch.grid = as_dim(grid);
   launch.block = as_dim(block);
+  launch.chosen = std::move(blocks);
   launch.shared_bytes = shared_bytes;
   open_buffers(launch, buffers, states);
   const auto pending = overlap && launch.checked ? look_out(launch, stream, ranges) : nullptr;
@@ -314,7 +321,12 @@ PYBIND11_MODULE(_emulator, module) {
       .def("drain", &Stream::drain)
       .def("forget", &Stream::forget, py::arg("begin"), py::arg("end"))
       .def("note_launch", &note_launch, py::arg("name"), py::arg("reads"), py::arg("writes"));
+  py::class_<SparseMemory>(module, "SparseMemory", py::buffer_protocol())
+      .def(py::init<std::size_t, std::uint16_t>(), py::arg("bytes"), py::arg("pattern"))
+      .def_buffer([](SparseMemory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data()), static_cast<py::ssize_t>(memory.size()));
+      });
   module.def("launch", &launch, py::arg("library"), py::arg("options"), py::kw_only(), py::arg("grid"),
              py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"), py::arg("stream"),
-             py::arg("name"), py::arg("overlap"), py::arg("ranges"));
+             py::arg("name"), py::arg("overlap"), py::arg("ranges"), py::arg("blocks"));
 }

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,6 +59,7 @@ struct Launch {
   const Kernel* kernel = nullptr;
   const void* const* arguments = nullptr;
   Dim3 grid, block;
+  std::optional<std::vector<std::uint64_t>> chosen;  // blocks of the grid that are run; without, all of them
   unsigned shared_bytes = 0;
   std::vector<Buffer> buffers;
   Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
@@ -71,7 +73,10 @@ struct Launch {
   int library_sign = 0;                         // -1, 0, 1: which way results of CUDA's math library are off
   std::uintptr_t code_begin = 0, code_end = 0;  // where the kernel library is mapped
 
-  std::uint64_t block_count() const { return std::uint64_t{grid.x} * grid.y * grid.z; }
+  // Of the blocks that are run.
+  std::uint64_t block_count() const {
+    return chosen.has_value() ? chosen->size() : std::uint64_t{grid.x} * grid.y * grid.z;
+  }
   unsigned thread_count() const { return block.x * block.y * block.z; }
 
   // Filled while running.
@@ -87,7 +92,7 @@ struct Launch {
   std::map<std::pair<std::uintptr_t, std::uintptr_t>, Report> unlike_calls;
 
   void fail(Report report);
-  // The block that is run as the n-th.
+  // The block that is run as the n-th: its number in the grid.
   std::uint64_t block_at(std::uint64_t n) const;
 };
 
