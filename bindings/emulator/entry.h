@@ -4,17 +4,17 @@
 #include <type_traits>
 #include <utility>
 
-#include <float16.cuh>
 #include "abi.h"
+#ifndef EMULATOR_CUDA  // CUDA's own headers have 16-bit types of their own
+#include <float16.cuh>
+#endif
 
 namespace emulator {
 
 template <class T>
 constexpr const char* type_name() {
-  if constexpr (std::is_same_v<T, bf16>)
-    return "bfloat16";
-  else if constexpr (std::is_same_v<T, half>)
-    return "float16";
+  if constexpr (ElementName<T>::kName != nullptr)
+    return ElementName<T>::kName;
   else if constexpr (std::is_same_v<T, float>)
     return "float32";
   else if constexpr (std::is_same_v<T, double>)

@@ -40,6 +40,11 @@ enum class Primitive : std::uint8_t {
   kLoad,
   kStore,
   kLogFull,
+  kMatchAny,
+  kMatchAll,
+  kReduce,
+  kActiveMask,
+  kYield,
 };
 const char* name_of(Primitive primitive);
 
@@ -71,6 +76,9 @@ struct Fiber {
   unsigned key = 0;
   std::uintptr_t pc = 0;
   void* operands = nullptr;
+
+  unsigned block_votes = 0;       // how many of the block's voting barriers this thread has reached
+  std::uint64_t clock_reads = 0;  // calls of clock64()
 
   std::vector<AsyncCopy> copies;
   std::size_t copies_done = 0;

@@ -8,6 +8,14 @@ struct bf16 {
 struct half {
   uint16_t bits;
 };
+template <>
+struct emulator::ElementName<bf16> {
+  static constexpr const char* kName = "bfloat16";
+};
+template <>
+struct emulator::ElementName<half> {
+  static constexpr const char* kName = "float16";
+};
 
 __forceinline__ float to_float(float x) { return x; }
 __forceinline__ float to_float(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }

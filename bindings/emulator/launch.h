@@ -12,6 +12,7 @@
 
 #include "abi.h"
 #include "order.h"
+#include "variables.h"
 
 namespace emulator {
 
@@ -54,7 +55,10 @@ struct Launch {
   const Kernel* kernel = nullptr;
   const void* const* arguments = nullptr;
   Dim3 grid, block;
+  // Of a block: the kernel's __shared__ variables and the gaps between them, then what the launch asks for.
   unsigned shared_bytes = 0;
+  const SharedLayout* variables = nullptr;
+  const std::vector<Variable>* constants = nullptr;  // __constant__ variables
   unsigned shared_granule = 2;  // bytes that the race check tells apart: 1 where the kernel handles single bytes
   std::vector<Buffer> buffers;
   bool checked = false;

@@ -74,7 +74,7 @@ void Worker::begin(Launch& next) {
   arena_.reserve(thread_count_);
   reserve_shared(next.shared_bytes, next.shared_granule);
   const auto base = reinterpret_cast<std::uintptr_t>(shared);
-  traffic_.set_shared(base, base + next.shared_bytes);
+  traffic_.set_shared(base, base + next.shared_bytes, next.variables);
   for (unsigned w = 0; w < warp_count_; ++w) {
     warps_[w].index = w;
     warps_[w].lanes.fill(nullptr);
@@ -113,13 +113,14 @@ void Worker::run_block(std::uint64_t block) {
   if (random_ == 0) random_ = 1;
   exited_ = 0;
   barrier_ = {};
+  block_votes_ = {};
   for (NamedBarrier& barrier : named_)
     barrier.arrived = barrier.expected = 0, barrier.waiting.clear(), barrier.clocks.clear();
   if (checked) clocks_.begin_block(thread_count_), taken_.begin_block();
   ready_warps_ = 0;
   for (unsigned w = 0; w < warp_count_; ++w) {
     Warp& warp = warps_[w];
-    warp.runnable = warp.log_full = warp.gatherings = 0;
+    warp.runnable = warp.log_full = warp.idle = warp.gatherings = 0;
     make_runnable(warp, warp.existing);
   }
   current_warp_ = launch->schedule == Schedule::kReverse ? warp_count_ - 1 : 0;
@@ -127,6 +128,8 @@ void Worker::run_block(std::uint64_t block) {
     Fiber& fiber = arena_[thread];
     fiber.exited = false;
     fiber.primitive = Primitive::kNone;
+    fiber.block_votes = 0;
+    fiber.clock_reads = 0;
     fiber.copies.clear();
     fiber.copies_done = 0;
     fiber.open_group = 0;
@@ -171,6 +174,7 @@ Fiber* Worker::pick() {
       make_runnable(warp, warp.log_full);
       warp.log_full = 0;
     }
+    if (ready_warps_ == 0) release_idle();
     if (ready_warps_ == 0) return nullptr;
   }
   unsigned lane;
@@ -192,6 +196,8 @@ Fiber* Worker::pick() {
   if (warp.runnable == 0) ready_warps_ &= ~(1u << current_warp_);
   return warp.lanes[lane];
 }
+
+unsigned Worker::random_lanes() { return static_cast<unsigned>(next_random(random_) >> 32); }
 
 void Worker::abandon() {
   emulator_resume(main_context_);

@@ -29,6 +29,7 @@ struct Warp {
   unsigned existing = 0;  // lanes that the block has
   unsigned runnable = 0;  // ready, and not the running one
   unsigned log_full = 0;  // waiting for their access logs to be evaluated
+  unsigned idle = 0;      // in __activemask or __nanosleep: go on when nobody else can
   unsigned gatherings = 0;
   std::array<Gathering, kWarpSize> gathering{};
 };
@@ -58,6 +59,11 @@ class Worker {
   template <class Work>
   void meet(Fiber& self, Primitive primitive, unsigned mask, void* operands, std::uintptr_t pc, Work&& work);
   void sync_block(Fiber& self, std::uintptr_t pc);
+  // sync_block; the number of the block's threads that came with a true predicate.
+  unsigned sync_block_vote(Fiber& self, bool predicate, std::uintptr_t pc);
+  // Lanes that come to this call while no other thread of the block can go on.
+  unsigned active_mask(Fiber& self, std::uintptr_t pc);
+  void yield(Fiber& self, std::uintptr_t pc);
   void named_barrier(Fiber& self, int id, int threads, bool wait, std::uintptr_t pc);
   void async_copy(Fiber& self, void* shared, const void* global, int bytes, int valid_bytes, std::uintptr_t pc);
   void async_wait(Fiber& self, unsigned groups_left, std::uintptr_t pc);
@@ -77,6 +83,8 @@ class Worker {
     if (offset >= launch->shared_bytes || bytes > launch->shared_bytes - offset)
       report_not_shared(self, kind, address, bytes, pc);
   }
+  // An access between __shared__ variables, told when the warp's accesses are counted.
+  [[noreturn]] void report_between_variables(Fiber& self, const MemoryAccess& access);
   void print(const char* text) { printed_ += text; }
   Clocks& clocks() { return clocks_; }
   Report describe(Fiber& self, const char* kind, std::uintptr_t pc) const;
@@ -90,7 +98,7 @@ class Worker {
 
   Launch* launch = nullptr;
   Dim3 block_idx;
-  unsigned char* shared = nullptr;
+  unsigned char* shared = nullptr;  // __shared__ variables first, then the launch's dynamic shared memory
   Counters counters;
   bool checked = false;
   std::atomic<bool> running{false};
@@ -100,6 +108,8 @@ class Worker {
   void wait(Fiber& self);        // until someone makes self runnable
   void reschedule(Fiber& self);  // lets another fiber go first, in a random schedule
   Fiber* pick();
+  void release_idle();
+  unsigned random_lanes();  // each with probability 1/2
   void make_runnable(Warp& warp, unsigned lanes);
   [[noreturn]] void report_deadlock(Fiber& self);
   [[noreturn]] void report_misaligned(Fiber& self, const void* address, std::size_t bytes, Primitive primitive,
@@ -136,6 +146,11 @@ class Worker {
   std::uint64_t block_ = 0;
   std::uint32_t blocks_run_ = 0;  // over all launches: tells blocks apart in the shadow of shared memory
   BlockBarrier barrier_;
+  // Votes of the latest two voting barriers: one may begin before all threads have read the other's outcome.
+  struct BlockVotes {
+    unsigned barrier = 0, votes = 0;
+  };
+  std::array<BlockVotes, 2> block_votes_;
   std::array<NamedBarrier, 16> named_;
   std::string printed_;
   // A read of unwritten shared memory. It is kept back until the block ends: should somebody write there in the

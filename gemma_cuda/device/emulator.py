@@ -20,6 +20,7 @@ from .arguments import Parameter, check_count, check_dimensions, check_pointer, 
 from .counters import Counters
 from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
+from .kernel_variables import KernelVariables
 from .protocol import Argument, Array
 from .recorder import Launch
 
@@ -27,6 +28,7 @@ Schedule = Literal["forward", "reverse", "random"]
 Approximation = Literal["exact", "up", "down"]
 
 MAX_SHARED_BYTES = 227 * 1024  # of a block on sm_90
+_MAX_STATIC_SHARED_BYTES = 48 * 1024  # of a kernel's __shared__ variables
 POISON = 0x7FA5
 """Both halves of unwritten memory's words: a NaN in bfloat16, float16 and float32 that no arithmetic yields."""
 
@@ -74,6 +76,7 @@ class Emulator:
         self.shared_bytes = shared_bytes
         self.counters: Counters | None = None
         self._observe = observe
+        self._variables = KernelVariables()
         self._runtime = _runtime()
         self._compiler = HostCompiler(
             sources.kernel_directory() if kernels is None else kernels,
@@ -141,16 +144,21 @@ class Emulator:
             for n, (kind, const, size, t) in zip(names, library.parameters, strict=True)
         ]
         check_count(instance, parameters, args)
+        self._check_shared(instance, library.shared_bytes, shared_bytes)
         packed, buffers = _bind(self._runtime, instance, parameters, args)
-        result = self._runtime.launch(
-            library,
-            self._options(),
-            grid=grid_dim,
-            block=block_dim,
-            shared_bytes=shared_bytes,
-            arguments=packed,
-            buffers=buffers,
-        )
+        with self._variables.of(library, kernel.path) as variables:
+            names += variables.names()
+            result = self._runtime.launch(
+                library,
+                self._options(),
+                grid=grid_dim,
+                block=block_dim,
+                shared_bytes=shared_bytes,
+                arguments=packed,
+                buffers=buffers + variables.buffers(self._runtime, len(parameters)),
+            )
+            if result["report"] is None:
+                variables.keep()
         if result["printed"]:
             sys.stdout.write(result["printed"].decode(errors="replace"))
         raise_divergence(instance, path, names, result["unlike_calls"])
@@ -158,7 +166,38 @@ class Emulator:
             raise kernel_error(instance, path, names, result["report"])
         self.counters = Counters(**result["counters"])
         if self._observe is not None:
-            self._observe(Launch(instance, math.prod(block_dim), shared_bytes), self.counters)
+            self._observe(Launch(instance, math.prod(block_dim), shared_bytes + library.shared_bytes), self.counters)
+
+    def write_variable(self, instance: str, name: str, value: Array) -> None:
+        """Gives a `__device__` or `__constant__` variable of a kernel's file the bytes of an array.
+
+        It has them in the launches that follow, of every kernel of that file. Raises LaunchError for a variable that
+        the instance does not use, or whose size is another.
+        """
+        library, source = self._library_of(instance)
+        self._variables.write(library, source, name, value)
+
+    def read_variable(self, instance: str, name: str, dtype: Any) -> Array:
+        """What such a variable holds, a flat array [n] of dtype; raises LaunchError as `write_variable` does."""
+        library, source = self._library_of(instance)
+        return self._variables.read(library, source, name, dtype)
+
+    def _library_of(self, instance: str) -> tuple[Any, Path]:
+        library = _load(self._runtime, self._compiler.library(instance, checked=self.checked))
+        return library, sources.find_kernel(instance, self._compiler.kernels).path
+
+    def _check_shared(self, instance: str, static: int, dynamic: int) -> None:
+        """Raises LaunchError where a kernel's __shared__ variables are more than a GPU has for them."""
+        if static > _MAX_STATIC_SHARED_BYTES:
+            raise LaunchError(
+                f"{instance} declares {static} bytes of __shared__ variables, a GPU has {_MAX_STATIC_SHARED_BYTES} for "
+                "them: use dynamic shared memory (extern __shared__)"
+            )
+        if static + dynamic > self.shared_bytes:
+            raise LaunchError(
+                f"{instance}: {static} bytes of __shared__ variables and {dynamic} of dynamic shared memory, a block "
+                f"has {self.shared_bytes}"
+            )
 
     def _options(self) -> Any:
         sign = _SIGNS[self.approx]

@@ -1,0 +1,136 @@
+"""Kernels written as for nvcc: how the emulator's compiler is given them, and what it says of those it cannot take."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from . import declarations, sources
+from .sources import KernelSource
+
+FLAGS = (
+    # What the instance does not reach takes no shared memory.
+    *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
+    "-fno-extern-tls-init",  # `extern __shared__` has no constructor that somebody would have to call
+)
+# A vector is read by one access, not by one for each of its components.
+CHECKED_FLAGS = ("-fno-tree-sra", "-fno-ipa-sra")
+
+
+def is_cuda(kernel: KernelSource, seam: Path) -> bool:
+    """Whether a kernel is written in CUDA's own words: it includes a header of CUDA's, or none of the seam's."""
+    return _names(kernel) & _cuda_names(seam) != set() or not _includes_seam(kernel, seam)
+
+
+def prelude(kernel: KernelSource, seam: Path) -> str:
+    """What stands before such a kernel's source: nvcc's implicit include."""
+    hidden = "" if _includes_seam(kernel, seam) else "#define EMULATOR_HIDE_HELPERS\n"
+    return f"{hidden}#include <cuda_runtime.h>\n"
+
+
+def _names(kernel: KernelSource) -> set[str]:
+    names = set(kernel.includes)
+    for header in sources.local_headers(kernel.path):
+        names.update(declarations.includes(header.read_text(encoding="utf-8")))
+    return {name[1:-1] for name in names}
+
+
+def _includes_seam(kernel: KernelSource, seam: Path) -> bool:
+    ours = {path.name for path in seam.glob("*.cuh")}
+    return any(name in ours or name.startswith("common/") for name in _names(kernel))
+
+
+def _cuda_names(seam: Path) -> set[str]:
+    return {str(path.relative_to(seam / "cuda")) for path in sources.cuda_headers(seam)} - {"assert.h"}
+
+
+# --- dynamic shared memory ---
+
+_SECTION_HEADER, _SYMBOL = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ")
+_DYNAMIC_SYMBOLS, _THREAD_LOCAL, _WEAK = 11, 6, 2
+
+
+def leave_dynamic_shared_open(library: Path) -> None:
+    """Lets the loader accept `extern __shared__` names, which no library defines, as module 0 at offset 0.
+
+    They are undefined thread-local symbols; made weak and nameless they resolve to nothing, which the emulator's
+    __tls_get_addr takes for dynamic shared memory.
+    """
+    data = bytearray(library.read_bytes())
+    (sections,) = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<HH", data, 58)
+    for section in range(count):
+        _, kind, _, _, start, length, *_ = _SECTION_HEADER.unpack_from(data, sections + section * size)
+        if kind != _DYNAMIC_SYMBOLS:
+            continue
+        for at in range(start, start + length, _SYMBOL.size):
+            _, info, other, index, value, extent = _SYMBOL.unpack_from(data, at)
+            if info & 15 == _THREAD_LOCAL and index == 0:
+                _SYMBOL.pack_into(data, at, 0, _WEAK << 4 | _THREAD_LOCAL, other, index, value, extent)
+    library.write_bytes(data)
+
+
+# --- what cannot be compiled, in words ---
+
+_HOST_CODE = "the file holds host code, a launch or a call of CUDA's runtime: give the kernels a file of their own"
+_NO_PTX = (
+    "PTX is not emulated: inline asm has no meaning on a CPU. Use CUDA's functions, or the primitives of <mma.cuh> "
+    "(ldmatrix, stmatrix, mma) and <async_copy.cuh> (cp.async)"
+)
+# (what the source's line or the compiler's message looks like, what to say)
+_REFUSALS = [
+    (r"<<<", _HOST_CODE),
+    (r"\bcuda(Malloc|Free|Memcpy|Memset|DeviceSynchronize|GetLastError|Event|Stream|Error_t|Success)\w*", _HOST_CODE),
+    (r"\basm\b|\b__asm__\b|\b__asm\b|Assembler messages", _NO_PTX),
+    (r"\b(wmma|nvcuda)\b", "wmma is not emulated: use ldmatrix and mma of <mma.cuh>"),
+    (r"\b(texture|surface)\s*<|\btex[123]D\w*|\bsurf[123]D\w*", "textures and surfaces are not emulated"),
+    (r"\bcuda(Texture|Surface)Object_t\b", "textures and surfaces are not emulated"),
+    (r"\b(new|delete|free|malloc)\b", "memory cannot be allocated in a kernel here: pass an array as an argument"),
+    (r"\b__cvta_\w+|\b__nv_cvta_\w+", _NO_PTX),
+    (r"\b(cluster_group|this_cluster|map_shared_rank)\b", "thread block clusters are not emulated"),
+    (r"\b(try|catch|throw)\b", "a kernel has no exceptions"),
+]
+_ERROR = re.compile(r"^(?P<path>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.MULTILINE)
+_UNKNOWN = re.compile(r"[‘'](?P<name>[\w:]+)[’'] (was not declared in this scope|has not been declared|is not a member of)")
+
+
+def explain(stderr: str, seam: Path) -> str | None:
+    """One sentence for what a compiler says of a kernel; None if the compiler's own words have to do."""
+    errors = [match for match in _ERROR.finditer(stderr) if not match["path"].startswith("/usr/")]
+    if not errors:
+        return _NO_PTX if "Assembler messages" in stderr or "Error: " in stderr else None
+    first = errors[0]
+    for error in errors:
+        words = _words(error["message"], _line(Path(error["path"]), int(error["line"])), seam)
+        if words is not None:
+            return f"{_place(error)}: {words}"
+    return f"{_place(first)}: error: {first['message']}"
+
+
+def _words(message: str, line: str, seam: Path) -> str | None:
+    missing = re.match(r"(?P<name>\S+): No such file or directory", message)
+    if missing is not None:
+        own = sorted(_cuda_names(seam) - {name for name in _cuda_names(seam) if name.startswith("emulator_")})
+        return f"<{missing['name']}> is not among the emulator's headers, which are the C++ library's and {', '.join(own)}"
+    if message.endswith(("emulated", "argument", "own")) or "not emulated" in message or "not supported" in message:
+        return message
+    for pattern, words in _REFUSALS:
+        if re.search(pattern, line) or re.search(pattern, message):
+            return words
+    unknown = _UNKNOWN.search(message)
+    if unknown is not None and unknown["name"].startswith("__"):
+        return f"{unknown['name']} is not among the functions that the emulator has (docs/your-kernel.md lists them)"
+    return None
+
+
+def _place(error: re.Match[str]) -> str:
+    return f"{Path(error['path']).name}:{error['line']}"
+
+
+def _line(path: Path, number: int) -> str:
+    try:
+        lines = declarations.without_comments(path.read_text(encoding="utf-8")).splitlines()
+        return lines[number - 1]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return ""
