@@ -2,6 +2,11 @@
 #pragma once
 #include <platform.cuh>
 
+#ifdef EMULATOR_CUDA_FP16
+#error "<float16.cuh> and <cuda_fp16.h> both define half: include one of them"
+#endif
+#define EMULATOR_FLOAT16
+
 struct bf16 {
   uint16_t bits;
 };

@@ -54,3 +54,7 @@ __forceinline__ dim3 emulator_dim3(emulator::Dim3 v) { return {v.x, v.y, v.z}; }
 #define blockDim (emulator_dim3(emulator_block_dim()))
 #define gridDim (emulator_dim3(emulator_grid_dim()))
 constexpr int warpSize = 32;
+// The thread's number in its block, by which warps are formed.
+__forceinline__ unsigned emulator_linear_thread() {
+  return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+}
