@@ -200,6 +200,7 @@ void configure(Launch& launch, const Library& library, const Options& options) {
   launch.code_end = library.end();
   launch.variables = &library.layout();
   launch.constants = &library.constants();
+  if (library.shared_bytes() != 0) launch.shared_granule = 1;  // of what type they are is not known
   launch.checked = options.checked;
   launch.schedule = static_cast<emulator::Schedule>(options.schedule);
   launch.seed = options.seed;

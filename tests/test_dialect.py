@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device.emulator import Emulator, Schedule
+from gemma_cuda.errors import KernelError, LaunchError
 from tests.emulated import APPROXIMATIONS, SCHEDULES, counted
 
 DIALECT = Path(__file__).parent / "kernels" / "dialect"
@@ -176,3 +177,171 @@ def test_a_vector_is_one_access() -> None:
     counters = counted(device)
     # Four warps read two arrays and write one, 16 bytes per lane.
     assert counters.global_requests == counters.global_full_requests == 4 * 3
+
+
+# --- what a source may declare ---
+
+
+@pytest.mark.parametrize(("cpp", "dtype"), [("float", np.float32), ("double", np.float64), ("short", np.int16)])
+def test_dynamic_shared_memory_in_a_template(device: Emulator, cpp: str, dtype: Any) -> None:
+    x = np.arange(100).astype(dtype)
+    out = np.zeros(100, dtype)
+    device.launch(f"dynamic_in_a_template<{cpp}>", (1,), (64,), x.nbytes, [out, x, 100])
+    np.testing.assert_array_equal(out, x[::-1])
+
+
+def test_forms_of_static_shared_memory(device: Emulator) -> None:
+    x, i = np.random.default_rng(6).integers(-9, 9, 64).astype(np.float32), np.arange(64)
+    out = device.empty((64,), np.float32)
+    device.launch("static_forms", (1,), (64,), 0, [out, x])
+    back = x[::-1]
+    expected = 10 * back + 2 * i[::-1] + 7 + np.roll(x, -1) + np.roll(i, -1)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_all_names_of_dynamic_shared_memory_are_one(device: Emulator) -> None:
+    x = np.random.default_rng(7).integers(-9, 9, 64).astype(np.float32)
+    out = device.empty((64,), np.float32)
+    device.launch("dynamic_forms", (1,), (64,), 256, [out, x])
+    expected = x.reshape(16, 4)[:, ::-1].reshape(-1).copy()
+    expected[3::4] += 1
+    np.testing.assert_array_equal(out, expected + np.arange(64) % 32)
+
+
+def test_static_and_dynamic_shared_memory_share_a_blocks_limit() -> None:
+    device, out = emulator(), np.zeros(32, np.int32)
+    device.launch("takes_shared<49152>", (1,), (32,), device.shared_bytes - 49152, [out])
+    assert out.all()
+    with pytest.raises(LaunchError, match="declares 49153 bytes of __shared__ variables, a GPU has 49152"):
+        device.launch("takes_shared<49153>", (1,), (32,), 0, [out])
+    with pytest.raises(LaunchError, match="49152 bytes of __shared__ variables and 183297 of dynamic"):
+        device.launch("takes_shared<49152>", (1,), (32,), device.shared_bytes - 49152 + 1, [out])
+
+
+def test_what_a_kernel_does_not_reach_takes_no_shared_memory() -> None:
+    seen: list[int] = []
+    device = emulator(observe=lambda launch, counters: seen.append(launch.shared_bytes))
+    device.launch("takes_shared<1000>", (1,), (32,), 24, [np.zeros(32, np.int32)])
+    assert seen == [1024]
+
+
+def test_variables_keep_their_values_and_can_be_set(device: Emulator) -> None:
+    x, out = normal(8), np.zeros(8, np.float32)
+    expected = (np.roll(x, 1) + 2 * x + np.roll(x, -1)) / 4
+    device.launch("uses_variables", (1,), (8,), 0, [out, x, 8])
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    device.write_variable("uses_variables", "table", np.arange(4, dtype=np.float32))
+    device.launch("uses_variables", (1,), (8,), 0, [out, x, 8])
+    np.testing.assert_allclose(out, expected + np.arange(8) % 4, atol=1e-6)
+    # Another kernel of the file sees what the first one wrote; another emulator has variables of its own.
+    counts = np.zeros(5, np.int32)
+    device.launch("reads_variables", (1,), (8,), 0, [counts])
+    assert counts.tolist() == [8, 8, 0, 0, 2]
+    emulator(checked=device.checked).launch("reads_variables", (1,), (8,), 0, [counts])
+    assert counts.tolist() == [0, 0, 0, 0, 0]
+    assert device.read_variable("reads_variables", "history", np.int32).tolist() == [8, 8, 0, 0]
+    with pytest.raises(LaunchError, match=r"uses no variable nothing of shared.cu; there are calls, coefficients"):
+        device.write_variable("uses_variables", "nothing", counts)
+    with pytest.raises(LaunchError, match="table of shared.cu has 16 bytes, the array 20"):
+        device.write_variable("uses_variables", "table", counts)
+
+
+# --- bugs in memory that a source declares ---
+
+
+def bug_lines(file: str, name: str) -> list[str]:
+    lines = (DIALECT / file).read_text().splitlines()
+    marked = [f"{file}:{i}" for i, line in enumerate(lines, 1) if re.search(rf"// bug: {name}\b", line)]
+    assert marked, name
+    return marked
+
+
+def fails(instance: str, args: list[Any], *, file: str = "planted.cu", **options: Any) -> KernelError:
+    """The KernelError of a launch, whose line must be marked in the source."""
+    launch = {"grid": 1, "block": 64, "shared": 0, **{k: options.pop(k) for k in ("grid", "block", "shared") if k in options}}
+    with pytest.raises(KernelError) as info:
+        emulator(**options).launch(instance, (launch["grid"],), (launch["block"],), launch["shared"], args)
+    assert info.value.source in bug_lines(file, instance), info.value
+    return info.value
+
+
+def floats(n: int = 64) -> Array:
+    return np.arange(n, dtype=np.float32)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_races_in_shared_variables_are_found(schedule: Schedule) -> None:
+    error = fails("race", [floats(), floats()], schedule=schedule)
+    assert error.kind == "data race" and "of __shared__ tile" in str(error) and error.threads[0] != error.threads[1]
+    error = fails("scalar_race", [floats()], schedule=schedule)
+    assert error.kind == "data race" and "byte 0 of __shared__ sum" in str(error)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_reads_of_unwritten_shared_variables_are_found(schedule: Schedule) -> None:
+    error = fails("uninitialized", [floats(), floats(), 60], schedule=schedule)
+    assert error.kind == "uninitialized read" and re.search(r"byte 2(40|44|48|52) of __shared__ tile", str(error))
+    error = fails("leftover", [floats(128)], grid=2, schedule=schedule, workers=1)
+    assert error.kind == "uninitialized read" and error.block == (1, 0, 0)
+
+
+def test_the_compiler_sees_an_index_past_the_end_of_a_shared_array() -> None:
+    emulator().launch("index_past_end", (1,), (64,), 0, [floats(), 0])
+    assert fails("index_past_end", [floats(), 1]).kind == "array index"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("shift", [1, 8, 16])
+def test_a_pointer_past_the_end_of_a_shared_variable_is_found(schedule: Schedule, shift: int) -> None:
+    emulator(schedule=schedule).launch("pointer_past_end", (1,), (64,), 0, [floats(), 0])
+    with pytest.raises(KernelError) as info:
+        emulator(schedule=schedule).launch("pointer_past_end", (1,), (64,), 0, [floats(), shift])
+    error = info.value
+    assert error.kind == "out of bounds" and error.source in bug_lines("planted.cu", "pointer_past_end")
+    assert re.search(r"writes 4 bytes of shared memory .* bytes past the end of __shared__ (tile|next) \(256", str(error))
+    error = fails("pointer_before_start", [floats(), shift], schedule=schedule)
+    assert error.kind == "out of bounds" and "__shared__" in str(error)
+
+
+def test_dynamic_memory_ends_where_the_launch_says() -> None:
+    error = fails("dynamic_past_end", [floats()], shared=256)
+    assert error.kind == "out of bounds" and "0 bytes past the end of the block's 256 bytes of dynamic" in str(error)
+
+
+def test_a_vector_in_shared_memory_must_be_aligned() -> None:
+    error = fails("misaligned", [floats()], block=32)
+    assert error.kind == "misaligned access" and "not a multiple of 16" in str(error)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_an_assertion_says_where_and_who(checked: bool) -> None:
+    args: list[Any] = [np.arange(64, dtype=np.int32), 64]
+    emulator(checked=checked).launch("failing_assert", (1,), (64,), 0, args)
+    error = fails("failing_assert", [args[0], 63], checked=checked)
+    assert error.kind == "assertion" and 'thread 63 fails assert(in[threadIdx.x] < n && "an index")' in str(error)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_variables_of_a_source_are_checked(schedule: Schedule) -> None:
+    ints = np.zeros(64, np.int32)
+    error = fails("writes_constant", [ints], schedule=schedule)
+    assert error.kind == "read-only memory" and "byte 4 of __constant__ fixed" in str(error)
+    error = fails("variable_race", [ints], schedule=schedule)
+    assert error.kind == "data race" and "byte 0 of __device__ counter" in str(error)
+    with pytest.raises(KernelError, match=r"out of bounds.*bytes past the end of __device__ values \(32 bytes\)"):
+        emulator(schedule=schedule).launch("variable_past_end", (1,), (64,), 0, [floats(), floats()])
+
+
+def test_activemask_promises_nothing_of_other_lanes() -> None:
+    for schedule in ("forward", "reverse"):
+        emulator(schedule).launch("believes_in_activemask", (1,), (32,), 0, [np.zeros(32, np.int32)])
+    error = fails("believes_in_activemask", [np.zeros(32, np.int32)], block=32, schedule="random")
+    assert error.kind == "divergence" and "that lane does not take part" in str(error)
+
+
+def test_memory_functions_are_checked() -> None:
+    source, out = (np.arange(n, dtype=np.int8) for n in (100, 80))
+    emulator().launch("memcpy_past_end", (1,), (1,), 0, [out, source, 80])
+    np.testing.assert_array_equal(out, source[:80])
+    error = fails("memcpy_past_end", [out, source, 81], block=1)
+    assert error.kind == "out of bounds" and "argument 0 (out)" in str(error)

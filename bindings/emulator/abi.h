@@ -100,7 +100,7 @@ EMULATOR_API std::uint64_t emulator_clock();  // rises with each call of the thr
 // Where a __shared__ variable lies, by what the linker knows of it: module 0 is `extern __shared__`.
 EMULATOR_API __attribute__((const)) unsigned char* emulator_shared_variable(std::uint64_t module,
                                                                             std::uint64_t offset) noexcept;
-// memcpy, memmove and memset of a length that the compiler does not know: one access per 16 bytes.
+// memcpy and memset of a length that the compiler does not know: one access per 16 bytes.
 EMULATOR_API void emulator_copy_bytes(void* target, const void* source, std::size_t bytes);
 EMULATOR_API void emulator_fill_bytes(void* target, int value, std::size_t bytes);
 

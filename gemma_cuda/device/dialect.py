@@ -6,6 +6,7 @@ import re
 import struct
 from pathlib import Path
 
+from ..errors import LaunchError
 from . import declarations, sources
 from .sources import KernelSource
 
@@ -92,45 +93,62 @@ _REFUSALS = [
     (r"\b(try|catch|throw)\b", "a kernel has no exceptions"),
 ]
 _ERROR = re.compile(r"^(?P<path>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.MULTILINE)
+_ON_THE_WAY = re.compile(
+    r"^(?:In file included from | +from )?(?P<path>[^\s:][^:\n]*):(?P<line>\d+)(?:[:,]$|:\d+: +required from here)",
+    re.MULTILINE,
+)
+_INITIALISED = re.compile(r"\b__shared__\b[^;{}=]*(?<![<>=!])=(?!=)")
 _UNKNOWN = re.compile(r"[‘'](?P<name>[\w:]+)[’'] (was not declared in this scope|has not been declared|is not a member of)")
+
+
+def check(kernel: KernelSource) -> None:
+    """Raises LaunchError for what g++ would take in another sense than CUDA."""
+    for path in (kernel.path, *sources.local_headers(kernel.path)):
+        code = declarations.without_comments(path.read_text(encoding="utf-8"))
+        initialised = _INITIALISED.search(code)
+        if initialised is not None:
+            line = code.count("\n", 0, initialised.end()) + 1
+            raise LaunchError(f"{path.name}:{line}: CUDA has no __shared__ variables with an initialiser: assign, then sync")
 
 
 def explain(stderr: str, seam: Path) -> str | None:
     """One sentence for what a compiler says of a kernel; None if the compiler's own words have to do."""
-    errors = [match for match in _ERROR.finditer(stderr) if not match["path"].startswith("/usr/")]
+    errors = list(_ERROR.finditer(stderr))
     if not errors:
         return _NO_PTX if "Assembler messages" in stderr or "Error: " in stderr else None
-    first = errors[0]
     for error in errors:
-        words = _words(error["message"], _line(Path(error["path"]), int(error["line"])), seam)
+        words = _words(error["message"], _line(Path(error["path"]), int(error["line"])))
         if words is not None:
-            return f"{_place(error)}: {words}"
-    return f"{_place(first)}: error: {first['message']}"
+            return f"{_place(error, stderr, seam)}: {words}"
+    return f"{_place(errors[0], stderr, seam)}: error: {errors[0]['message']}"
 
 
-def _words(message: str, line: str, seam: Path) -> str | None:
+def _words(message: str, line: str) -> str | None:
     missing = re.match(r"(?P<name>\S+): No such file or directory", message)
     if missing is not None:
-        own = sorted(_cuda_names(seam) - {name for name in _cuda_names(seam) if name.startswith("emulator_")})
-        return f"<{missing['name']}> is not among the emulator's headers, which are the C++ library's and {', '.join(own)}"
-    if message.endswith(("emulated", "argument", "own")) or "not emulated" in message or "not supported" in message:
-        return message
+        return f"<{missing['name']}> is not among the emulator's headers: docs/your-kernel.md lists them"
+    if "not emulated" in message or "here:" in message:
+        return message.rpartition("attribute error: ")[2].removeprefix("#error ").strip('"')
     for pattern, words in _REFUSALS:
         if re.search(pattern, line) or re.search(pattern, message):
             return words
     unknown = _UNKNOWN.search(message)
     if unknown is not None and unknown["name"].startswith("__"):
-        return f"{unknown['name']} is not among the functions that the emulator has (docs/your-kernel.md lists them)"
+        return f"{unknown['name']} is not among the functions that the emulator has: docs/your-kernel.md lists them"
     return None
 
 
-def _place(error: re.Match[str]) -> str:
+def _place(error: re.Match[str], stderr: str, seam: Path) -> str:
+    """Where in the kernel's own files an error is, or what there leads to one in a header of ours or of C++."""
+    on_the_way = sorted(_ON_THE_WAY.finditer(stderr), key=lambda match: "required" not in match[0])
+    for place in (error, *on_the_way):
+        if not place["path"].startswith((str(seam), "/usr/")):
+            return f"{Path(place['path']).name}:{place['line']}"
     return f"{Path(error['path']).name}:{error['line']}"
 
 
 def _line(path: Path, number: int) -> str:
     try:
-        lines = declarations.without_comments(path.read_text(encoding="utf-8")).splitlines()
-        return lines[number - 1]
+        return declarations.without_comments(path.read_text(encoding="utf-8")).splitlines()[number - 1]
     except (OSError, IndexError, UnicodeDecodeError):
         return ""

@@ -101,6 +101,8 @@ class HostCompiler:
     ) -> None:
         """Writes the library to `target`, complete or not at all: other processes may be doing the same."""
         self._cache.mkdir(parents=True, exist_ok=True)
+        if is_cuda:
+            dialect.check(kernel)
         text = dialect.prelude(kernel, self._seam) if is_cuda else ""
         text += f'#include "{kernel.path.resolve()}"\n#include <entry.h>\n'
         text += f"using namespace {kernel.scope};\n" if kernel.scope else ""

@@ -31,9 +31,9 @@ extern "C" __attribute__((visibility("hidden"), no_sanitize("thread"), used)) in
 #define __builtin_assume(condition) ((condition) ? static_cast<void>(0) : __builtin_unreachable())
 #define __assume(condition) __builtin_assume(condition)
 
-#define EMULATOR_NO_PTX                                                                                            \
-  "PTX is not emulated: inline asm has no meaning on a CPU. Use CUDA's functions, or the primitives of <mma.cuh> " \
-  "(ldmatrix, stmatrix, mma) and <async_copy.cuh> (cp.async)"
+// clang-format off
+#define EMULATOR_NO_PTX "PTX is not emulated: inline asm has no meaning on a CPU. Use CUDA's functions, or the primitives of <mma.cuh> (ldmatrix, stmatrix, mma) and <async_copy.cuh> (cp.async)"
+// clang-format on
 #define asm EMULATOR_REFUSE(EMULATOR_NO_PTX)
 
 #define EMULATOR_NO_TEXTURES "textures and surfaces are not emulated: pass an array as an argument"

@@ -38,21 +38,15 @@ __forceinline__ void* emulator_memcpy(void* target, const void* source, size_t b
     emulator_copy_bytes(target, source, bytes);
   return target;
 }
-__forceinline__ void* emulator_memmove(void* target, const void* source, size_t bytes) {
-  emulator_copy_bytes(target, source, bytes);
-  return target;
-}
 __forceinline__ void* emulator_memset(void* target, int value, size_t bytes) {
   emulator_fill_bytes(target, value, bytes);
   return target;
 }
 namespace std {
 using ::emulator_memcpy;
-using ::emulator_memmove;
 using ::emulator_memset;
 }  // namespace std
 #define memcpy emulator_memcpy
-#define memmove emulator_memmove
 #define memset emulator_memset
 
 #define EMULATOR_NO_ALLOCATION "memory cannot be allocated in a kernel here: pass an array as an argument"
