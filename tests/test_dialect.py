@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gemma_cuda.device import sources
 from gemma_cuda.device.emulator import Emulator, Schedule
 from gemma_cuda.errors import KernelError, LaunchError
 from tests.emulated import APPROXIMATIONS, SCHEDULES, counted
@@ -240,9 +243,9 @@ def test_variables_keep_their_values_and_can_be_set(device: Emulator) -> None:
     emulator(checked=device.checked).launch("reads_variables", (1,), (8,), 0, [counts])
     assert counts.tolist() == [0, 0, 0, 0, 0]
     assert device.read_variable("reads_variables", "history", np.int32).tolist() == [8, 8, 0, 0]
-    with pytest.raises(LaunchError, match=r"uses no variable nothing of shared.cu; there are calls, coefficients"):
+    with pytest.raises(LaunchError, match=r"uses no variable nothing of shared\.cu; there are calls, coefficients"):
         device.write_variable("uses_variables", "nothing", counts)
-    with pytest.raises(LaunchError, match="table of shared.cu has 16 bytes, the array 20"):
+    with pytest.raises(LaunchError, match=r"table of shared\.cu has 16 bytes, the array 20"):
         device.write_variable("uses_variables", "table", counts)
 
 
@@ -256,9 +259,23 @@ def bug_lines(file: str, name: str) -> list[str]:
     return marked
 
 
-def fails(instance: str, args: list[Any], *, file: str = "planted.cu", **options: Any) -> KernelError:
+def fails(
+    instance: str,
+    args: list[Any],
+    *,
+    file: str = "planted.cu",
+    grid: int = 1,
+    block: int = 64,
+    shared: int = 0,
+    **options: Any,
+) -> KernelError:
     """The KernelError of a launch, whose line must be marked in the source."""
-    launch = {"grid": 1, "block": 64, "shared": 0, **{k: options.pop(k) for k in ("grid", "block", "shared") if k in options}}
+    launch = {
+        "grid": 1,
+        "block": 64,
+        "shared": 0,
+        **{k: options.pop(k) for k in ("grid", "block", "shared") if k in options},
+    }
     with pytest.raises(KernelError) as info:
         emulator(**options).launch(instance, (launch["grid"],), (launch["block"],), launch["shared"], args)
     assert info.value.source in bug_lines(file, instance), info.value
@@ -298,7 +315,9 @@ def test_a_pointer_past_the_end_of_a_shared_variable_is_found(schedule: Schedule
         emulator(schedule=schedule).launch("pointer_past_end", (1,), (64,), 0, [floats(), shift])
     error = info.value
     assert error.kind == "out of bounds" and error.source in bug_lines("planted.cu", "pointer_past_end")
-    assert re.search(r"writes 4 bytes of shared memory .* bytes past the end of __shared__ (tile|next) \(256", str(error))
+    assert re.search(
+        r"writes 4 bytes of shared memory .* bytes past the end of __shared__ (tile|next) \(256", str(error)
+    )
     error = fails("pointer_before_start", [floats(), shift], schedule=schedule)
     assert error.kind == "out of bounds" and "__shared__" in str(error)
 
@@ -345,3 +364,147 @@ def test_memory_functions_are_checked() -> None:
     np.testing.assert_array_equal(out, source[:80])
     error = fails("memcpy_past_end", [out, source, 81], block=1)
     assert error.kind == "out of bounds" and "argument 0 (out)" in str(error)
+
+
+# --- what is refused, and what is CUDA ---
+
+REFUSED = {
+    "allocation": ("allocates", "allocation.cu:2: memory cannot be allocated in a kernel here"),
+    "cluster": ("cluster", "cluster.cu:1: thread block clusters are not emulated"),
+    "cub": ("uses_cub", "cub.cu:1: <cub/cub.cuh> is not among the emulator's headers"),
+    "grid_sync": ("grid_sync", "grid_sync.cu:5: grid.sync() is not emulated: a block runs to its end"),
+    "initialised": ("initialised", "initialised.cu:2: CUDA has no __shared__ variables with an initialiser"),
+    "large_tile": ("large_tile", "large_tile.cu:6: static assertion failed: a tile has 1, 2, 4, 8, 16 or 32 threads"),
+    "launches": ("launched", "launches.cu:7: the file holds host code"),
+    "managed": ("managed", "managed.cu:1: __managed__ variables are not emulated"),
+    "mistake": ("mistake", "mistake.cu:2: error: ‘undeclared’ was not declared in this scope"),
+    "overloaded": ("overloaded", "kernel overloaded is defined twice in overloaded.cu"),
+    "ptx": ("ptx", "ptx.cu:3: PTX is not emulated: inline asm has no meaning on a CPU. Use CUDA's functions, or the"),
+    "ptx_spelled_otherwise": ("ptx_spelled_otherwise", "PTX is not emulated"),
+    "texture": ("texture_read", "texture.cu:1: textures and surfaces are not emulated"),
+    "too_much": ("too_much", "too_much declares 262144 bytes of __shared__ variables, a GPU has 49152 for them"),
+    "unknown": ("unknown", "unknown.cu:1: __vabsdiffu4 is not among the functions that the emulator has"),
+    "wmma": ("wmma", "wmma.cu:1: wmma is not emulated: use ldmatrix and mma of <mma.cuh>"),
+}
+
+
+def test_every_refused_file_has_its_message() -> None:
+    assert {path.stem for path in (DIALECT / "refused").glob("*.cu")} == set(REFUSED)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("file", REFUSED)
+def test_what_is_not_supported_is_refused_in_one_sentence(file: str, checked: bool, tmp_path: Path) -> None:
+    kernel, words = REFUSED[file]
+    shutil.copy(DIALECT / "refused" / f"{file}.cu", tmp_path)
+    device = Emulator(kernels=tmp_path, checked=checked)
+    with pytest.raises(LaunchError) as info:
+        device.launch(kernel, (1,), (32,), 0, [np.zeros(32, np.float32)])
+    assert words in str(info.value) and len(str(info.value).splitlines()) == 1, info.value
+
+
+def test_kernels_are_found_where_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "a.cu").write_text(
+        """
+        // __global__ void commented(int* out) {}
+        namespace outer { namespace {
+        struct Plus { static constexpr int value = 1; };
+        template <typename T, class Op = Plus, int N = (2 > 1 ? 3 : 4)>
+        __launch_bounds__(N * 32) static __global__ void inside(T* __restrict__ out) {
+          out[threadIdx.x] = N + Op::value;
+        }
+        } }
+        extern "C" { __global__ void declared(int* out); }
+        extern "C" __global__ void declared(int* out) { out[threadIdx.x] = 5; }
+        template <typename T> __global__ void special(T* out) { out[threadIdx.x] = 6; }
+        template <> __global__ void special<int>(int* out) { out[threadIdx.x] = 7; }
+        __global__ void array(int out[32], const int unused[2][2] = nullptr) { out[threadIdx.x] = 8; }
+        """
+    )
+    for instance, value in {
+        "outer::inside<int>": 4,
+        "inside<int, Plus, 7>": 8,
+        "declared": 5,
+        "special<int>": 7,
+        "special<float>": 6,
+    }.items():
+        out = np.zeros(32, np.float32 if "float" in instance else np.int32)
+        Emulator(kernels=tmp_path, checked=True).launch(instance, (1,), (32,), 0, [out])
+        assert (out == value).all(), instance
+    out = np.zeros(32, np.int32)
+    Emulator(kernels=tmp_path, checked=True).launch("array", (1,), (32,), 0, [out, out])
+    with pytest.raises(LaunchError, match=r"argument 1 \(unused\) is int, the kernel wants an array of int32"):
+        Emulator(kernels=tmp_path).launch("array", (1,), (32,), 0, [out, 3])
+    with pytest.raises(LaunchError, match="no kernel is called commented; there are array, declared, inside, special"):
+        Emulator(kernels=tmp_path).launch("commented", (1,), (32,), 0, [out])
+
+
+def test_a_file_beside_the_kernel_is_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "inner.h").write_text("#define VALUE 3\n")
+    (tmp_path / "outer.h").write_text('#include "inner.h"\n')
+    (tmp_path / "k.cu").write_text('#include "outer.h"\n__global__ void k(int* out) { out[threadIdx.x] = VALUE; }\n')
+    device, out = Emulator(kernels=tmp_path), np.zeros(1, np.int32)
+    device.launch("k", (1,), (1,), 0, [out])
+    assert out[0] == 3
+    (tmp_path / "inner.h").write_text("#define VALUE 4444\n")
+    device.launch("k", (1,), (1,), 0, [out])
+    assert out[0] == 4444
+
+
+def test_our_primitives_and_cudas_words_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "k.cu").write_text(
+        """
+        #include <cuda_runtime.h>
+        #include <mma.cuh>
+        __global__ void k(unsigned* out, const unsigned short* in) {
+          __shared__ __align__(16) unsigned short tile[8][8];
+          for (int i = threadIdx.x; i < 64; i += 32) tile[i / 8][i % 8] = in[i];
+          __syncthreads();
+          uint32_t registers[1];
+          ldmatrix_x1(registers, tile[threadIdx.x % 8]);
+          out[threadIdx.x] = registers[0];
+        }
+        """
+    )
+    x, out = np.arange(64, dtype=np.uint16), np.zeros(32, np.uint32)
+    Emulator(kernels=tmp_path, checked=True).launch("k", (1,), (32,), 0, [out, x])
+    np.testing.assert_array_equal(out.view(np.uint16), x)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc to say what CUDA is")
+@pytest.mark.parametrize("file", sorted(path.name for path in DIALECT.glob("*.cu")))
+def test_what_we_call_cuda_is_cuda(file: str, tmp_path: Path) -> None:
+    command = ["nvcc", "-arch=sm_80", "-ptx", "-o", str(tmp_path / "out.ptx"), str(DIALECT / file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_on_your_own_kernel_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DIALECT.parents[2] / "docs" / "your-kernel.md").read_text()
+    (kernel,) = re.findall(r"```cuda\n(.*?)```", page, re.DOTALL)
+    program, report = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_kernels").mkdir()
+    file = tmp_path / "my_kernels" / "row_sums.cu"
+    file.write_text(kernel)
+    program = program.replace('Path("my_kernels")', f'Path("{file.parent}")')
+    names: dict[str, Any] = {}
+    exec(compile(program, "your-kernel.md", "exec"), names)
+    assert capsys.readouterr().out == "ok\n"
+    # The report that the page shows is the one that the kernel without its barrier gets.
+    file.write_text(kernel.replace("  __syncthreads();\n", "", 1))
+    with pytest.raises(KernelError) as info:
+        exec(compile(program, "your-kernel.md", "exec"), {})
+    (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert str(info.value) == " ".join(shown.split())
+    exec(compile(report, "your-kernel.md", "exec"), {"device": names["device"], "error": info.value})
+
+
+def test_the_page_names_the_headers_that_there_are() -> None:
+    page = (DIALECT.parents[2] / "docs" / "your-kernel.md").read_text()
+    seam = sources.emulator_directory()
+    for path in sources.cuda_headers(seam):
+        name = path.relative_to(seam / "cuda").as_posix()
+        forwards = path.read_text().startswith('#pragma once\n#include "cuda_runtime.h"\n') and path.suffix == ".h"
+        if path.name.startswith("emulator_") or name in ("mma.h", "assert.h") or forwards:
+            continue
+        assert f"`{name}`" in page or (name.startswith("cuda/std/") and f"`{path.name}`" in page), name

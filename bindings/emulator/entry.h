@@ -34,7 +34,8 @@ template <class T>
 constexpr Parameter parameter() {
   if constexpr (std::is_pointer_v<T>) {
     using Element = std::remove_pointer_t<T>;
-    return {Parameter::kPointer, std::is_const_v<Element>, sizeof(T), type_name<std::remove_cv_t<Element>>()};
+    return {Parameter::kPointer, std::is_const_v<Element>, sizeof(T),
+            type_name<std::remove_cv_t<std::remove_all_extents_t<Element>>>()};
   } else {
     constexpr auto kind = std::is_floating_point_v<T> ? Parameter::kFloat
                           : !std::is_integral_v<T>    ? Parameter::kStruct

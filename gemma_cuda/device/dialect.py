@@ -92,13 +92,17 @@ _REFUSALS = [
     (r"\b(cluster_group|this_cluster|map_shared_rank)\b", "thread block clusters are not emulated"),
     (r"\b(try|catch|throw)\b", "a kernel has no exceptions"),
 ]
-_ERROR = re.compile(r"^(?P<path>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.MULTILINE)
+_ERROR = re.compile(
+    r"^(?P<path>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.MULTILINE
+)
 _ON_THE_WAY = re.compile(
     r"^(?:In file included from | +from )?(?P<path>[^\s:][^:\n]*):(?P<line>\d+)(?:[:,]$|:\d+: +required from here)",
     re.MULTILINE,
 )
 _INITIALISED = re.compile(r"\b__shared__\b[^;{}=]*(?<![<>=!])=(?!=)")
-_UNKNOWN = re.compile(r"[‘'](?P<name>[\w:]+)[’'] (was not declared in this scope|has not been declared|is not a member of)")
+_UNKNOWN = re.compile(
+    r"[‘'](?P<name>[\w:]+)[’'] (was not declared in this scope|has not been declared|is not a member of)"
+)
 
 
 def check(kernel: KernelSource) -> None:
@@ -108,7 +112,9 @@ def check(kernel: KernelSource) -> None:
         initialised = _INITIALISED.search(code)
         if initialised is not None:
             line = code.count("\n", 0, initialised.end()) + 1
-            raise LaunchError(f"{path.name}:{line}: CUDA has no __shared__ variables with an initialiser: assign, then sync")
+            raise LaunchError(
+                f"{path.name}:{line}: CUDA has no __shared__ variables with an initialiser: assign, then sync"
+            )
 
 
 def explain(stderr: str, seam: Path) -> str | None:

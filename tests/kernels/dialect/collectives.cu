@@ -1,10 +1,10 @@
 #include <cooperative_groups.h>
 #include <cooperative_groups/reduce.h>
 #include <cooperative_groups/scan.h>
-#include <cuda/atomic>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cstdio>
+#include <cuda/atomic>
 
 namespace cg = cooperative_groups;
 
@@ -63,7 +63,7 @@ __global__ void tiles(int* out, const int* in) {
       cg::inclusive_scan(tile, x),
       cg::exclusive_scan(tile, x, cg::plus<int>()),
   };
-  for (int k = 0; k < 13; ++k) out[k * blockDim.x + i] = results[k];
+  for (int k = 0; k < 13; ++k) out[k * cg::this_thread_block().size() + i] = results[k];
 }
 
 __global__ void partitions(int* out, const int* in) {
@@ -93,7 +93,8 @@ __global__ void atomics(int* i, unsigned* u, unsigned long long* w, float* f, do
 }
 
 __global__ void short_swap(unsigned short* s, int* won) {
-  if (atomicCAS(s, static_cast<unsigned short>(7), static_cast<unsigned short>(threadIdx.x + 100)) == 7) atomicAdd(won, 1);
+  if (atomicCAS(s, static_cast<unsigned short>(7), static_cast<unsigned short>(threadIdx.x + 100)) == 7)
+    atomicAdd(won, 1);
 }
 
 // A block hands its sum to the next by a flag with release and acquire.

@@ -10,7 +10,10 @@ struct Bits<half> {
   static __device__ half make(unsigned short b) { return __ushort_as_half(b); }
   static __device__ unsigned short of(half x) { return __half_as_ushort(x); }
   static __device__ half round(float x, int how) {
-    return how == 0 ? __float2half(x) : how == 1 ? __float2half_rz(x) : how == 2 ? __float2half_ru(x) : __float2half_rd(x);
+    return how == 0   ? __float2half(x)
+           : how == 1 ? __float2half_rz(x)
+           : how == 2 ? __float2half_ru(x)
+                      : __float2half_rd(x);
   }
 };
 template <>
@@ -50,7 +53,8 @@ __global__ void binary(unsigned short* out, const unsigned short* a, const unsig
   const T x = Bits<T>::make(a[i]), y = Bits<T>::make(b[i]), z = Bits<T>::make(c[i]);
   const T results[] = {x + y, x - y, x * y, x / y, __hfma(x, y, z), __hmax(x, y), __hmin(x, y)};
   for (int k = 0; k < 7; ++k) out[k * n + i] = Bits<T>::of(results[k]);
-  out[7 * n + i] = (x < y) | (x <= y) << 1 | (x == y) << 2 | (x != y) << 3 | (x > y) << 4 | (x >= y) << 5 | __hisnan(x) << 6;
+  out[7 * n + i] =
+      (x < y) | (x <= y) << 1 | (x == y) << 2 | (x != y) << 3 | (x > y) << 4 | (x >= y) << 5 | __hisnan(x) << 6;
 }
 
 __global__ void integers(unsigned* out, const unsigned* a, const unsigned* b, int n) {
@@ -104,11 +108,10 @@ __global__ void directed(float* out, const float* a, const float* b, const float
   if (i >= n) return;
   const float x = a[i], y = b[i], z = c[i];
   const float results[] = {
-      __fadd_rn(x, y),     __fadd_rz(x, y),     __fadd_ru(x, y),     __fadd_rd(x, y),
-      __fmul_rn(x, y),     __fmul_rz(x, y),     __fmul_ru(x, y),     __fmul_rd(x, y),
-      __fdiv_rn(x, y),     __fdiv_rz(x, y),     __fdiv_ru(x, y),     __fdiv_rd(x, y),
-      __fmaf_rn(x, y, z),  __fmaf_rz(x, y, z),  __fmaf_ru(x, y, z),  __fmaf_rd(x, y, z),
-      __fsqrt_rn(fabsf(x)), __fsqrt_rz(fabsf(x)), __fsqrt_ru(fabsf(x)), __fsqrt_rd(fabsf(x)),
+      __fadd_rn(x, y),    __fadd_rz(x, y),      __fadd_ru(x, y),      __fadd_rd(x, y),      __fmul_rn(x, y),
+      __fmul_rz(x, y),    __fmul_ru(x, y),      __fmul_rd(x, y),      __fdiv_rn(x, y),      __fdiv_rz(x, y),
+      __fdiv_ru(x, y),    __fdiv_rd(x, y),      __fmaf_rn(x, y, z),   __fmaf_rz(x, y, z),   __fmaf_ru(x, y, z),
+      __fmaf_rd(x, y, z), __fsqrt_rn(fabsf(x)), __fsqrt_rz(fabsf(x)), __fsqrt_ru(fabsf(x)), __fsqrt_rd(fabsf(x)),
   };
   for (int k = 0; k < 20; ++k) out[k * n + i] = results[k];
 }
@@ -119,8 +122,8 @@ __global__ void library(float* out, const float* in, const float* other, int n) 
   if (i >= n) return;
   const float x = in[i], y = other[i];
   const float results[FUNCTIONS] = {
-      expf(x),  exp2f(x), exp10f(x), expm1f(x), logf(x),  log2f(x),  log10f(x),   log1pf(x),    sinf(x),      cosf(x),
-      tanf(x),  asinf(x), acosf(x),  atanf(x),  sinhf(x), coshf(x),  tanhf(x),    asinhf(x),    acoshf(x),    atanhf(x),
+      expf(x),  exp2f(x), exp10f(x), expm1f(x), logf(x),   log2f(x),  log10f(x),  log1pf(x),    sinf(x),      cosf(x),
+      tanf(x),  asinf(x), acosf(x),  atanf(x),  sinhf(x),  coshf(x),  tanhf(x),   asinhf(x),    acoshf(x),    atanhf(x),
       cbrtf(x), erff(x),  erfcf(x),  rsqrtf(x), sinpif(x), cospif(x), powf(x, y), atan2f(x, y), hypotf(x, y), exp(x),
   };
   for (int k = 0; k < FUNCTIONS; ++k) out[k * n + i] = results[k];
@@ -130,6 +133,7 @@ __global__ void fast(float* out, const float* in, const float* other, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const float x = in[i], y = other[i];
-  const float results[] = {__expf(x), __logf(x), __log2f(x), __log10f(x), __sinf(x), __cosf(x), __fdividef(x, y), __frcp_rn(x)};
+  const float results[] = {__expf(x), __logf(x), __log2f(x),       __log10f(x),
+                           __sinf(x), __cosf(x), __fdividef(x, y), __frcp_rn(x)};
   for (int k = 0; k < 8; ++k) out[k * n + i] = results[k];
 }

@@ -1,6 +1,6 @@
+#include <assert.h>
 #include <cooperative_groups.h>
 #include <cooperative_groups/reduce.h>
-#include <assert.h>
 #include <cuda_bf16.h>
 #include "typed.cuh"
 
@@ -35,7 +35,8 @@ __global__ void layernorm_forward(float* __restrict__ out, float* __restrict__ m
 }
 
 // y = x * rsqrt(mean(x^2) + eps) * w, two values at a time.
-__global__ void rmsnorm_bf16(__nv_bfloat162* y, const __nv_bfloat162* x, const __nv_bfloat162* w, int pairs, float eps) {
+__global__ void rmsnorm_bf16(__nv_bfloat162* y, const __nv_bfloat162* x, const __nv_bfloat162* w, int pairs,
+                             float eps) {
   assert(blockDim.x % 32 == 0);
   __shared__ float warp_sums[32];
   __shared__ float scale;

@@ -47,7 +47,8 @@ __global__ void __launch_bounds__((BM / TM) * (BN / TN), 1)
       As[(colA * 4 + 3) * BM + rowA] = tmp.w;
     }
     if (rowB < BK)
-      reinterpret_cast<float4*>(&Bs[rowB * BN + colB * 4])[0] = reinterpret_cast<const float4*>(&B[rowB * N + colB * 4])[0];
+      reinterpret_cast<float4*>(&Bs[rowB * BN + colB * 4])[0] =
+          reinterpret_cast<const float4*>(&B[rowB * N + colB * 4])[0];
     __syncthreads();
     A += BK;
     B += BK * N;

@@ -3,7 +3,7 @@
 
 __global__ void race(float* out, const float* in) {
   __shared__ float tile[64];
-  tile[threadIdx.x] = in[threadIdx.x];       // bug: race
+  tile[threadIdx.x] = in[threadIdx.x];        // bug: race
   out[threadIdx.x] = tile[63 - threadIdx.x];  // bug: race
 }
 
@@ -118,4 +118,9 @@ __global__ void believes_in_activemask(int* out) {
 
 __global__ void memcpy_past_end(char* out, const char* in, int n) {
   memcpy(out, in, n);  // bug: memcpy_past_end
+}
+
+__global__ void histogram_match_of_some(int* out) {
+  if (threadIdx.x >= 16) return;
+  out[threadIdx.x % 4] = static_cast<int>(__match_any_sync(0xffffffff, threadIdx.x % 4));
 }
