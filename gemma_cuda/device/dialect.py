@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from pathlib import Path
@@ -20,8 +21,9 @@ CHECKED_FLAGS = ("-fno-tree-sra", "-fno-ipa-sra")
 
 
 def is_cuda(kernel: KernelSource, seam: Path) -> bool:
-    """Whether a kernel is written in CUDA's own words: it includes a header of CUDA's, or none of the seam's."""
-    return _names(kernel) & _cuda_names(seam) != set() or not _includes_seam(kernel, seam)
+    """Whether a kernel is written in CUDA's own words: its file includes a header of CUDA's, or none of the seam's."""
+    names = {name[1:-1] for name in kernel.includes}
+    return not names.isdisjoint(_cuda_names(seam)) or not _includes_seam(kernel, seam)
 
 
 def prelude(kernel: KernelSource, seam: Path) -> str:
@@ -31,19 +33,29 @@ def prelude(kernel: KernelSource, seam: Path) -> str:
 
 
 def _names(kernel: KernelSource) -> set[str]:
-    names = set(kernel.includes)
-    for header in sources.local_headers(kernel.path):
-        names.update(declarations.includes(header.read_text(encoding="utf-8")))
-    return {name[1:-1] for name in names}
+    """What a kernel's file and those beside it include."""
+    files = [kernel.path, *sources.local_headers(kernel.path)]
+    return {name[1:-1] for file in files for name in sources.includes(file)}
 
 
 def _includes_seam(kernel: KernelSource, seam: Path) -> bool:
-    ours = {path.name for path in seam.glob("*.cuh")}
-    return any(name in ours or name.startswith("common/") for name in _names(kernel))
+    names = {name[1:-1] for name in kernel.includes}  # mostly enough to tell
+    return _is_seam(names, seam) or _is_seam(_names(kernel), seam)
 
 
-def _cuda_names(seam: Path) -> set[str]:
-    return {str(path.relative_to(seam / "cuda")) for path in sources.cuda_headers(seam)} - {"assert.h"}
+def _is_seam(names: set[str], seam: Path) -> bool:
+    return any(name.startswith("common/") for name in names) or not names.isdisjoint(_seam_names(seam))
+
+
+@functools.cache
+def _seam_names(seam: Path) -> frozenset[str]:
+    return frozenset(path.name for path in seam.glob("*.cuh"))
+
+
+@functools.cache
+def _cuda_names(seam: Path) -> frozenset[str]:
+    names = (path.relative_to(seam / "cuda").as_posix() for path in sources.cuda_headers(seam))
+    return frozenset(names) - {"assert.h"}
 
 
 # --- dynamic shared memory ---

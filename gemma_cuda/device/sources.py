@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -61,9 +62,10 @@ def headers(seam: Path) -> list[Path]:
     return sorted([*kernel_directory().glob("common/*.cuh"), *seam.glob("*.cuh"), *filter(Path.exists, entry)])
 
 
-def cuda_headers(seam: Path) -> list[Path]:
+@functools.cache
+def cuda_headers(seam: Path) -> tuple[Path, ...]:
     """The emulator's headers with CUDA's names, sorted: what a kernel that is written as for nvcc may include."""
-    return sorted(path for path in (seam / "cuda").rglob("*") if path.is_file())
+    return tuple(sorted(path for path in (seam / "cuda").rglob("*") if path.is_file()))
 
 
 def local_headers(path: Path) -> list[Path]:
@@ -72,12 +74,20 @@ def local_headers(path: Path) -> list[Path]:
     left = [path]
     while left:
         file = left.pop()
-        for name in _includes(file):
+        for name in includes(file):
             header = file.parent / name[1:-1]
             if name[0] == '"' and header not in found and header.is_file():
                 found.add(header)
                 left.append(header)
     return sorted(found)
+
+
+def includes(path: Path) -> list[str]:
+    """What a file includes, with quotes or brackets. Read again where the file changed."""
+    state = state_of([path])
+    if path not in _included or _included[path][0] != state:
+        _included[path] = (state, declarations.includes(path.read_text(encoding="utf-8")))
+    return _included[path][1]
 
 
 def kernel_name(instance: str) -> str:
@@ -185,13 +195,6 @@ def _parse(path: Path, state: tuple[tuple[int, int], ...]) -> list[KernelSource]
         ]
         _parsed[path] = (state, kernels)
     return _parsed[path][1]
-
-
-def _includes(path: Path) -> list[str]:
-    state = state_of([path])
-    if path not in _included or _included[path][0] != state:
-        _included[path] = (state, declarations.includes(path.read_text(encoding="utf-8")))
-    return _included[path][1]
 
 
 def split_list(text: str) -> list[str]:
