@@ -81,7 +81,7 @@ EMULATOR_API __attribute__((const)) emulator::Dim3 emulator_grid_dim() noexcept;
 EMULATOR_API __attribute__((const)) unsigned char* emulator_shared() noexcept;
 
 EMULATOR_API void emulator_sync_block();
-EMULATOR_API void emulator_fence();  // __threadfence
+EMULATOR_API void emulator_fence(emulator::Scope scope);
 EMULATOR_API void emulator_sync_warp(unsigned mask);
 EMULATOR_API void emulator_named_barrier(int id, int threads, bool wait);
 EMULATOR_API std::uint32_t emulator_shuffle(emulator::Shuffle op, unsigned mask, std::uint32_t value, int argument,
@@ -90,9 +90,15 @@ EMULATOR_API std::uint32_t emulator_vote(emulator::Vote op, unsigned mask, bool 
 EMULATOR_API std::uint64_t emulator_atomic(emulator::Atomic op, emulator::Number type, void* address,
                                            std::uint64_t value, std::uint64_t compare, emulator::Scope scope,
                                            emulator::Order order);
+// `old`, which the latest atomic operation at `address` returned. Called where a checked kernel uses it: the compiler
+// drops the call where it does not.
+EMULATOR_API __attribute__((pure)) std::uint64_t emulator_atomic_result(std::uint64_t old,
+                                                                        const void* address) noexcept;
 
-// The lanes of `mask` meet; each gets the values of all: values[lane].
-EMULATOR_API void emulator_exchange(emulator::Exchange what, unsigned mask, std::uint64_t value, std::uint64_t* values);
+// The lanes of `mask` meet; each gets the values of all, values[lane], and who they are: lanes that have exited are not
+// among them.
+EMULATOR_API unsigned emulator_exchange(emulator::Exchange what, unsigned mask, std::uint64_t value,
+                                        std::uint64_t* values);
 EMULATOR_API int emulator_sync_block_vote(emulator::BlockVote op, bool predicate);  // __syncthreads_count, _and, _or
 EMULATOR_API unsigned emulator_active_mask();
 EMULATOR_API void emulator_yield();           // lets every other thread of the block go on first
@@ -100,9 +106,6 @@ EMULATOR_API std::uint64_t emulator_clock();  // rises with each call of the thr
 // Where a __shared__ variable lies, by what the linker knows of it: module 0 is `extern __shared__`.
 EMULATOR_API __attribute__((const)) unsigned char* emulator_shared_variable(std::uint64_t module,
                                                                             std::uint64_t offset) noexcept;
-// memcpy and memset of a length that the compiler does not know: one access per 16 bytes.
-EMULATOR_API void emulator_copy_bytes(void* target, const void* source, std::size_t bytes);
-EMULATOR_API void emulator_fill_bytes(void* target, int value, std::size_t bytes);
 
 EMULATOR_API void emulator_ldmatrix(std::uint32_t* registers, const void* row, int matrices, bool transpose);
 EMULATOR_API void emulator_stmatrix(const std::uint32_t* registers, void* row, int matrices, bool transpose);

@@ -31,14 +31,6 @@ unsigned Worker::active_mask(Fiber& self, std::uintptr_t pc) {
   return mask;
 }
 
-void Worker::yield(Fiber& self, std::uintptr_t pc) {
-  self.primitive = Primitive::kYield;
-  self.pc = pc;
-  self.warp->idle |= 1u << self.lane;
-  wait(self);
-  self.primitive = Primitive::kNone;
-}
-
 // CUDA promises of the lanes in one __activemask only that each is in its own mask. In a random schedule some lanes
 // are therefore apart from the others; else those that wait at one call are together, as they mostly are on a GPU.
 void Worker::release_idle() {
@@ -76,22 +68,27 @@ int emulator_sync_block_vote(BlockVote op, bool predicate) {
   return op == BlockVote::kOr ? votes != 0 : votes == self.worker->launch->thread_count();
 }
 
-void emulator_exchange(Exchange what, unsigned mask, std::uint64_t value, std::uint64_t* values) {
+unsigned emulator_exchange(Exchange what, unsigned mask, std::uint64_t value, std::uint64_t* values) {
   Fiber& self = *current_fiber();
   const auto primitive = static_cast<Primitive>(static_cast<int>(Primitive::kMatchAny) + static_cast<int>(what));
   struct Operands {
     std::uint64_t value, *values;
-  } operands{value, values};
+    unsigned lanes;
+  } operands{value, values, 0};
   self.worker->meet(self, primitive, mask, &operands, CALL_SITE, [&](Warp& warp) {
     std::uint64_t all[kWarpSize] = {};
-    const unsigned lanes = mask & warp.existing;
-    for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
-      const int lane = __builtin_ctz(rest);
-      all[lane] = static_cast<Operands*>(warp.lanes[lane]->operands)->value;
+    const auto operands_of = [&](unsigned lane) { return static_cast<Operands*>(warp.lanes[lane]->operands); };
+    for (unsigned rest = warp.taking_part; rest != 0; rest &= rest - 1) {
+      const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
+      all[lane] = operands_of(lane)->value;
     }
-    for (unsigned rest = lanes; rest != 0; rest &= rest - 1)
-      std::memcpy(static_cast<Operands*>(warp.lanes[__builtin_ctz(rest)]->operands)->values, all, sizeof(all));
+    for (unsigned rest = warp.taking_part; rest != 0; rest &= rest - 1) {
+      Operands& lane = *operands_of(static_cast<unsigned>(__builtin_ctz(rest)));
+      std::memcpy(lane.values, all, sizeof(all));
+      lane.lanes = warp.taking_part;
+    }
   });
+  return operands.lanes;
 }
 
 unsigned emulator_active_mask() {
@@ -111,22 +108,6 @@ std::uint64_t emulator_clock() {
 
 unsigned char* emulator_shared_variable(std::uint64_t module, std::uint64_t offset) noexcept {
   const Worker& worker = *current_fiber()->worker;
-  const SharedLayout& layout = *worker.launch->variables;
+  const SharedLayout& layout = *worker.launch->shared_layout;
   return worker.shared + (module == 0 ? layout.bytes() : layout.place(offset));
-}
-
-void emulator_copy_bytes(void* target, const void* source, std::size_t bytes) {
-  Fiber& self = *current_fiber();
-  if (bytes != 0 && self.worker->checked) {
-    if (!on_own_stack(source)) self.worker->access(self, Access::kRead, source, bytes, CALL_SITE);
-    if (!on_own_stack(target)) self.worker->access(self, Access::kWrite, target, bytes, CALL_SITE);
-  }
-  std::memmove(target, source, bytes);
-}
-
-void emulator_fill_bytes(void* target, int value, std::size_t bytes) {
-  Fiber& self = *current_fiber();
-  if (bytes != 0 && self.worker->checked && !on_own_stack(target))
-    self.worker->access(self, Access::kWrite, target, bytes, CALL_SITE);
-  std::memset(target, value, bytes);
 }

@@ -26,7 +26,9 @@ struct Buffer {
   int argument = 0;
   bool writable = false;  // some parameter that points here is not const, and the array may be written
   unsigned element_bytes = 1;
-  bool has_poison = false;  // elements of unwritten memory are recognisable
+  bool has_poison = false;                        // elements of unwritten memory are recognisable, the more so with:
+  std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
+  std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;
   std::atomic<std::uint64_t>* sectors_read = nullptr;  // one bit per 32-byte sector
   std::atomic<std::uint64_t>* sectors_written = nullptr;
@@ -57,9 +59,8 @@ struct Launch {
   Dim3 grid, block;
   // Of a block: the kernel's __shared__ variables and the gaps between them, then what the launch asks for.
   unsigned shared_bytes = 0;
-  const SharedLayout* variables = nullptr;
+  const SharedLayout* shared_layout = nullptr;
   const std::vector<Variable>* constants = nullptr;  // __constant__ variables
-  unsigned shared_granule = 2;  // bytes that the race check tells apart: 1 where the kernel handles single bytes
   std::vector<Buffer> buffers;
   bool checked = false;
   Schedule schedule = Schedule::kForward;
@@ -77,7 +78,7 @@ struct Launch {
   // Filled while running.
   std::atomic<std::uint64_t> next_block{0};
   std::atomic<bool> stop{false};
-  PublishedOrder published;
+  AtomicVariables variables;
   std::mutex mutex;  // guards what follows
   std::unique_ptr<Report> report;
   Counters counters;

@@ -10,10 +10,10 @@ namespace emulator {
 namespace {
 
 const char* verb(Access kind) {
-  return kind == Access::kRead     ? "reads"
-         : kind == Access::kAtomic ? "atomically updates"
-         : kind == Access::kWrite  ? "writes"
-                                   : "copies into";
+  return is_read(kind)            ? "reads"
+         : is_atomic(kind)        ? "atomically updates"
+         : kind == Access::kWrite ? "writes"
+                                  : "copies into";
 }
 
 }  // namespace
@@ -153,8 +153,8 @@ std::string Worker::place_of(std::uintptr_t address) const {
   const auto shared_begin = reinterpret_cast<std::uintptr_t>(shared);
   const std::size_t near = shared_capacity_ + 4096;
   if (address - shared_begin < near) {
-    const std::size_t offset = address - shared_begin, dynamic = launch->variables->bytes();
-    if (offset < dynamic) return launch->variables->words(offset);
+    const std::size_t offset = address - shared_begin, dynamic = launch->shared_layout->bytes();
+    if (offset < dynamic) return launch->shared_layout->words(offset);
     const char* kind = dynamic == 0 ? "" : "dynamic ";
     if (offset < launch->shared_bytes) return format("byte %zu of %sshared memory", offset - dynamic, kind);
     return format("%zu bytes past the end of the block's %zu bytes of %sshared memory", offset - launch->shared_bytes,
@@ -204,12 +204,12 @@ void Worker::report_between_variables(Fiber& self, const MemoryAccess& access) {
   Report report = describe(self, "out of bounds", access.pc + launch->code_begin);
   report.address = access.address;
   std::size_t first = access.address - reinterpret_cast<std::uintptr_t>(shared), left = access.bytes;
-  while (left > 1 && !launch->variables->is_outside(first, 1)) ++first, --left;
+  while (left > 1 && !launch->shared_layout->is_outside(first, 1)) ++first, --left;
   report.message = format(
       "thread %u %s %u bytes of shared memory at {0}, %s: __shared__ variables are apart here, as a GPU need not "
       "keep them",
       self.thread, access.is_write ? "writes" : "reads", static_cast<unsigned>(access.bytes),
-      launch->variables->words(first).c_str());
+      launch->shared_layout->words(first).c_str());
   unwritten_ = nullptr;  // a read there is one of unwritten memory, too, but this is the better word
   fail(std::move(report));
 }
@@ -244,8 +244,9 @@ void Worker::report_conflict(Fiber& self, Access kind, const Conflict& conflict,
     report.message = format("thread %u %s %s at {0}, which %s %s at {1}, and nothing orders the two", self.thread,
                             doing, place.c_str(), whom.c_str(), conflict.other_wrote ? "wrote" : "read");
   } else {
-    report.message = format("thread %u %s %s at {0} while the copy that thread %u started at {1} may be under way",
-                            self.thread, doing, place.c_str(), conflict.other.thread);
+    report.message = format("thread %u %s %s at {0} while the copy %sthat thread %u started at {1} may be under way",
+                            self.thread, doing, place.c_str(),
+                            conflict.kind == Conflict::kSourceInFlight ? "from there " : "", conflict.other.thread);
   }
   fail(std::move(report));
 }

@@ -22,6 +22,9 @@ __forceinline__ T emulator_atomic_scoped(emulator::Atomic op, T* address, T valu
   __builtin_memcpy(&bits, &value, sizeof(T));
   __builtin_memcpy(&compare_bits, &compare, sizeof(T));
   bits = emulator_atomic(op, emulator_number<T>(), address, bits, compare_bits, scope, order);
+#ifdef EMULATOR_CHECKED
+  bits = emulator_atomic_result(bits, address);
+#endif
   __builtin_memcpy(&value, &bits, sizeof(T));
   return value;
 }

@@ -1,4 +1,4 @@
-// Loads and stores with a cache hint, which here are loads and stores, and memory functions.
+// Loads and stores with a cache hint, which here are loads and stores.
 #pragma once
 #include "cuda_runtime.h"
 
@@ -29,25 +29,6 @@ EMULATOR_STORE(__stcg)
 EMULATOR_STORE(__stcs)
 EMULATOR_STORE(__stwt)
 #undef EMULATOR_STORE
-
-// A length that the compiler knows is a few accesses to it; another is one that only the runtime sees.
-__forceinline__ void* emulator_memcpy(void* target, const void* source, size_t bytes) {
-  if (__builtin_constant_p(bytes) && bytes <= 16)
-    __builtin_memcpy(target, source, bytes);
-  else
-    emulator_copy_bytes(target, source, bytes);
-  return target;
-}
-__forceinline__ void* emulator_memset(void* target, int value, size_t bytes) {
-  emulator_fill_bytes(target, value, bytes);
-  return target;
-}
-namespace std {
-using ::emulator_memcpy;
-using ::emulator_memset;
-}  // namespace std
-#define memcpy emulator_memcpy
-#define memset emulator_memset
 
 #define EMULATOR_NO_ALLOCATION "memory cannot be allocated in a kernel here: pass an array as an argument"
 #define malloc EMULATOR_REFUSE(EMULATOR_NO_ALLOCATION) malloc
