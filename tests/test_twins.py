@@ -24,9 +24,6 @@ ALL = (*twins_of_blocks.ALL, *twins_in_a_block.ALL)
 
 MISSED = "finds nothing"
 KNOWN_WRONG = {
-    "two_counts_in_halves": MISSED,
-    "half_warps_arrive": "names the line of the warp that completes the barrier",
-    "ok_shared_count_exchanged": "reports an uninitialized read",
     "memcpy_in_read_early": "reports an uninitialized read",
     "memcpy_out_early": MISSED,
     "ok_memcpy_in": "reports an uninitialized read",

@@ -67,13 +67,12 @@ struct MemoryAccess {
 // An atomic operation whose result the kernel has not used yet.
 struct AtomicResult {
   std::uintptr_t address;
-  std::size_t bytes;
   const AtomicVariable* variable;
   std::size_t seen;
   Scope scope;
   bool is_acquire;
   Stamp when;
-  AtomicNumbers numbers;
+  AtomicTouch touch;
 };
 
 struct Fiber {

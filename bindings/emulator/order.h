@@ -36,8 +36,12 @@ struct Past {
   bool operator==(const Past& other) const { return epoch == other.epoch && clocks == other.clocks; }
 };
 
-// The numbers that an atomic operation has among those of the shadow cells that it spans.
-using AtomicNumbers = std::array<std::uint32_t, 8>;
+// An atomic operation as the shadow memory sees it.
+struct AtomicTouch {
+  std::uint8_t bytes;
+  bool reads;                              // not an exchange, which may be the first to write
+  std::array<std::uint32_t, 8> numbers{};  // among the operations of each cell that it spans: of the result
+};
 
 struct Publication;
 

@@ -142,7 +142,8 @@ std::uint64_t emulator_atomic(Atomic op, Number type, void* address, std::uint64
                               Scope scope, Order order) {
   Fiber& self = *current_fiber();
   std::uint64_t old = 0;
-  self.worker->atomic(self, address, size_of(type), scope, order, CALL_SITE, [&] {
+  const bool reads = op != Atomic::kExchange && op != Atomic::kStore;
+  self.worker->atomic(self, address, size_of(type), reads, scope, order, CALL_SITE, [&] {
     old = update_atomically(op, type, address, value, compare);
     return op != Atomic::kLoad && (op != Atomic::kCompareExchange || old == compare);
   });

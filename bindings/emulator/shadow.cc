@@ -19,11 +19,12 @@ struct Rules {
   const Clocks& clocks;
   BlockOrder& order;
   Shadow& shadow;
-  AtomicNumbers* numbers;
+  AtomicTouch* atomic;
   mutable std::size_t cell_number = 0;
 
   std::uint16_t my_warp() const { return static_cast<std::uint16_t>(me.thread / kWarpSize); }
   std::uint32_t my_lane() const { return 1u << me.thread % kWarpSize; }
+  std::uint32_t& number_of(std::size_t cell) const { return atomic->numbers[cell % atomic->numbers.size()]; }
   bool is_set(std::uint32_t of_block) const { return kShared ? of_block == me.block : of_block != 0; }
 
   // Is what was done at `stamp` ordered before what I do now?
@@ -71,7 +72,7 @@ struct Rules {
       case Access::kAtomicOfBlock:
         return operate(cell, kind);
       case Access::kAtomicResult:
-        if (cell.has_atomics) observe(cell.more->observations, (*numbers)[cell_number++ % numbers->size()]);
+        if (cell.has_atomics) observe(cell.more->observations, number_of(cell_number++));
         return {};
       default:
         return write(cell, kind);
@@ -179,26 +180,27 @@ struct Rules {
     return nullptr;
   }
 
-  // Atomic operations do not race with each other if each is atomic for the other's thread.
+  // Atomic operations do not race with each other if they are of one size and each is atomic for the other's thread.
   Conflict operate(Cell& cell, Access kind) const {
     const bool is_of_block_scope = kind == Access::kAtomicOfBlock;
     if (const Conflict conflict = against_plain(cell); conflict.kind != Conflict::kNone) return conflict;
     const bool was_unwritten = is_unwritten(cell);
     std::vector<AtomicAccess>& others = atomics(cell);
-    if (!kShared)
-      for (const AtomicAccess& access : others)
-        if (access.block != me.block && (is_of_block_scope || access.is_of_block_scope))
-          if (const Conflict conflict = against(access, true); conflict.kind != Conflict::kNone) return conflict;
-    AtomicAccess next{mine(), is_of_block_scope, ++cell.more->atomic_count};
-    if (numbers != nullptr) (*numbers)[cell_number++ % numbers->size()] = next.number;
+    for (const AtomicAccess& access : others)
+      if (access.bytes != atomic->bytes ||
+          (!kShared && access.block != me.block && (is_of_block_scope || access.is_of_block_scope)))
+        if (const Conflict conflict = against(access, true); conflict.kind != Conflict::kNone) return conflict;
+    AtomicAccess next{mine(), is_of_block_scope, atomic->bytes, ++cell.more->atomic_count};
+    number_of(cell_number++) = next.number;
     AtomicAccess* same = place_in(others);
-    if (same == nullptr || (is_set(same->block) && same->is_of_block_scope != is_of_block_scope)) {
+    if (same == nullptr ||
+        (is_set(same->block) && (same->is_of_block_scope != is_of_block_scope || same->bytes != next.bytes))) {
       others.push_back(next);
     } else {
       if (is_mine(*same)) next.lanes |= same->lanes;
       *same = next;
     }
-    return was_unwritten ? Conflict{Conflict::kUninitialized, false, {}, 0} : Conflict{};
+    return was_unwritten && atomic->reads ? Conflict{Conflict::kUninitialized, false, {}, 0} : Conflict{};
   }
 
   Conflict against_plain(const Cell& cell) const {
@@ -325,14 +327,14 @@ Conflict Shadow::apply(bool is_write, std::uintptr_t address, std::size_t bytes,
 }
 
 Conflict SharedShadow::touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me,
-                             std::uint32_t block, const Clocks& clocks, BlockOrder& order, AtomicNumbers* numbers) {
-  const Rules<true> rules{me, block, clocks, order, *this, numbers};
+                             std::uint32_t block, const Clocks& clocks, BlockOrder& order, AtomicTouch* atomic) {
+  const Rules<true> rules{me, block, clocks, order, *this, atomic};
   return apply<false>(!is_read(kind), address, bytes, [&](Cell& cell) { return rules.touch(cell, kind); });
 }
 
 Conflict GlobalShadow::touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me,
-                             const Clocks& clocks, BlockOrder& order, AtomicNumbers* numbers) {
-  const Rules<false> rules{me, me.block, clocks, order, *this, numbers};
+                             const Clocks& clocks, BlockOrder& order, AtomicTouch* atomic) {
+  const Rules<false> rules{me, me.block, clocks, order, *this, atomic};
   return apply<true>(!is_read(kind), address, bytes, [&](Cell& cell) { return rules.touch(cell, kind); });
 }
 

@@ -41,6 +41,7 @@ struct WarpAccess {
 
 struct AtomicAccess : WarpAccess {
   bool is_of_block_scope = false;
+  std::uint8_t bytes = 0;
   std::uint32_t number = 0;  // of the last of them among the cell's
 };
 
@@ -109,19 +110,19 @@ class Shadow {
   std::deque<Overflow> overflows_;
 };
 
-// `numbers` are written by an atomic operation and read where its result is used.
+// `atomic` is the operation if `kind` is one, or the use of its result.
 // Shared memory of the block that a worker runs. Stamps of earlier blocks count as never.
 class SharedShadow : public Shadow {
  public:
   Conflict touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me, std::uint32_t block,
-                 const Clocks& clocks, BlockOrder& order, AtomicNumbers* numbers);
+                 const Clocks& clocks, BlockOrder& order, AtomicTouch* atomic);
 };
 
 // Global memory, touched by all workers at once. Only fences and atomic operations order blocks within a launch.
 class GlobalShadow : public Shadow {
  public:
   Conflict touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me, const Clocks& clocks,
-                 BlockOrder& order, AtomicNumbers* numbers);
+                 BlockOrder& order, AtomicTouch* atomic);
 };
 
 }  // namespace emulator

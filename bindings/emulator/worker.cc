@@ -346,12 +346,13 @@ void Worker::named_barrier(Fiber& self, int id, int threads, bool wait_here, std
   barrier.expected = expected;
   ++barrier.arrived;
   barrier.lanes[self.warp->index] |= 1u << self.lane;
+  barrier.pcs[self.warp->index] = pc;
   if (checked) clocks_.release(self, barrier.clocks);
   if (wait_here) barrier.waiting.push_back(self.thread);
   if (barrier.arrived < expected) {
     if (wait_here) wait(self);
   } else {
-    require_whole_warps(self, id, barrier, pc);
+    require_whole_warps(self, id, barrier);
     ++counters.barriers;
     for (const unsigned thread : barrier.waiting) {
       Fiber& fiber = arena_[thread];
@@ -368,11 +369,12 @@ void Worker::named_barrier(Fiber& self, int id, int threads, bool wait_here, std
 }
 
 // bar.sync and bar.arrive are instructions of whole warps, and count 32 threads for each.
-void Worker::require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier, std::uintptr_t pc) {
+void Worker::require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier) {
   for (unsigned w = 0; w < warp_count_; ++w) {
     const unsigned lanes = barrier.lanes[w];
     if (lanes == 0 || (lanes | warps_[w].exited) == warps_[w].existing) continue;
-    Report report = describe(self, "divergent barrier", pc);
+    Report report = describe(self, "divergent barrier", barrier.pcs[w]);
+    report.threads = {warps_[w].lanes[__builtin_ctz(lanes)]->thread};
     report.message = format(
         "only lanes 0x%08x of warp %u have reached named barrier %d, at {0}: a warp does as a whole", lanes, w, id);
     fail(std::move(report));

@@ -47,6 +47,7 @@ struct NamedBarrier {
   std::vector<unsigned> waiting;  // threads
   std::vector<std::uint32_t> clocks;
   std::array<unsigned, kMaxThreads / kWarpSize> lanes{};  // that arrived, of each warp
+  std::array<std::uintptr_t, kMaxThreads / kWarpSize> pcs{};
 };
 
 class Worker {
@@ -76,7 +77,7 @@ class Worker {
   void fence(Fiber& self, Scope scope);
   // Runs an atomic operation of `bytes` at `address`: operate() returns whether it has written.
   template <class Operate>
-  void atomic(Fiber& self, void* address, std::size_t bytes, Scope scope, Order order, std::uintptr_t pc,
+  void atomic(Fiber& self, void* address, std::size_t bytes, bool reads, Scope scope, Order order, std::uintptr_t pc,
               Operate&& operate);
   // The kernel uses what the latest atomic operation at `address` returned: only now does it know what came before.
   void use_result(Fiber& self, const void* address);
@@ -145,7 +146,7 @@ class Worker {
   void reserve_shared(unsigned bytes);
   void complete_gatherings(Warp& warp);
   void require_all_lanes(Fiber& self, const Gathering& gathering);
-  void require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier, std::uintptr_t pc);
+  void require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier);
 
   FiberArena arena_;
   void* main_context_ = nullptr;
@@ -174,7 +175,7 @@ class Worker {
   Clocks clocks_;
   BlockOrder order_;
   AtomicVariables shared_variables_;
-  AtomicNumbers numbers_{};  // of the atomic operation that runs
+  AtomicTouch atomic_{};  // the atomic operation that runs
   Traffic traffic_;
   Buffer* last_buffer_ = nullptr;
 
@@ -214,14 +215,15 @@ void Worker::meet(Fiber& self, Primitive primitive, unsigned mask, void* operand
 
 // The variable is held until its order is known: a later operation sees what this one publishes.
 template <class Operate>
-void Worker::atomic(Fiber& self, void* pointer, std::size_t bytes, Scope scope, Order order, std::uintptr_t pc,
-                    Operate&& operate) {
+void Worker::atomic(Fiber& self, void* pointer, std::size_t bytes, bool reads, Scope scope, Order order,
+                    std::uintptr_t pc, Operate&& operate) {
   self.primitive = Primitive::kAtomic;
   self.pc = pc;
   require_aligned(self, pointer, bytes, Primitive::kAtomic, pc);
   if (!checked) {
     operate();
   } else {
+    atomic_ = {static_cast<std::uint8_t>(bytes), reads};
     access(self, scope == Scope::kBlock ? Access::kAtomicOfBlock : Access::kAtomic, pointer, bytes, pc);
     const bool is_release = order == Order::kRelease || order == Order::kAcquireRelease || order == Order::kSequential;
     const bool is_acquire = order == Order::kAcquire || order == Order::kAcquireRelease || order == Order::kSequential;
@@ -230,7 +232,7 @@ void Worker::atomic(Fiber& self, void* pointer, std::size_t bytes, Scope scope, 
     const Stamp me = stamp(self, pc);
     const std::lock_guard<std::mutex> lock(launch->variables.mutex);
     AtomicVariable& variable = (is_shared ? shared_variables_ : launch->variables).at(address);
-    note_result(self, {address, bytes, &variable, variable.size(), scope, is_acquire, me, numbers_});
+    note_result(self, {address, &variable, variable.size(), scope, is_acquire, me, atomic_});
     if (operate()) order_.publish(variable, scope, is_release, me, clocks_);
     if (is_release) Clocks::tick(self);
   }
