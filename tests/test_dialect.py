@@ -270,14 +270,8 @@ def fails(
     **options: Any,
 ) -> KernelError:
     """The KernelError of a launch, whose line must be marked in the source."""
-    launch = {
-        "grid": 1,
-        "block": 64,
-        "shared": 0,
-        **{k: options.pop(k) for k in ("grid", "block", "shared") if k in options},
-    }
     with pytest.raises(KernelError) as info:
-        emulator(**options).launch(instance, (launch["grid"],), (launch["block"],), launch["shared"], args)
+        emulator(**options).launch(instance, (grid,), (block,), shared, args)
     assert info.value.source in bug_lines(file, instance), info.value
     return info.value
 

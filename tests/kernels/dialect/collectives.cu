@@ -130,8 +130,7 @@ __global__ void waits_with_nanosleep(int* out) {
   if (threadIdx.x == 0) turn = 0;
   __syncthreads();
   while (atomicAdd(&turn, 0) != threadIdx.x) __nanosleep(20);
-  out[threadIdx.x] = turn;
-  atomicAdd(&turn, 1);
+  out[threadIdx.x] = atomicAdd(&turn, 1);
 }
 
 __global__ void prints(long long* out) {
