@@ -13,6 +13,7 @@
 
 #include "abi.h"
 #include "order.h"
+#include "variables.h"
 
 namespace emulator {
 
@@ -60,7 +61,10 @@ struct Launch {
   const void* const* arguments = nullptr;
   Dim3 grid, block;
   std::optional<std::vector<std::uint64_t>> chosen;  // blocks of the grid that are run; without, all of them
+  // Of a block: the kernel's __shared__ variables and the gaps between them, then what the launch asks for.
   unsigned shared_bytes = 0;
+  const SharedLayout* shared_layout = nullptr;
+  const std::vector<Variable>* constants = nullptr;  // __constant__ variables
   std::vector<Buffer> buffers;
   Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
   bool checked = false;

@@ -22,6 +22,7 @@ from .arguments import Parameter, check_count, check_dimensions, check_pointer, 
 from .counters import Counters
 from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
+from .kernel_variables import KernelVariables
 from .protocol import Argument, Array, Dim
 from .recorder import Launch
 from .stream_memory import Streams, bounds_of, ranges_of, rows_of
@@ -33,6 +34,7 @@ ChooseBlocks = Callable[[str, Dim], Iterable[Dim]]
 """Of an instance and its grid: the indices (x, y, z) of the blocks to run."""
 
 MAX_SHARED_BYTES = 227 * 1024  # of a block on sm_90
+_MAX_STATIC_SHARED_BYTES = 48 * 1024  # of a kernel's __shared__ variables
 POISON = 0x7FA5
 """Both halves of unwritten memory's words: a NaN in bfloat16, float16 and float32 that no arithmetic yields."""
 
@@ -84,6 +86,7 @@ class Emulator:
         self.only_blocks = only_blocks
         self.counters: Counters | None = None
         self._observe = observe
+        self._variables = KernelVariables()
         self._runtime = _runtime()
         self._streams = Streams(self._runtime.Stream)
         self._compiler = HostCompiler(
@@ -168,23 +171,28 @@ class Emulator:
             for n, (kind, const, size, t) in zip(names, library.parameters, strict=True)
         ]
         check_count(instance, parameters, args)
+        self._check_shared(instance, library.shared_bytes, shared_bytes)
         packed, buffers = _bind(self._runtime, instance, parameters, args)
         if self.checked:
             self._streams.watch(args)
-        result = self._runtime.launch(
-            library,
-            self._options(),
-            grid=grid_dim,
-            block=block_dim,
-            shared_bytes=shared_bytes,
-            arguments=packed,
-            buffers=buffers,
-            stream=self._streams[stream],
-            name=instance,
-            overlap=overlap,
-            ranges=ranges_of(kernel, args) if overlap and self.checked else [],
-            blocks=self._chosen_blocks(instance, grid_dim),
-        )
+        with self._variables.of(library, kernel.path) as variables:
+            names += variables.names()
+            result = self._runtime.launch(
+                library,
+                self._options(),
+                grid=grid_dim,
+                block=block_dim,
+                shared_bytes=shared_bytes,
+                arguments=packed,
+                buffers=buffers + variables.buffers(self._runtime, len(parameters)),
+                stream=self._streams[stream],
+                name=instance,
+                overlap=overlap,
+                ranges=ranges_of(kernel, args) if overlap and self.checked else [],
+                blocks=self._chosen_blocks(instance, grid_dim),
+            )
+            if result["report"] is None:
+                variables.keep()
         if result["printed"]:
             sys.stdout.write(result["printed"].decode(errors="replace"))
         raise_divergence(instance, path, names, result["unlike_calls"])
@@ -192,7 +200,38 @@ class Emulator:
             raise kernel_error(instance, path, names, result["report"])
         self.counters = Counters(**result["counters"])
         if self._observe is not None:
-            self._observe(Launch(instance, math.prod(block_dim), shared_bytes), self.counters)
+            self._observe(Launch(instance, math.prod(block_dim), shared_bytes + library.shared_bytes), self.counters)
+
+    def write_variable(self, instance: str, name: str, value: Array) -> None:
+        """Gives a `__device__` or `__constant__` variable of a kernel's file the bytes of an array.
+
+        It has them in the launches that follow, of every kernel of that file. Raises LaunchError for a variable that
+        the instance does not use, or whose size is another.
+        """
+        library, source = self._library_of(instance)
+        self._variables.write(library, source, name, value)
+
+    def read_variable(self, instance: str, name: str, dtype: Any) -> Array:
+        """What such a variable holds, a flat array [n] of dtype; raises LaunchError as `write_variable` does."""
+        library, source = self._library_of(instance)
+        return self._variables.read(library, source, name, dtype)
+
+    def _library_of(self, instance: str) -> tuple[Any, Path]:
+        library = _load(self._runtime, self._compiler.library(instance, checked=self.checked))
+        return library, sources.find_kernel(instance, self._compiler.kernels).path
+
+    def _check_shared(self, instance: str, static: int, dynamic: int) -> None:
+        """Raises LaunchError where a kernel's __shared__ variables are more than a GPU has for them."""
+        if static > _MAX_STATIC_SHARED_BYTES:
+            raise LaunchError(
+                f"{instance} declares {static} bytes of __shared__ variables, a GPU has {_MAX_STATIC_SHARED_BYTES} for "
+                "them: use dynamic shared memory (extern __shared__)"
+            )
+        if static + dynamic > self.shared_bytes:
+            raise LaunchError(
+                f"{instance}: {static} bytes of __shared__ variables and {dynamic} of dynamic shared memory, a block "
+                f"has {self.shared_bytes}"
+            )
 
     def drain(self, *, stream: int = 0) -> None:
         """All launches of the stream end: what comes next there overlaps none of them, as after a copy."""
@@ -203,6 +242,7 @@ class Emulator:
         if self.checked:
             self._streams.watch([*reads, *writes])
             self._streams[stream].note_launch(name, rows_of(reads), rows_of(writes))
+
     def _chosen_blocks(self, instance: str, grid: Dim) -> list[int] | None:
         """The numbers of the blocks to run, each once; None for all. Raises LaunchError for one outside the grid."""
         if self.only_blocks is None:
