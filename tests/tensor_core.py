@@ -1,7 +1,7 @@
 """How tensor cores add, in exact arithmetic: the rules that measurements of GPUs were published to obey.
 
-MMA-Sim (arXiv 2511.10909, package mmasim 2.1.1) and "Accurate Models of NVIDIA Tensor Cores" (arXiv 2512.07004) agree on
-them. bindings/emulator/rounding.cc has them a second time, in vectors.
+MMA-Sim (arXiv 2511.10909, package mmasim 2.1.1) and "Accurate Models of NVIDIA Tensor Cores" (arXiv 2512.07004) agree
+on them. bindings/emulator/rounding.cc has them a second time, in vectors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEAST_EXPONENT = {"bfloat16": -126, "float16": -14, "float32": -126}  # of norma
 
 @dataclass(frozen=True)
 class TensorCore:
-    """terms: products of one fused sum. fraction_bits: what is kept below the largest exponent. zero_exponent: of c = 0."""
+    """How many terms one fused sum has, what it keeps below the largest exponent, and the exponent of a c of zero."""
 
     terms: int
     fraction_bits: int

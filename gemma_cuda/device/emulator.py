@@ -46,10 +46,10 @@ class Emulator:
 
     checked: look at every memory access, and count memory traffic. schedule, seed: in which order threads and blocks
     take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions and
-    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. mma: how sums of
-    tensor cores are rounded: as GPUs of the Ampere and Ada or of the Hopper and Blackwell generations were measured to
-    do it, or, "fast", to float32 after each product. kernels: directory of .cu files (None: the package's own). observe:
-    called with (Launch, Counters) after each launch. shared_bytes: a block may have, as the GPU that is emulated has it.
+    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. mma: how
+    tensor cores round sums: as GPUs of the generations Ampere and Ada, or Hopper and Blackwell, were measured to do it;
+    "fast": to float32 after each product. kernels: directory of .cu files (None: the package's own). observe: called
+    with (Launch, Counters) after each launch. shared_bytes: a block may have, as the GPU that is emulated has it.
     Raises DeviceError where the emulator cannot run.
     """
 
