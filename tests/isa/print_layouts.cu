@@ -1,13 +1,13 @@
 // What CuTe says of the instructions that kernels use, a line each: "FILE | KEY | KEY ... | VALUE", values in CuTe's
 // notation. write_layouts.py compiles this and makes JSON of it.
 #define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
+#include <cutlass/version.h>
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/copy_traits_sm90.hpp>
 #include <cute/atom/mma_atom.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cute/tensor.hpp>
-#include <cutlass/version.h>
 
 #include <cstdarg>
 #include <cstdio>
