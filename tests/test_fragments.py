@@ -1,4 +1,4 @@
-"""The fragments of the kernels against CuTe's layouts (tests/isa/), element by element."""
+"""The fragments of the kernels against CuTe's layouts (tests/isa/), element by element, on the emulator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def chunk_places() -> Array:
     return table % 128 // 16
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_tiles_are_swizzled_by_128_bytes(width: int, tmp_path: Path) -> None:
     place = np.zeros((64, width // 8), np.int32)
@@ -32,7 +31,6 @@ def test_tiles_are_swizzled_by_128_bytes(width: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(place, expected)
 
 
-@pytest.mark.gpu
 def test_tiles_of_linear_are_swizzled_by_128_bytes(tmp_path: Path) -> None:
     place = np.zeros((64, 8), np.int32)
     launch("linear_places", [place], probe(tmp_path, "linear.cu"), grid=64, block=8)
@@ -72,7 +70,6 @@ def check_b_columns(width: int, tiles: int, directory: Path, name: str = "bf16")
         np.testing.assert_array_equal(got, k * width + 8 * (tiles * step + tile) + n)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_fragments_of_a_tile(width: int, name: str, tmp_path: Path) -> None:
@@ -106,7 +103,6 @@ def check_sums(directory: Path) -> None:
     np.testing.assert_array_equal(np.sort(by_quad, axis=1), numbers)  # the row is right, the order is its own
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("name", TYPES)
 def test_fragments_of_linear(name: str, tmp_path: Path) -> None:
     directory = probe(tmp_path, "linear.cu")
@@ -168,7 +164,6 @@ def check_output(directory: Path, name: str, width: int) -> None:
     np.testing.assert_array_equal(o.astype(np.float32), numbers)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("name", TYPES)
 def test_fragments_of_attention(name: str, tmp_path: Path) -> None:
     directory = probe(tmp_path, "attention.cu")
@@ -177,7 +172,6 @@ def test_fragments_of_attention(name: str, tmp_path: Path) -> None:
         check_output(directory, name, width)
 
 
-@pytest.mark.gpu
 def test_rows_and_keys_of_attention(tmp_path: Path) -> None:
     directory = probe(tmp_path, "attention.cu")
     check_scores(directory)
