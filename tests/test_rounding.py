@@ -86,8 +86,9 @@ def cancelling(rng: np.random.Generator, dtype: Any) -> Problem:
 def tiny(rng: np.random.Generator, dtype: Any) -> Problem:
     """Subnormal operands, products and sums; zeros of both signs."""
     a, b, c = shaped(rng, lambda shape, of: of_bits(rng, shape, of, high=0.05), dtype)
-    if dtype is not np.float16:
-        b = of_bits(rng, b.shape, dtype, low=0.35, high=0.5)
+    b = of_bits(rng, b.shape, dtype, low=0.35, high=0.5)
+    if dtype is np.float16:  # whose smallest products lie far above those of float32
+        c = of_bits(rng, c.shape, np.float32, low=0.3, high=0.4)
     for array in (a, b, c):
         array[rng.random(array.shape) < 0.3] *= 0
     return a, b, c
@@ -165,11 +166,21 @@ def test_a_product_is_aligned_by_the_exponents_of_its_factors() -> None:
         assert multiplied(a, b, c, mma)[0, 0] == 0
 
 
-def test_an_accumulator_of_zero_has_an_exponent() -> None:
-    """2^-149 less 2^-157 is cut off to 0, unless 2^-157 has vanished: 2^-132 lies 25 places above it."""
-    products = [2.0**-149, -(2.0**-157)]
-    assert summed("ampere", products, 0.0) == 2.0**-149
-    assert summed("hopper", products, 0.0) == 0.0
+@pytest.mark.parametrize(("mma", "last"), [("ampere", 2.0**-156), ("hopper", 2.0**-158)])
+def test_an_accumulator_of_zero_has_an_exponent(mma: Any, last: float) -> None:
+    """2^-149 less a trifle is cut off to 0, unless the trifle has vanished below 2^-132 · 2^-24 or 2^-133 · 2^-25."""
+    assert summed(mma, [2.0**-149, -last], 0.0) == 0.0
+    assert summed(mma, [2.0**-149, -last / 2], 0.0) == 2.0**-149
+
+
+@pytest.mark.parametrize(("mma", "last"), [("ampere", 2.0**-38), ("hopper", 2.0**-39)])
+def test_a_subnormal_factor_has_the_least_exponent(mma: Any, last: float) -> None:
+    """2^-24 is one of -14 in float16, so that beside it no more is kept than beside 2^-14."""
+    a, b, c = np.zeros((16, 16), np.float16), np.zeros((16, 8), np.float16), np.zeros((16, 8), np.float32)
+    a[:, 0], b[0] = 2.0**-24, 1
+    c[0], c[1] = last, last / 2
+    sums = multiplied(a, b, c, mma).view(np.float32)
+    assert (sums[0] == 2.0**-24 + last).all() and (sums[1] == 2.0**-24).all()
 
 
 @pytest.mark.parametrize("mma", TENSOR_CORES)
