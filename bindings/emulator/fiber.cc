@@ -66,7 +66,12 @@ const char* name_of(Primitive primitive) {
                                       "atomic",
                                       "load_vector",
                                       "store_vector",
-                                      "memory log"};
+                                      "memory log",
+                                      "yield",
+                                      "__match_any_sync",
+                                      "__match_all_sync",
+                                      "__reduce_sync",
+                                      "__activemask"};
   return names[static_cast<int>(primitive)];
 }
 

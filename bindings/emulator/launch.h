@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,10 +14,13 @@
 #include "abi.h"
 #include "matrix.h"
 #include "order.h"
+#include "variables.h"
 
 namespace emulator {
 
 class GlobalShadow;
+struct Pending;
+struct Touched;
 
 enum class Schedule : int { kForward, kReverse, kRandom };
 
@@ -26,10 +30,12 @@ struct Buffer {
   int argument = 0;
   bool writable = false;  // some parameter that points here is not const, and the array may be written
   unsigned element_bytes = 1;
-  bool has_poison = false;  // elements of unwritten memory are recognisable
+  bool has_poison = false;                        // elements of unwritten memory are recognisable, the more so with:
+  std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
+  std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;
-  std::atomic<std::uint64_t>* sectors_read = nullptr;  // one bit per 32-byte sector
-  std::atomic<std::uint64_t>* sectors_written = nullptr;
+  bool has_constant = false;  // some parameter that points here is declared constant
+  Touched* touched = nullptr;
 };
 
 struct Counters {
@@ -55,9 +61,13 @@ struct Launch {
   const Kernel* kernel = nullptr;
   const void* const* arguments = nullptr;
   Dim3 grid, block;
+  std::optional<std::vector<std::uint64_t>> chosen;  // blocks of the grid that are run; without, all of them
+  // Of a block: the kernel's __shared__ variables and the gaps between them, then what the launch asks for.
   unsigned shared_bytes = 0;
-  unsigned shared_granule = 2;  // bytes that the race check tells apart: 1 where the kernel handles single bytes
+  const SharedLayout* shared_layout = nullptr;
+  const std::vector<Variable>* constants = nullptr;  // __constant__ variables
   std::vector<Buffer> buffers;
+  Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
   bool checked = false;
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 0;
@@ -69,13 +79,16 @@ struct Launch {
   int library_sign = 0;                         // -1, 0, 1: which way results of CUDA's math library are off
   std::uintptr_t code_begin = 0, code_end = 0;  // where the kernel library is mapped
 
-  std::uint64_t block_count() const { return std::uint64_t{grid.x} * grid.y * grid.z; }
+  // Of the blocks that are run.
+  std::uint64_t block_count() const {
+    return chosen.has_value() ? chosen->size() : std::uint64_t{grid.x} * grid.y * grid.z;
+  }
   unsigned thread_count() const { return block.x * block.y * block.z; }
 
   // Filled while running.
   std::atomic<std::uint64_t> next_block{0};
   std::atomic<bool> stop{false};
-  PublishedOrder published;
+  AtomicVariables variables;
   std::mutex mutex;  // guards what follows
   std::unique_ptr<Report> report;
   Counters counters;
@@ -85,7 +98,7 @@ struct Launch {
   std::map<std::pair<std::uintptr_t, std::uintptr_t>, Report> unlike_calls;
 
   void fail(Report report);
-  // The block that is run as the n-th.
+  // The block that is run as the n-th: its number in the grid.
   std::uint64_t block_at(std::uint64_t n) const;
 };
 
