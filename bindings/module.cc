@@ -186,6 +186,7 @@ struct Options {
   int schedule;
   std::uint64_t seed;
   unsigned workers;
+  int mma;  // an emulator::MmaRounding
   int exp2_ulps;
   float tanh_factor;
   double rsqrt_factor;
@@ -206,6 +207,7 @@ void configure(Launch& launch, const Library& library, const Options& options) {
   launch.schedule = static_cast<emulator::Schedule>(options.schedule);
   launch.seed = options.seed;
   launch.workers = options.workers;
+  launch.mma = static_cast<emulator::MmaRounding>(options.mma);
   launch.exp2_ulps = options.exp2_ulps;
   launch.tanh_factor = options.tanh_factor;
   launch.rsqrt_factor = options.rsqrt_factor;
@@ -352,12 +354,12 @@ PYBIND11_MODULE(_emulator, module) {
            py::kw_only(), py::arg("begin"), py::arg("end"), py::arg("argument"), py::arg("writable"),
            py::arg("has_poison"), py::arg("element_bytes"), py::arg("written") = 0, py::arg("written_from") = 0);
   py::class_<Options>(module, "Options")
-      .def(py::init([](bool checked, int schedule, std::uint64_t seed, unsigned workers, int exp2_ulps,
+      .def(py::init([](bool checked, int schedule, std::uint64_t seed, unsigned workers, int mma, int exp2_ulps,
                        float tanh_factor, double rsqrt_factor, double reciprocal_factor, int library_sign) {
-             return Options{checked,      schedule,          seed,        workers, exp2_ulps, tanh_factor,
-                            rsqrt_factor, reciprocal_factor, library_sign};
+             return Options{checked,   schedule,    seed,         workers,           mma,
+                            exp2_ulps, tanh_factor, rsqrt_factor, reciprocal_factor, library_sign};
            }),
-           py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"),
+           py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"), py::arg("mma"),
            py::arg("exp2_ulps"), py::arg("tanh_factor"), py::arg("rsqrt_factor"), py::arg("reciprocal_factor"),
            py::arg("library_sign"));
   py::class_<Stream>(module, "Stream")

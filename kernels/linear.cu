@@ -52,6 +52,24 @@ __device__ __forceinline__ void load_tile(T* tile, const T* source, int64_t stri
   }
 }
 
+// A fragment: rows of x_tile from `row` on, 16 columns from `column` on.
+template <class T>
+__device__ __forceinline__ void load_x(uint32_t (&a)[4], const T* x_tile, int row, int column, int lane) {
+  ldmatrix_x4(a, x_tile + place_of(row + lane % 16, column / kChunk + lane / 16));
+}
+
+// B fragments: n runs over the first kTiles · 8 rows of w_tile, k over 16 columns from `column` on.
+template <class T, int kTiles>
+__device__ __forceinline__ void load_w(uint32_t (&b)[kTiles][2], const T* w_tile, int column, int lane) {
+  static_assert(kTiles % 2 == 0, "one ldmatrix brings two tiles of w");
+#pragma unroll
+  for (int n = 0; n < kTiles; n += 2) {
+    uint32_t pair[4];
+    ldmatrix_x4(pair, w_tile + place_of(8 * n + lane % 8 + lane / 16 * 8, column / kChunk + lane / 8 % 2));
+    b[n][0] = pair[0], b[n][1] = pair[1], b[n + 1][0] = pair[2], b[n + 1][1] = pair[3];
+  }
+}
+
 // The tile of y that a block has: row tiles of a group run fastest, so that blocks at work together share rows of w.
 struct Tile {
   int m, n;
@@ -154,7 +172,6 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
   constexpr int kThreads = linear_threads(kBlockM), kWarpM = warp_rows(kBlockM), kWarpN = kBlockN / kWarpsN;
   constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8, kStage = (kBlockM + kBlockN) * kBlockK;
   constexpr int kParts = kEpilogue == GeGlu ? 2 : 1, kColumns = kBlockN / kParts;  // of w, and of y in a tile
-  static_assert(kTilesN % 2 == 0, "one ldmatrix brings two tiles of w");
   T* stages = shared_memory<T>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_m = warp / kWarpsN * kWarpM, warp_n = warp % kWarpsN * kWarpN;
@@ -191,16 +208,11 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
 #pragma unroll
     for (int k = 0; k < kBlockK; k += 16) {
       uint32_t b[kTilesN][2];
-#pragma unroll
-      for (int n = 0; n < kTilesN; n += 2) {
-        uint32_t pair[4];
-        ldmatrix_x4(pair, w_tile + place_of(8 * n + lane % 8 + lane / 16 * 8, k / kChunk + lane / 8 % 2));
-        b[n][0] = pair[0], b[n][1] = pair[1], b[n + 1][0] = pair[2], b[n + 1][1] = pair[3];
-      }
+      load_w(b, w_tile, k, lane);
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) {
         uint32_t a[4];
-        ldmatrix_x4(a, x_tile + place_of(16 * m + lane % 16, k / kChunk + lane / 16));
+        load_x(a, x_tile, 16 * m, k, lane);
         mma_row<T>(split.fragment[m], a, b);
       }
     }

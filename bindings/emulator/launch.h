@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "matrix.h"
 #include "order.h"
 #include "variables.h"
 
@@ -71,6 +72,7 @@ struct Launch {
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 0;
   unsigned workers = 1;
+  MmaRounding mma = MmaRounding::kFast;
   int exp2_ulps = 0;  // added to every inexact result
   float tanh_factor = 1;
   double rsqrt_factor = 1, reciprocal_factor = 1;

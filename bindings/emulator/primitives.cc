@@ -261,7 +261,7 @@ void emulator_mma(float* d, const std::uint32_t* a, const std::uint32_t* b, int 
       report.message = format("lanes %u and %u run different forms of mma at {0}", lane, self.lane);
       worker.fail(std::move(report));
     }
-    mma(lanes);
+    mma(lanes, worker.launch->mma);
     worker.counters.mma += static_cast<std::uint64_t>(tiles);
   });
 }

@@ -29,6 +29,7 @@ from .stream_memory import Streams, bounds_of, ranges_of, rows_of
 
 Schedule = Literal["forward", "reverse", "random"]
 Approximation = Literal["exact", "up", "down"]
+MmaRounding = Literal["fast", "ampere", "hopper"]
 
 ChooseBlocks = Callable[[str, Dim], Iterable[Dim]]
 """Of an instance and its grid: the indices (x, y, z) of the blocks to run."""
@@ -43,6 +44,7 @@ POISON = 0x7FA5
 _EXP2_ULPS, _TANH_ERROR, _RSQRT_ERROR, _RECIPROCAL_ERROR = 2, 2.0**-11, 2.0**-22.9, 2.0**-23
 _SIGNS: dict[str, int] = {"exact": 0, "up": 1, "down": -1}
 _ALIGNMENT = 256
+_MMA_ROUNDINGS = {"fast": 0, "ampere": 1, "hopper": 2}
 _SPARSE_BYTES = 1 << 30  # what is larger takes room only where it is written
 _SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 _POISON_DTYPES = ("bfloat16", "float16", "float32")
@@ -53,10 +55,12 @@ class Emulator:
 
     checked: look at every memory access, and count memory traffic. schedule, seed: in which order threads and blocks
     take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions and
-    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. kernels:
-    directory of .cu files (None: the package's own). observe: called with (Launch, Counters) after each launch.
-    shared_bytes: a block may have, as the GPU that is emulated has it. only_blocks: asked before each launch which
-    blocks of its grid to run (None: all), so that an op can be tested on arrays of many GiB; may be set at any time.
+    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. mma: how
+    tensor cores round sums: as GPUs of the generations Ampere and Ada, or Hopper and Blackwell, were measured to do it;
+    "fast": to float32 after each product. kernels: directory of .cu files (None: the package's own). observe: called
+    with (Launch, Counters) after each launch. shared_bytes: a block may have, as the GPU that is emulated has it.
+    only_blocks: asked before each launch which blocks of its grid to run (None: all), so that an op can be tested on
+    arrays of many GiB; may be set at any time.
     Raises DeviceError where the emulator cannot run.
     """
 
@@ -70,6 +74,7 @@ class Emulator:
         seed: int = 0,
         workers: int | None = None,
         approx: Approximation = "exact",
+        mma: MmaRounding = "fast",
         kernels: Path | None = None,
         cache: Path | None = None,
         observe: Callable[[Launch, Counters], None] | None = None,
@@ -80,7 +85,9 @@ class Emulator:
             raise DeviceError(f"schedule is {schedule!r}, expected one of {', '.join(_SCHEDULES)}")
         if approx not in _SIGNS:
             raise DeviceError(f"approx is {approx!r}, expected one of {', '.join(_SIGNS)}")
-        self.checked, self.schedule, self.seed, self.approx = checked, schedule, seed, approx
+        if mma not in _MMA_ROUNDINGS:
+            raise DeviceError(f"mma is {mma!r}, expected one of {', '.join(_MMA_ROUNDINGS)}")
+        self.checked, self.schedule, self.seed, self.approx, self.mma = checked, schedule, seed, approx, mma
         self.workers = len(os.sched_getaffinity(0)) if workers is None else max(1, workers)
         self.shared_bytes = shared_bytes
         self.only_blocks = only_blocks
@@ -271,6 +278,7 @@ class Emulator:
             schedule=_SCHEDULES[self.schedule],
             seed=self.seed % 2**64,
             workers=self.workers,
+            mma=_MMA_ROUNDINGS[self.mma],
             exp2_ulps=sign * _EXP2_ULPS,
             tanh_factor=1.0 + sign * _TANH_ERROR,
             rsqrt_factor=1.0 + sign * _RSQRT_ERROR,
