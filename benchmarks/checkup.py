@@ -35,7 +35,7 @@ from typing import Any
 from . import profilers
 from .isolated_tests import ROOT, Result, run_isolated
 
-GOLDEN = ("tests/test_primitives.py",)
+GOLDEN = ("tests/test_primitives.py", "tests/test_layouts.py")
 KERNELS = tuple(f"tests/test_{name}.py" for name in (
     "rms_norm", "geglu", "embed", "logits", "qk_norm_rope", "linear", "attention"
 ))  # fmt: skip

@@ -246,7 +246,9 @@ def test_a_deadlock_says_who_waits_where(schedule: Schedule, checked: bool) -> N
 
 def test_a_shuffle_that_waits_for_lanes_elsewhere_is_a_deadlock() -> None:
     error = caught("lonely_shuffle", [floats(32)], kind="deadlock", block=32)
-    assert "threads 0-7 wait at __shfl_sync with mask 0xffffffff" in str(error) and "threads 8-31 wait at __syncthreads" in str(error)
+    assert "threads 0-7 wait at __shfl_sync with mask 0xffffffff" in str(
+        error
+    ) and "threads 8-31 wait at __syncthreads" in str(error)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -12,11 +12,15 @@
 #include <vector>
 
 #include "abi.h"
+#include "matrix.h"
 #include "order.h"
+#include "variables.h"
 
 namespace emulator {
 
 class GlobalShadow;
+struct Pending;
+struct Touched;
 
 enum class Schedule : int { kForward, kReverse, kRandom };
 
@@ -26,12 +30,12 @@ struct Buffer {
   int argument = 0;
   bool writable = false;  // some parameter that points here is not const, and the array may be written
   unsigned element_bytes = 1;
-  bool has_poison = false;  // elements of unwritten memory are recognisable, the more so with:
+  bool has_poison = false;                        // elements of unwritten memory are recognisable, the more so with:
   std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
   std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;
-  std::atomic<std::uint64_t>* sectors_read = nullptr;  // one bit per 32-byte sector
-  std::atomic<std::uint64_t>* sectors_written = nullptr;
+  bool has_constant = false;  // some parameter that points here is declared constant
+  Touched* touched = nullptr;
 };
 
 struct Counters {
@@ -58,12 +62,17 @@ struct Launch {
   const void* const* arguments = nullptr;
   Dim3 grid, block;
   std::optional<std::vector<std::uint64_t>> chosen;  // blocks of the grid that are run; without, all of them
+  // Of a block: the kernel's __shared__ variables and the gaps between them, then what the launch asks for.
   unsigned shared_bytes = 0;
+  const SharedLayout* shared_layout = nullptr;
+  const std::vector<Variable>* constants = nullptr;  // __constant__ variables
   std::vector<Buffer> buffers;
+  Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
   bool checked = false;
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 0;
   unsigned workers = 1;
+  MmaRounding mma = MmaRounding::kFast;
   int exp2_ulps = 0;  // added to every inexact result
   float tanh_factor = 1;
   double rsqrt_factor = 1, reciprocal_factor = 1;

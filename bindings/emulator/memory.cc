@@ -8,7 +8,7 @@
 namespace emulator {
 namespace {
 
-constexpr std::size_t kLogCapacity = 2048;     // accesses per thread between two meetings of its warp
+constexpr std::size_t kLogCapacity = 2048;  // accesses per thread between two meetings of its warp
 // Unwritten memory: a NaN in every float type that nothing computes. Single bytes have its first.
 constexpr std::uint64_t kPoison = 0x7fa57fa57fa57fa5;
 
@@ -71,7 +71,7 @@ void Worker::check_shared(Fiber& self, Access kind, std::uintptr_t address, std:
   Stamp me = stamp(self, pc);
   const std::uint32_t block = me.block;
   me.block = blocks_run_;
-  const Conflict conflict = shared_shadow_.touch(kind, address, bytes, me, block, clocks_, order_, &numbers_);
+  const Conflict conflict = shared_shadow_.touch(kind, address, bytes, me, block, clocks_, order_, &atomic_);
   if (conflict.kind == Conflict::kUninitialized)
     note_unwritten(self, conflict, bytes, pc);
   else if (conflict.kind != Conflict::kNone)
@@ -88,28 +88,28 @@ void Worker::check_global(Fiber& self, Access kind, std::uintptr_t address, std:
   }
   if (address + bytes > buffer->end || (!is_read(kind) && !buffer->writable))
     report_out_of_bounds(self, kind, address, bytes, pc);
-  if (buffer->has_poison && (kind == Access::kRead || is_atomic(kind)) && holds_poison(*buffer, address, bytes)) {
+  if (is_pending(self, *buffer)) check_pending(self, *buffer, kind, address, bytes, pc);
+  if (buffer->has_poison && (kind == Access::kRead || (is_atomic(kind) && atomic_.reads)) &&
+      holds_poison(*buffer, address, bytes)) {
     Report report = describe(self, "uninitialized read", pc);
     report.address = address;
     report.message = format("thread %u reads unwritten memory, %s, at {0}", self.thread, place_of(address).c_str());
     fail(std::move(report));
   }
   if (buffer->shadow != nullptr) {
-    const Conflict conflict = buffer->shadow->touch(kind, address, bytes, stamp(self, pc), clocks_, order_, &numbers_);
+    const Conflict conflict = buffer->shadow->touch(kind, address, bytes, stamp(self, pc), clocks_, order_, &atomic_);
     if (conflict.kind != Conflict::kNone) report_conflict(self, kind, conflict, pc);
   }
   if (kind == Access::kAsyncReadDone) return;
   if (buffer->written != nullptr && !is_read(kind))
     mark(buffer->written, address - buffer->written_from, address + bytes - 1 - buffer->written_from);
-  const std::uintptr_t origin = buffer->begin / 32, first = address / 32 - origin,
-                       last = (address + bytes - 1) / 32 - origin;
   if (kind != Access::kWrite) {
     counters.global_read_bytes += bytes;
-    mark(buffer->sectors_read, first, last);
+    buffer->touched->read.mark(address, bytes);
   }
   if (!is_read(kind)) {
     counters.global_write_bytes += bytes;
-    mark(buffer->sectors_written, first, last);
+    buffer->touched->written.mark(address, bytes);
   }
   log(self, kind, address, bytes, pc);
 }
@@ -138,14 +138,14 @@ void Worker::use_result(Fiber& self, const void* pointer) {
   const auto result = std::find_if(self.results.begin(), self.results.end(),
                                    [&](const AtomicResult& other) { return other.address == address; });
   if (result == self.results.end()) return;
-  AtomicNumbers numbers = result->numbers;
+  AtomicTouch touch = result->touch;
   Stamp me = result->when;
   const std::uint32_t block = me.block;
   if (address - reinterpret_cast<std::uintptr_t>(shared) < launch->shared_bytes) {
     me.block = blocks_run_;
-    shared_shadow_.touch(Access::kAtomicResult, address, result->bytes, me, block, clocks_, order_, &numbers);
+    shared_shadow_.touch(Access::kAtomicResult, address, touch.bytes, me, block, clocks_, order_, &touch);
   } else if (Buffer* buffer = find_buffer(address); buffer != nullptr && buffer->shadow != nullptr) {
-    buffer->shadow->touch(Access::kAtomicResult, address, result->bytes, me, clocks_, order_, &numbers);
+    buffer->shadow->touch(Access::kAtomicResult, address, touch.bytes, me, clocks_, order_, &touch);
   }
   const std::lock_guard<std::mutex> lock(launch->variables.mutex);
   order_.observe(*result->variable, result->seen, result->scope, result->is_acquire, result->when, clocks_);

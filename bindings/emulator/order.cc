@@ -47,8 +47,7 @@ void Past::add(const Past& other) {
 }
 
 bool Seen::admits(const Publication& publication) const {
-  return publication.number < length &&
-         (publication.block == block || (is_wide(scope) && is_wide(publication.scope)));
+  return publication.number < length && (publication.block == block || (is_wide(scope) && is_wide(publication.scope)));
 }
 
 void AtomicVariable::append(Publication publication) {
@@ -170,7 +169,7 @@ void BlockOrder::end_epoch() {
   fences_.clear();
 }
 
-bool BlockOrder::covers(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks) {
+bool BlockOrder::covers_acquired(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks) {
   for (Sight& sight : acquired_) {
     if (!reaches(sight.when, me, clocks)) continue;
     auto found = sight.found.find(block);

@@ -29,15 +29,19 @@ struct Stamp {
 
 // A part of what one block did: all of it before an epoch, and in that epoch what single threads did up to a clock.
 struct Past {
-  std::uint32_t epoch = 0;  // 0: nothing
+  std::uint32_t epoch = 0;                                      // 0: nothing
   std::vector<std::pair<std::uint16_t, std::uint32_t>> clocks;  // by thread
   bool covers(const Stamp& before) const;
   void add(const Past& other);
   bool operator==(const Past& other) const { return epoch == other.epoch && clocks == other.clocks; }
 };
 
-// The numbers that an atomic operation has among those of the shadow cells that it spans.
-using AtomicNumbers = std::array<std::uint32_t, 8>;
+// An atomic operation as the shadow memory sees it.
+struct AtomicTouch {
+  std::uint8_t bytes;
+  bool reads;                              // not an exchange, which may be the first to write
+  std::array<std::uint32_t, 8> numbers{};  // among the operations of each cell that it spans: of the result
+};
 
 struct Publication;
 
@@ -102,7 +106,9 @@ class BlockOrder {
   // __syncthreads orders all that was done before it.
   void end_epoch();
   // Is `before`, made in block `block`, ordered before what `me` does now by what `me` has acquired?
-  bool covers(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks);
+  bool covers(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks) {
+    return !acquired_.empty() && covers_acquired(block, before, me, clocks);
+  }
 
  private:
   struct Fence {
@@ -123,6 +129,7 @@ class BlockOrder {
                   const Clocks& clocks);
   static void merge(std::vector<Sight>& sights);
   void acquire(Seen seen, Scope scope, const Stamp& when, bool is_fenced, const Clocks& clocks);
+  bool covers_acquired(std::uint32_t block, const Stamp& before, const Stamp& me, const Clocks& clocks);
   Past released(Scope scope, const Stamp& me, const Clocks& clocks) const;
 
   std::uint32_t block_ = 0;

@@ -19,11 +19,12 @@ struct Rules {
   const Clocks& clocks;
   BlockOrder& order;
   Shadow& shadow;
-  AtomicNumbers* numbers;
+  AtomicTouch* atomic;
   mutable std::size_t cell_number = 0;
 
   std::uint16_t my_warp() const { return static_cast<std::uint16_t>(me.thread / kWarpSize); }
   std::uint32_t my_lane() const { return 1u << me.thread % kWarpSize; }
+  std::uint32_t& number_of(std::size_t cell) const { return atomic->numbers[cell % atomic->numbers.size()]; }
   bool is_set(std::uint32_t of_block) const { return kShared ? of_block == me.block : of_block != 0; }
 
   // Is what was done at `stamp` ordered before what I do now?
@@ -53,11 +54,6 @@ struct Rules {
     const unsigned lane = unordered_lane(access);
     return lane == kWarpSize ? Conflict{} : race(stamp_of(access, lane), other_wrote);
   }
-  Conflict against(const std::vector<WarpAccess>& accesses, bool other_wrote) const {
-    for (const WarpAccess& access : accesses)
-      if (const Conflict conflict = against(access, other_wrote); conflict.kind != Conflict::kNone) return conflict;
-    return {};
-  }
 
   Conflict touch(Cell& cell, Access kind) const {
     if (cell.is_in_flight && is_set(cell.writer.block) && kind != Access::kAsyncLand)
@@ -67,7 +63,7 @@ struct Rules {
         return read(cell);
       case Access::kAsyncRead: {
         const Conflict conflict = read(cell);
-        shadow.overflow(cell).sources.push_back(me);
+        sources(cell).push_back(me);
         return conflict;
       }
       case Access::kAsyncReadDone:
@@ -76,11 +72,21 @@ struct Rules {
       case Access::kAtomicOfBlock:
         return operate(cell, kind);
       case Access::kAtomicResult:
-        if (cell.more != nullptr) cell.more->observations.push_back({me, (*numbers)[cell_number++ % numbers->size()]});
+        if (cell.has_atomics) observe(cell.more->observations, number_of(cell_number++));
         return {};
       default:
         return write(cell, kind);
     }
+  }
+
+  void observe(std::vector<Observation>& observations, std::uint32_t number) const {
+    const bool is_anew = observations.empty() || observations.back().who.block != me.block ||
+                         observations.back().who.thread != me.thread || observations.back().who.epoch != me.epoch ||
+                         observations.back().who.clock != me.clock;
+    if (is_anew)
+      observations.push_back({me, number});
+    else
+      observations.back().number = std::max(observations.back().number, number);
   }
 
   Conflict read(Cell& cell) const {
@@ -92,12 +98,12 @@ struct Rules {
 
   // Those whose end I know of by a later one's result need no fence: atomic operations of a cell follow each other.
   Conflict against_atomics(const Cell& cell) const {
-    if (cell.more == nullptr || cell.more->atomics.empty()) return {};
+    if (!cell.has_atomics) return {};
     std::uint32_t known = 0;
     for (const Observation& observation : cell.more->observations)
       if (observation.number > known && is_set(observation.who.block) && precedes(observation.who))
         known = observation.number;
-    for (const WarpAccess& access : cell.more->atomics)
+    for (const AtomicAccess& access : cell.more->atomics)
       if (access.number > known)
         if (const Conflict conflict = against(access, true); conflict.kind != Conflict::kNone) return conflict;
     return {};
@@ -105,16 +111,33 @@ struct Rules {
 
   bool is_unwritten(const Cell& cell) const {
     if (!kShared || is_set(cell.writer.block)) return false;
-    return cell.more == nullptr || std::none_of(cell.more->atomics.begin(), cell.more->atomics.end(),
-                                                [&](const WarpAccess& access) { return is_set(access.block); });
+    return !cell.has_atomics || std::none_of(cell.more->atomics.begin(), cell.more->atomics.end(),
+                                             [&](const WarpAccess& access) { return is_set(access.block); });
   }
 
   bool is_mine(const WarpAccess& access) const {
-    return access.block == me.block && access.warp == my_warp() && access.clock == me.clock &&
-           access.epoch == me.epoch;
+    return access.block == me.block && access.warp == my_warp() && access.clock == me.clock && access.epoch == me.epoch;
   }
-  WarpAccess mine(bool is_of_block_scope = false, std::uint32_t number = 0) const {
-    return {me.block, me.epoch, me.clock, me.pc, my_lane(), my_warp(), is_of_block_scope, number};
+  WarpAccess mine() const { return {me.block, me.epoch, me.clock, me.pc, my_lane(), my_warp()}; }
+
+  // The lists of a cell, which hold what they held for its last life until they are asked for.
+  std::vector<WarpAccess>& readers(Cell& cell) const {
+    std::vector<WarpAccess>& list = shadow.overflow(cell).readers;
+    if (!cell.has_readers) list.clear();
+    cell.has_readers = true;
+    return list;
+  }
+  std::vector<AtomicAccess>& atomics(Cell& cell) const {
+    Overflow& more = shadow.overflow(cell);
+    if (!cell.has_atomics) more.atomics.clear(), more.observations.clear();
+    cell.has_atomics = true;
+    return more.atomics;
+  }
+  std::vector<Stamp>& sources(Cell& cell) const {
+    std::vector<Stamp>& list = shadow.overflow(cell).sources;
+    if (!cell.has_sources) list.clear();
+    cell.has_sources = true;
+    return list;
   }
 
   // Readers that are ordered before me are forgotten: who comes after me comes after them.
@@ -124,71 +147,79 @@ struct Rules {
       first.lanes |= my_lane();
       return;
     }
-    std::vector<WarpAccess>* others = cell.more == nullptr ? nullptr : &cell.more->readers;
-    const bool is_alone = others == nullptr || others->empty();
     // All readers of shared memory are of one epoch.
-    if (!is_set(first.block) || (first.block == me.block && first.epoch < me.epoch && (kShared || is_alone))) {
-      if (!is_alone && kShared) others->clear();
+    const bool is_over = first.block == me.block && first.epoch < me.epoch;
+    if (!is_set(first.block) || (is_over && (kShared || !cell.has_readers))) {
+      if (kShared) cell.has_readers = false;
       first = mine();
-      return;
+    } else if (!cell.has_readers && first.block == me.block && first.warp == my_warp() &&
+               unordered_lane(first) == kWarpSize) {
+      first = mine();
+    } else if (WarpAccess* same = place_in(readers(cell))) {
+      if (is_mine(*same))
+        same->lanes |= my_lane();
+      else
+        *same = mine();
+    } else {
+      cell.more->readers.push_back(mine());
     }
-    if (is_alone && first.block == me.block && unordered_lane(first) == kWarpSize)
-      first = mine();
-    else
-      add(shadow.overflow(cell).readers, mine());
   }
 
-  // Looks at the latest few only: a list that is longer than it could be is as good.
-  void add(std::vector<WarpAccess>& accesses, const WarpAccess& next) const {
+  // An access in the list that mine can join, or take the place of since it is over; nullptr if there is none among the
+  // latest few: a list that is longer than it could be is as good.
+  template <class T>
+  T* place_in(std::vector<T>& accesses) const {
     constexpr std::size_t kLookBack = 32;
     for (std::size_t i = accesses.size(); i-- > 0 && i + kLookBack >= accesses.size();) {
-      WarpAccess& access = accesses[i];
-      if (is_set(access.block)) {
-        if (access.block != me.block || access.is_of_block_scope != next.is_of_block_scope) continue;
-        if (is_mine(access) && access.pc == me.pc) {
-          access.lanes |= my_lane();
-          access.number = next.number;
-          return;
-        }
-        const bool is_over =
-            access.epoch < me.epoch || (access.warp == my_warp() && unordered_lane(access) == kWarpSize);
-        if (!is_over) continue;
-      }
-      access = next;
-      return;
+      T& access = accesses[i];
+      if (!is_set(access.block)) return &access;
+      if (access.block != me.block) continue;
+      if (is_mine(access) && access.pc == me.pc) return &access;
+      if (access.epoch < me.epoch || (access.warp == my_warp() && unordered_lane(access) == kWarpSize)) return &access;
     }
-    accesses.push_back(next);
+    return nullptr;
   }
 
-  // Atomic operations do not race with each other if each is atomic for the other's thread.
+  // Atomic operations do not race with each other if they are of one size and each is atomic for the other's thread.
   Conflict operate(Cell& cell, Access kind) const {
     const bool is_of_block_scope = kind == Access::kAtomicOfBlock;
     if (const Conflict conflict = against_plain(cell); conflict.kind != Conflict::kNone) return conflict;
     const bool was_unwritten = is_unwritten(cell);
-    std::vector<WarpAccess>& atomics = shadow.overflow(cell).atomics;
-    if (!kShared)
-      for (const WarpAccess& access : atomics)
-        if (access.block != me.block && (is_of_block_scope || access.is_of_block_scope))
-          if (const Conflict conflict = against(access, true); conflict.kind != Conflict::kNone) return conflict;
-    const std::uint32_t number = ++shadow.overflow(cell).atomic_count;
-    if (numbers != nullptr) (*numbers)[cell_number++ % numbers->size()] = number;
-    add(atomics, mine(is_of_block_scope, number));
-    return was_unwritten ? Conflict{Conflict::kUninitialized, false, {}, 0} : Conflict{};
+    std::vector<AtomicAccess>& others = atomics(cell);
+    for (const AtomicAccess& access : others)
+      if (access.bytes != atomic->bytes ||
+          (!kShared && access.block != me.block && (is_of_block_scope || access.is_of_block_scope)))
+        if (const Conflict conflict = against(access, true); conflict.kind != Conflict::kNone) return conflict;
+    AtomicAccess next{mine(), is_of_block_scope, atomic->bytes, ++cell.more->atomic_count};
+    number_of(cell_number++) = next.number;
+    AtomicAccess* same = place_in(others);
+    if (same == nullptr ||
+        (is_set(same->block) && (same->is_of_block_scope != is_of_block_scope || same->bytes != next.bytes))) {
+      others.push_back(next);
+    } else {
+      if (is_mine(*same)) next.lanes |= same->lanes;
+      *same = next;
+    }
+    return was_unwritten && atomic->reads ? Conflict{Conflict::kUninitialized, false, {}, 0} : Conflict{};
   }
 
   Conflict against_plain(const Cell& cell) const {
     if (!precedes(cell.writer)) return race(cell.writer, true);
     if (const Conflict conflict = against(cell.reader, false); conflict.kind != Conflict::kNone) return conflict;
-    if (cell.more == nullptr) return {};
-    for (const Stamp& source : cell.more->sources)
-      if (is_set(source.block)) return {Conflict::kSourceInFlight, false, source, 0};
-    return against(cell.more->readers, false);
+    if (cell.has_sources)
+      for (const Stamp& source : cell.more->sources)
+        if (is_set(source.block)) return {Conflict::kSourceInFlight, false, source, 0};
+    const bool are_over = kShared && (cell.reader.block != me.block || cell.reader.epoch < me.epoch);
+    if (cell.has_readers && !are_over)
+      for (const WarpAccess& access : cell.more->readers)
+        if (const Conflict conflict = against(access, false); conflict.kind != Conflict::kNone) return conflict;
+    return {};
   }
 
   Conflict write(Cell& cell, Access kind) const {
     if (const Conflict conflict = against_plain(cell); conflict.kind != Conflict::kNone) return conflict;
     if (const Conflict conflict = against_atomics(cell); conflict.kind != Conflict::kNone) return conflict;
-    if (cell.more != nullptr) cell.more->clear();
+    cell.has_readers = cell.has_atomics = cell.has_sources = false;
     cell.writer = me;
     cell.reader = {};
     cell.is_in_flight = kind == Access::kAsyncIssue;
@@ -197,11 +228,12 @@ struct Rules {
 
   // The copy's reading ends with the wait, and is a read like any other from then on.
   Conflict end_source(Cell& cell) const {
-    std::vector<Stamp>& sources = shadow.overflow(cell).sources;
-    const auto source = std::find_if(sources.begin(), sources.end(), [&](const Stamp& stamp) {
+    std::vector<Stamp>& list = sources(cell);
+    const auto source = std::find_if(list.begin(), list.end(), [&](const Stamp& stamp) {
       return stamp.block == me.block && stamp.thread == me.thread && stamp.pc == me.pc;
     });
-    if (source != sources.end()) sources.erase(source);
+    if (source != list.end()) list.erase(source);
+    cell.has_sources = !list.empty();
     remember_reader(cell);
     return {};
   }
@@ -243,10 +275,7 @@ void Shadow::copy(Cell& to, const Cell& from) {
   Overflow* const more = to.more;
   to = from;
   to.more = more;
-  if (from.more != nullptr)
-    overflow(to) = *from.more;
-  else if (more != nullptr)
-    more->clear();
+  if (from.has_readers || from.has_atomics || from.has_sources) overflow(to) = *from.more;
 }
 
 void Shadow::split(Line& line, Cell* parts, unsigned cell_bytes) {
@@ -298,14 +327,14 @@ Conflict Shadow::apply(bool is_write, std::uintptr_t address, std::size_t bytes,
 }
 
 Conflict SharedShadow::touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me,
-                             std::uint32_t block, const Clocks& clocks, BlockOrder& order, AtomicNumbers* numbers) {
-  const Rules<true> rules{me, block, clocks, order, *this, numbers};
+                             std::uint32_t block, const Clocks& clocks, BlockOrder& order, AtomicTouch* atomic) {
+  const Rules<true> rules{me, block, clocks, order, *this, atomic};
   return apply<false>(!is_read(kind), address, bytes, [&](Cell& cell) { return rules.touch(cell, kind); });
 }
 
 Conflict GlobalShadow::touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me,
-                             const Clocks& clocks, BlockOrder& order, AtomicNumbers* numbers) {
-  const Rules<false> rules{me, me.block, clocks, order, *this, numbers};
+                             const Clocks& clocks, BlockOrder& order, AtomicTouch* atomic) {
+  const Rules<false> rules{me, me.block, clocks, order, *this, atomic};
   return apply<true>(!is_read(kind), address, bytes, [&](Cell& cell) { return rules.touch(cell, kind); });
 }
 

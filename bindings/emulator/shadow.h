@@ -16,17 +16,18 @@ namespace emulator {
 enum class Access : std::uint8_t {
   kRead,
   kWrite,
-  kAtomic,          // at device scope
-  kAtomicOfBlock,   // at block scope
-  kAtomicResult,    // the kernel uses what an atomic operation has returned
-  kAsyncIssue,      // an asynchronous copy begins to fill its target
-  kAsyncLand,       // and has filled it
-  kAsyncRead,       // an asynchronous copy begins to read its source
-  kAsyncReadDone,   // and has read it
+  kAtomic,         // at device scope
+  kAtomicOfBlock,  // at block scope
+  kAtomicResult,   // the kernel uses what an atomic operation has returned
+  kAsyncIssue,     // an asynchronous copy begins to fill its target
+  kAsyncLand,      // and has filled it
+  kAsyncRead,      // an asynchronous copy begins to read its source
+  kAsyncReadDone,  // and has read it
 };
 inline bool is_atomic(Access kind) { return kind == Access::kAtomic || kind == Access::kAtomicOfBlock; }
 inline bool is_read(Access kind) {
-  return kind == Access::kAtomicResult || kind == Access::kRead || kind == Access::kAsyncRead || kind == Access::kAsyncReadDone;
+  return kind == Access::kAtomicResult || kind == Access::kRead || kind == Access::kAsyncRead ||
+         kind == Access::kAsyncReadDone;
 }
 
 // Accesses of one kind by lanes of one warp, at one place in the code and one time.
@@ -36,8 +37,12 @@ struct WarpAccess {
   std::uint32_t pc = 0;
   std::uint32_t lanes = 0;
   std::uint16_t warp = 0;
+};
+
+struct AtomicAccess : WarpAccess {
   bool is_of_block_scope = false;
-  std::uint32_t number = 0;  // of the last one, if they are atomic
+  std::uint8_t bytes = 0;
+  std::uint32_t number = 0;  // of the last of them among the cell's
 };
 
 // A thread knows that its cell's first `number` atomic operations are over: it used the result of the last of them.
@@ -46,20 +51,21 @@ struct Observation {
   std::uint32_t number;
 };
 
-// The accesses of a cell that its first members have no room for.
+// The accesses of a cell that its first members have no room for. What a list holds counts only if the cell says so.
 struct Overflow {
-  std::vector<WarpAccess> readers, atomics;
+  std::vector<WarpAccess> readers;
+  std::vector<AtomicAccess> atomics;
   std::vector<Observation> observations;
   std::vector<Stamp> sources;  // asynchronous copies that may be reading
   std::uint32_t atomic_count = 0;
-  void clear() { readers.clear(), atomics.clear(), observations.clear(), sources.clear(); }
 };
 
 struct Cell {
-  Stamp writer;       // the last plain write
-  WarpAccess reader;  // since then; further ones and all atomic operations are in `more`
-  Overflow* more;     // nullptr in most cells
-  bool is_in_flight;  // the last write is an asynchronous copy that nobody has waited for
+  Overflow* more;                              // nullptr in most cells
+  Stamp writer;                                // the last plain write
+  WarpAccess reader;                           // a reader since then
+  bool is_in_flight;                           // the last write is an asynchronous copy that nobody has waited for
+  bool has_readers, has_atomics, has_sources;  // in `more`
 };
 
 struct Conflict {
@@ -78,6 +84,7 @@ class Shadow {
   Shadow& operator=(const Shadow&) = delete;
   ~Shadow();
   void map(std::uintptr_t base, std::size_t bytes);
+  // The lists that have anything in them are those that the cell says.
   Overflow& overflow(Cell& cell);
 
  protected:
@@ -103,19 +110,19 @@ class Shadow {
   std::deque<Overflow> overflows_;
 };
 
-// `numbers` are written by an atomic operation and read where its result is used.
+// `atomic` is the operation if `kind` is one, or the use of its result.
 // Shared memory of the block that a worker runs. Stamps of earlier blocks count as never.
 class SharedShadow : public Shadow {
  public:
   Conflict touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me, std::uint32_t block,
-                 const Clocks& clocks, BlockOrder& order, AtomicNumbers* numbers);
+                 const Clocks& clocks, BlockOrder& order, AtomicTouch* atomic);
 };
 
 // Global memory, touched by all workers at once. Only fences and atomic operations order blocks within a launch.
 class GlobalShadow : public Shadow {
  public:
   Conflict touch(Access kind, std::uintptr_t address, std::size_t bytes, const Stamp& me, const Clocks& clocks,
-                 BlockOrder& order, AtomicNumbers* numbers);
+                 BlockOrder& order, AtomicTouch* atomic);
 };
 
 }  // namespace emulator

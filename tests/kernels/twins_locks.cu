@@ -144,7 +144,7 @@ __global__ void ok_once(float* out, float* table, int* mutex, int* ready) {
 __global__ void once_checked_plainly(float* out, float* table, int* mutex, int* ready) {
   if (*ready == 0) {  // bug: once_checked_plainly
     lock(mutex);
-    if (atomicAdd(ready, 0) == 0) {
+    if (atomicAdd(ready, 0) == 0) {  // bug: once_checked_plainly
       *table = 5.0f;
       __threadfence();
       atomicExch(ready, 1);  // bug: once_checked_plainly
@@ -197,6 +197,54 @@ __global__ void handed_on_without_fence(float* out, float* data, int* next, int*
   }
   if (mine == last) out[0] = *data;  // bug: handed_on_without_fence
   atomicExch(flags + mine, 1);
+}
+
+// One flag for all: the block in the middle replaces its value without a fence. Its exchange reads what the first block
+// wrote, so that the last block observes both through it.
+__global__ void ok_handed_on_by_exchange(float* out, float* data, int* next, int* flags) {
+  const int mine = atomicAdd(next, 1);
+  if (mine == 0) {
+    *data = 7.0f;
+    __threadfence();
+  }
+  wait_for(flags, mine);
+  if (mine == static_cast<int>(gridDim.x) - 1) {
+    __threadfence();
+    out[0] = *data;
+  }
+  atomicExch(flags, mine + 1);
+}
+
+// Every block raises a flag of its own; the last to begin waits for all of them.
+__global__ void ok_waits_for_all(float* out, float* data, int* next, int* flags) {
+  const int mine = atomicAdd(next, 1), last = static_cast<int>(gridDim.x) - 1;
+  if (mine != last) {
+    data[mine] = 7.0f;
+    __threadfence();
+    atomicExch(flags + mine, 1);
+    return;
+  }
+  for (int i = 0; i < last; ++i) wait_for(flags + i, 1);
+  __threadfence();
+  float sum = 0.0f;
+  for (int i = 0; i < last; ++i) sum += data[i];
+  out[0] = sum / static_cast<float>(last);
+}
+
+// It waits for the one before it only; that one has waited for nobody.
+__global__ void waits_for_one_of_all(float* out, float* data, int* next, int* flags) {
+  const int mine = atomicAdd(next, 1), last = static_cast<int>(gridDim.x) - 1;
+  if (mine != last) {
+    data[mine] = 7.0f;  // bug: waits_for_one_of_all
+    __threadfence();
+    atomicExch(flags + mine, 1);
+    return;
+  }
+  wait_for(flags + last - 1, 1);
+  __threadfence();
+  float sum = 0.0f;
+  for (int i = 0; i < last; ++i) sum += data[i];  // bug: waits_for_one_of_all
+  out[0] = sum / static_cast<float>(last);
 }
 
 // Look-back: a tile's prefix is that of the tile before, and its own share.
