@@ -1,4 +1,8 @@
-"""Index arithmetic in 32 bits, at each place where a kernel does it in 64."""
+"""Index arithmetic in 32 bits, at each place where a kernel does it in 64.
+
+Those that live are right as they are: rows of partial results of attention, up to first_part + i * part_stride, are
+fewer than 2^31, which the op looks after; and row * k of top_k's results is below 65535 * 64.
+"""
 
 from __future__ import annotations
 
