@@ -163,6 +163,7 @@ class CublasLt:
         self.launched: list[int] = []
         self.refused: set[int] = set()
         self.version = VERSION
+        self.slowdown: Callable[[], float] = lambda: 1.0  # of a launch, at the time when it runs
         self._numbers = itertools.count(0x7000)
         self._workspace_users: dict[int, Stream] = {}
 
@@ -264,7 +265,7 @@ class CublasLt:
 
         def run() -> None:
             out[...] = (x.astype(np.float32) @ weight.astype(np.float32).T).astype(out.dtype)
-            machine.clock += known.milliseconds
+            machine.clock += known.milliseconds * self.slowdown()
 
         queue.put(Work("matmul", run, [scratch, weight_at, x_at, out_at]))
         self.launched.append(known.number)

@@ -15,7 +15,7 @@ from tests.fake_cublaslt import CublasLt
 from tests.fake_cuda import Machine
 from tests.golden import KERNELS
 
-WORK_MS = 1e-3  # what events make of a launch or a copy; no time of anything
+WORK_MS = 1.0  # what events make of a launch or a copy; no time of anything, but enough to be timed at once
 
 
 class _AnyKernels(Emulator):

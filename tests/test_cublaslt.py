@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device import cublaslt, cublaslt_handles
-from gemma_cuda.device.algorithm_cache import ALGORITHM_BYTES, FORMAT, AlgorithmCache
+from gemma_cuda.device.algorithm_cache import ALGORITHM_BYTES, FORMAT, AlgorithmCache, Entry
 from gemma_cuda.device.cublaslt import GemmPlan, Gemms
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
@@ -174,12 +174,15 @@ def test_a_damaged_or_foreign_file_counts_as_none(library: CublasLt, tmp_path: P
     gemms.tune(40, 64, 128, np.float16)
     (path,) = (tmp_path / "cublaslt").iterdir()
     good = json.loads(path.read_text())
-    product = next(iter(good["algorithms"]))
+    ((product, entry),) = good["algorithms"].items()
     damaged = [
         "", "{", "[]", "null", '{"algorithms": 3}', json.dumps({**good, "format": FORMAT + 1}),
-        json.dumps({**good, "gpu": "another"}), json.dumps({**good, "algorithms": {product: "zz"}}),
-        json.dumps({**good, "algorithms": {product: "00"}}), json.dumps({**good, "algorithms": {product: 7}}),
-        json.dumps({**good, "algorithms": {product: "ff" * ALGORITHM_BYTES}}),  # of another library
+        json.dumps({**good, "gpu": "another"}), json.dumps({**good, "algorithms": {product: 7}}),
+        *(
+            json.dumps({**good, "algorithms": {product: {**entry, **changes}}})
+            for changes in ({"algorithm": "zz"}, {"algorithm": "00"}, {"algorithm": None}, {"unknown": 1},
+                            {"algorithm": "ff" * ALGORITHM_BYTES})  # the last one is of another library
+        ),
     ]  # fmt: skip
     for text in damaged:
         path.write_text(text)
@@ -204,13 +207,14 @@ def test_another_version_of_the_library_is_measured_anew(library: CublasLt, gemm
 
 
 def test_writers_keep_what_others_wrote(tmp_path: Path) -> None:
-    def entry(i: int) -> bytes:
-        return bytes([i]) * ALGORITHM_BYTES
+    def entry(i: int) -> Entry:
+        return Entry(bytes([i]) * ALGORITHM_BYTES, "it was the fastest", 1.0, 2.0, 1.0, 0.5)
 
     one, two = AlgorithmCache(tmp_path, "GPU", 1), AlgorithmCache(tmp_path, "GPU", 1)
     one.put("a", entry(1))
     two.put("b", entry(2))
-    assert [AlgorithmCache(tmp_path, "GPU", 1).get(name) for name in "ab"] == [entry(1), entry(2)]
+    found = [AlgorithmCache(tmp_path, "GPU", 1).get(name) for name in "ab"]
+    assert found == [entry(1).algorithm, entry(2).algorithm]
     threads = [
         threading.Thread(target=AlgorithmCache(tmp_path, "GPU", 1).put, args=(str(i), entry(i))) for i in range(8)
     ]
@@ -219,7 +223,8 @@ def test_writers_keep_what_others_wrote(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     after = AlgorithmCache(tmp_path, "GPU", 1)
-    assert after.get("a") == entry(1) and any(after.get(str(i)) == entry(i) for i in range(8))
+    assert after.get("a") == entry(1).algorithm
+    assert any(after.get(str(i)) == entry(i).algorithm for i in range(8))
     assert [path.name for path in tmp_path.iterdir()] == [after.path.name]
 
 

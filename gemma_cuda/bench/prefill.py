@@ -17,6 +17,7 @@ import numpy as np
 from ..config import GemmaConfig
 from ..device import DeviceChoice
 from ..device.cuda import Cuda
+from ..device.graph_timing import Step
 from ..errors import InputError
 from ..gemma import Gemma
 from ..hub import resolve
@@ -24,7 +25,7 @@ from ..ops.instances import published, text_fields
 from ..ops.kernel_ops import kernel_ops, missing_kernels
 from ..weights import LayerWeights, Weights
 from . import transformers_peers
-from .measure import Ceilings, ceilings, noise
+from .measure import Ceilings, ceilings, noise, timed_steps
 from .peers import why
 from .transformers_peers import Peers
 
@@ -181,7 +182,7 @@ def measure(
 ) -> list[Row]:
     """A row for each number of tokens, begun before `end` of time.monotonic: milliseconds to the logits on the host.
 
-    host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, launched one by one. floor_ms: as of
+    host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, of all its launches. floor_ms: as of
     bench.run. peers, absent: empty; see `beside`. vocab_size: of the ids.
     """
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
@@ -266,17 +267,18 @@ def _first_token(gemma: Gemma, ids: Any) -> Row:
 
 
 def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
-    """Milliseconds of each kernel in one prefill of the kind that ran last, the median of several."""
+    """Milliseconds of all launches of each kernel in one prefill of the kind that ran last.
+
+    They are timed as one graph, in which each layer reads its own weights.
+    """
     graphs = gemma._graphs
     bucket = None if graphs is None else graphs.bucket(tokens, 1)
     if bucket is None:
         return {}
-    works = [partial(step, cuda.stream) for step in bucket.plan.steps]
-    rounds = np.median([cuda.timeline(works) for _ in range(5)], axis=0)
-    sums: dict[str, float] = defaultdict(float)
-    for name, milliseconds in zip(bucket.plan.names, rounds, strict=True):
-        sums[name.partition("<")[0]] += float(milliseconds)
-    return dict(sums)
+    steps: dict[str, list[Step]] = defaultdict(list)
+    for name, step in zip(bucket.plan.names, bucket.plan.steps, strict=True):
+        steps[name.partition("<")[0]].append(step)
+    return {name: 1e-3 * timed_steps(cuda, own).median_us for name, own in steps.items()}
 
 
 def _peer_ms(prefill: Callable[[Any], Any], ids: Any) -> float:
