@@ -144,7 +144,7 @@ def device(run: Checkup) -> Iterator[Item]:
     top = run.facts["ceilings"]
     yield Item("device", f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s", "ok")
     if top["product_flops_per_s"] is None:
-        yield Item("device", "product", "skipped", "neither nvmath-python nor torch can multiply here")
+        yield Item("device", "product", "skipped", "neither cuBLASLt nor torch can multiply here")
     else:
         yield Item("device", f"product {top['product_flops_per_s'] / 1e12:.0f} TFLOP/s by {top['product_by']}", "ok")
 
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the result files, at most eight")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given several times")
-    parser.add_argument("--gpu", choices=["real", "fake"], default="real")
+    parser.add_argument("--gpu", choices=["real", "fake", "fake-without-cublaslt"], default="real")
     parser.add_argument("--test-limit", type=float, metavar="SECONDS", help="for one test, instead of 20 (models 60)")
     parser.add_argument("--tests", action="append", default=[], metavar="SECTION=EXPRESSION", help="pytest's -k of it")
     options = parser.parse_args(argv)

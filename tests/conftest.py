@@ -44,7 +44,7 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--gpu",
-        choices=["real", "fake"],
+        choices=["real", "fake", "fake-without-cublaslt"],
         help="run the tests marked gpu, and no others, on a GPU or on our fake of one",
     )
     parser.addoption("--golden", type=Path, help="with --gpu: add what the primitives' kernels gave to this file")
@@ -57,10 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from tests import emulated, golden
 
-    if wanted == "fake":
-        from tests.fake_gpu import install
+    if wanted != "real":
+        from tests.fake_gpu import FAKES, install
 
-        install(pytest.MonkeyPatch())
+        install(pytest.MonkeyPatch(), has_cublaslt=FAKES[wanted])
     elif config.getoption("--no-pool"):
         importlib.import_module("cupy").cuda.set_allocator(None)
     emulated.use_gpu()

@@ -40,6 +40,12 @@ COMPUTE_32F, REAL_32F, TRANSPOSE, REDUCE_IN_COMPUTE_TYPE = 68, 0, 1, 2
 VERSION = 130100
 
 
+def hide_nvmath(patch: pytest.MonkeyPatch) -> None:
+    """From now on nvmath-python is not installed."""
+    for name in ("nvmath", "nvmath.bindings", "nvmath.bindings.cublasLt"):
+        patch.setitem(sys.modules, name, None)
+
+
 class Status(enum.IntEnum):
     """cublasStatus_t."""
 

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..gemma import Gemma
 from ..hub import resolve
 from ..ops.instances import published, text_fields
-from ..ops.kernel_ops import kernel_ops, missing_kernels
+from ..ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
 from ..weights import LayerWeights, Weights
 from . import transformers_peers
 from .measure import Ceilings, ceilings, noise, timed_steps
@@ -185,6 +185,8 @@ def measure(
     host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, of all its launches. floor_ms: as of
     bench.run. peers, absent: empty; see `beside`. vocab_size: of the ids.
     """
+    ops = gemma._ops
+    assert isinstance(ops, KernelOps)
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
     rows: list[Row] = []
     for count in tokens:
@@ -205,6 +207,7 @@ def measure(
                 **timing,
                 "floor_ms": 1e3 * floor,
                 "times_floor": timing["median_ms"] / (1e3 * floor),
+                "products_by": ops.gemm.name,
                 "launches": report[count].launches,
                 "launches_per_layer": report[count].launches_per_layer,
                 "kernels_ms": _by_kernel(cuda, gemma, count),

@@ -1,4 +1,4 @@
-"""Products with weights by NVIDIA's cuBLASLt, through the low-level bindings of nvmath-python."""
+"""Products with weights by NVIDIA's cuBLASLt."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Gemms:
 
     cache: directory in which the results of `tune` are kept (None: the user's). All products share one workspace, so
     they belong on one stream, or on streams that wait for each other. close(), or the garbage collector, frees what
-    cuBLASLt holds. Raises DeviceError without nvmath-python or cuBLASLt.
+    cuBLASLt holds. version: of cuBLASLt; bindings: who calls it. Raises DeviceError without cuBLASLt.
     """
 
     def __init__(self, cuda: Cuda, *, cache: Path | None = None) -> None:
         self._cuda = cuda
         self._library = Library(cuda)
-        self.version = self._library.version
+        self.version, self.bindings = self._library.version, self._library.name
         directory = (sources.cache_directory() if cache is None else cache) / "cublaslt"
         self._known = AlgorithmCache(directory, cuda.gpu_name, self.version)
         self._plans: dict[Product, GemmPlan] = {}
