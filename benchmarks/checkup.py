@@ -209,6 +209,7 @@ def _kernels(section: str, result: dict[str, Any]) -> Iterator[Item]:
 
 def _prefills(section: str, result: dict[str, Any]) -> Iterator[Item]:
     """Of a result of gemma_cuda/bench/prefill.py."""
+    yield from (Item(section, f"prefill {name}", "not run", _NO_TIME) for name in result.get("left_out", ()))
     for row in result["rows"]:
         name = f"prefill {row['model']} {row['tokens']}"
         yield Item(section, name, "ok")

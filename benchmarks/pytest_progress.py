@@ -47,5 +47,6 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
     kinds = {report.outcome: report for report in reversed(_reports)}  # the first of each
     outcome = next(kind for kind in ("failed", "skipped", "passed") if kind in kinds)
     told = kinds[outcome]
-    detail = told.longreprtext if told.failed else str(told.longrepr) if told.skipped else ""
+    why = told.longrepr[2] if isinstance(told.longrepr, tuple) else told.longreprtext  # of a skip, and else
+    detail = "" if told.passed else why.removeprefix("Skipped: ")
     _tell(event="end", test=nodeid, outcome=outcome, seconds=sum(r.duration for r in _reports), detail=detail)

@@ -84,13 +84,16 @@ class Recording:
         return timed_steps(self._cuda, self.plan.steps, self.count)
 
 
-def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1) -> Timing:
-    """The Timing of steps that make up `count` of what is meant, in one CUDA graph, several times if they are short."""
+def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: float | None = None) -> Timing:
+    """The Timing of steps that make up `count` of what is meant, in one CUDA graph, several times if they are short.
+
+    enough_s: seconds after which no round is added to the fewest (None: ENOUGH_SECONDS).
+    """
     graph = captured(cuda, steps)
     repeats = repeats_for(min(cuda.graph_times([graph] * 2)))
     if repeats > 1:
         graph = captured(cuda, [*steps] * repeats)
-    return timed(lambda rounds: cuda.graph_times([graph] * rounds), count * repeats)
+    return timed(lambda rounds: cuda.graph_times([graph] * rounds), count * repeats, enough_s=enough_s)
 
 
 def repeats_for(graph_ms: float) -> int:
@@ -98,12 +101,19 @@ def repeats_for(graph_ms: float) -> int:
     return max(1, min(math.ceil(LEAST_GRAPH_MS / max(graph_ms, 1e-6)), MOST_REPEATS))
 
 
-def timed(times_ms: Callable[[int], Sequence[float]], count: int = 1, *, is_graph: bool = True) -> Timing:
+def timed(
+    times_ms: Callable[[int], Sequence[float]],
+    count: int = 1,
+    *,
+    is_graph: bool = True,
+    enough_s: float | None = None,
+) -> Timing:
     """The Timing of something of which times_ms(n) are n times, in milliseconds, for `count` of what is meant."""
     times_ms(2)  # not counted
     times: list[float] = []
+    enough_s = ENOUGH_SECONDS if enough_s is None else enough_s
     start = time.perf_counter()
-    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < ENOUGH_SECONDS):
+    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < enough_s):
         times += [1e3 * ms / count for ms in times_ms(FEWEST_ROUNDS)]
     deciles = statistics.quantiles(times, n=10, method="inclusive")
     return Timing(statistics.median(times), deciles[0], deciles[-1], len(times), is_graph)

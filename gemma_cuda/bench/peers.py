@@ -95,6 +95,7 @@ def torch_timing(*calls: Call) -> Timing:
         for call in calls:
             call()
 
+    torch.cuda.synchronize()  # inputs were made on another stream
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):

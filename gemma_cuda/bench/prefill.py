@@ -100,7 +100,7 @@ def run_random(
     peers: Sequence[str] = transformers_peers.NAMES,
     save: Save = lambda result: None,
 ) -> Row:
-    """{gpu, ceilings, rows} of random models of published sizes.
+    """{gpu, ceilings, rows, left_out: "model tokens" without time} of random models of published sizes.
 
     peers: of transformers_peers.NAMES. save: called with all that there is, as it grows.
     """
@@ -149,7 +149,7 @@ def _gpu(cuda: Cuda) -> str:
 
 
 def _result(cuda: Cuda, top: Ceilings) -> Row:
-    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": []}
+    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": [], "left_out": []}
 
 
 def _model(
@@ -164,9 +164,12 @@ def _model(
 ) -> None:
     """Adds a model's rows to the result: ours first, then, in the memory that ours no longer takes, the peers'."""
     top = Ceilings(**result["ceilings"])
-    rows = measure(cuda, make_gemma(), name, tokens, top, end=end)
-    result["rows"] += rows
-    save(result)
+    rows: list[Row] = []
+    for row in measure(cuda, make_gemma(), name, tokens, top, end=end):
+        rows.append(row)
+        result["rows"].append(row)
+        save(result)
+    result["left_out"] += [f"{name} {count}" for count in tokens[len(rows) :]]
     gc.collect()
     cuda.release()
     for _ in beside(rows, make_peers(), end=end):
@@ -179,7 +182,7 @@ def _model(
 
 def measure(
     cuda: Cuda, gemma: Gemma, name: str, tokens: Sequence[int], top: Ceilings, *, end: float = float("inf")
-) -> list[Row]:
+) -> Iterator[Row]:
     """A row for each number of tokens, begun before `end` of time.monotonic: milliseconds to the logits on the host.
 
     host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, of all its launches. floor_ms: as of
@@ -188,7 +191,6 @@ def measure(
     ops = gemma._ops
     assert isinstance(ops, KernelOps)
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
-    rows: list[Row] = []
     for count in tokens:
         if time.monotonic() > end:
             break
@@ -199,23 +201,20 @@ def measure(
         floor = bytes_moved / top.copy_bytes_per_s if rate is None else max(
             bytes_moved / top.copy_bytes_per_s, operations / rate
         )  # fmt: skip
-        rows.append(
-            {
-                "model": name,
-                "tokens": count,
-                "vocab_size": vocabulary,
-                **timing,
-                "floor_ms": 1e3 * floor,
-                "times_floor": timing["median_ms"] / (1e3 * floor),
-                "products_by": ops.gemm.name,
-                "launches": report[count].launches,
-                "launches_per_layer": report[count].launches_per_layer,
-                "kernels_ms": _by_kernel(cuda, gemma, count),
-                "peers": {},
-                "absent": {},
-            }
-        )
-    return rows
+        yield {
+            "model": name,
+            "tokens": count,
+            "vocab_size": vocabulary,
+            **timing,
+            "floor_ms": 1e3 * floor,
+            "times_floor": timing["median_ms"] / (1e3 * floor),
+            "products_by": ops.gemm.name,
+            "launches": report[count].launches,
+            "launches_per_layer": report[count].launches_per_layer,
+            "kernels_ms": _by_kernel(cuda, gemma, count),
+            "peers": {},
+            "absent": {},
+        }
 
 
 def beside(rows: Sequence[Row], peers: Peers, *, end: float = float("inf")) -> Iterator[None]:
@@ -281,7 +280,7 @@ def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
     steps: dict[str, list[Step]] = defaultdict(list)
     for name, step in zip(bucket.plan.names, bucket.plan.steps, strict=True):
         steps[name.partition("<")[0]].append(step)
-    return {name: 1e-3 * timed_steps(cuda, own).median_us for name, own in steps.items()}
+    return {name: 1e-3 * timed_steps(cuda, own, enough_s=0.0).median_us for name, own in steps.items()}
 
 
 def _peer_ms(prefill: Callable[[Any], Any], ids: Any) -> float:

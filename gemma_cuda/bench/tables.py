@@ -25,7 +25,8 @@ def timed_line(row: Row) -> str:
         for name, peer in row["peers"].items()
     )
     refused = "".join(f"  {name} refused ({why})" for name, why in row["refused"].items())
-    return f"{what} {spread}  {rate}{share}{peers}{refused}"
+    held = "  (inputs in L2)" if row["cache_holds_inputs"] else ""
+    return f"{what} {spread}  {rate}{share}{held}{peers}{refused}"
 
 
 def ceilings_line(result: dict[str, Any]) -> str:
