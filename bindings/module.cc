@@ -71,6 +71,7 @@ struct BufferSpec {
   int argument;
   bool writable, has_poison;
   unsigned element_bytes;
+  std::uintptr_t written, written_from;  // bits of what kernels have written, and the address of the first; 0 without
 };
 
 // The per-buffer state of a checked launch.
@@ -86,7 +87,7 @@ class BufferState {
     buffer.sectors_written = written_.get();
     if (!buffer.writable) return;  // memory that nobody may write cannot race
     shadow_ = std::make_unique<emulator::GlobalShadow>();
-    shadow_->map(buffer.begin, buffer.end - buffer.begin, std::min(buffer.element_bytes, 4u));
+    shadow_->map(buffer.begin, buffer.end - buffer.begin);
     buffer.shadow = shadow_.get();
   }
   void count(emulator::Counters& counters) const {
@@ -198,7 +199,8 @@ void open_buffers(Launch& launch, const std::vector<BufferSpec>& specs, std::vec
     buffer.has_poison = specs[i].has_poison;
     buffer.element_bytes = specs[i].element_bytes;
     if (launch.checked) states[i].attach(buffer);
-    if (buffer.element_bytes == 1) launch.shared_granule = 1;
+    buffer.written = reinterpret_cast<std::atomic<std::uint64_t>*>(specs[i].written);
+    buffer.written_from = specs[i].written_from;
     launch.buffers.push_back(buffer);
   }
 }
@@ -253,11 +255,11 @@ PYBIND11_MODULE(_emulator, module) {
       .def_property_readonly("parameters", &Library::parameters);
   py::class_<BufferSpec>(module, "Buffer")
       .def(py::init([](std::uintptr_t begin, std::uintptr_t end, int argument, bool writable, bool has_poison,
-                       unsigned element_bytes) {
-             return BufferSpec{begin, end, argument, writable, has_poison, element_bytes};
+                       unsigned element_bytes, std::uintptr_t written, std::uintptr_t written_from) {
+             return BufferSpec{begin, end, argument, writable, has_poison, element_bytes, written, written_from};
            }),
            py::kw_only(), py::arg("begin"), py::arg("end"), py::arg("argument"), py::arg("writable"),
-           py::arg("has_poison"), py::arg("element_bytes"));
+           py::arg("has_poison"), py::arg("element_bytes"), py::arg("written") = 0, py::arg("written_from") = 0);
   py::class_<Options>(module, "Options")
       .def(py::init([](bool checked, int schedule, std::uint64_t seed, unsigned workers, int exp2_ulps,
                        float tanh_factor, double rsqrt_factor, double reciprocal_factor, int library_sign) {

@@ -246,7 +246,16 @@ def test_a_deadlock_says_who_waits_where(schedule: Schedule, checked: bool) -> N
 
 def test_a_shuffle_that_waits_for_lanes_elsewhere_is_a_deadlock() -> None:
     error = caught("lonely_shuffle", [floats(32)], kind="deadlock", block=32)
-    assert "threads 0-7 wait at __shfl_sync with mask 0xffffffff" in str(error) and "threads 8-31 exited" in str(error)
+    assert "threads 0-7 wait at __shfl_sync with mask 0xffffffff" in str(
+        error
+    ) and "threads 8-31 wait at __syncthreads" in str(error)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lanes_that_have_exited_are_not_waited_for(schedule: Schedule) -> None:
+    out = np.zeros(8, np.uint32)
+    emulator(schedule=schedule).launch("ok_vote_of_those_left", (1,), (32,), 0, [out])
+    assert (out == 0b01010101).all()
 
 
 @pytest.mark.parametrize("instance", ["inactive_source", "not_in_mask"])

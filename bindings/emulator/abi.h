@@ -9,7 +9,7 @@
 
 namespace emulator {
 
-constexpr unsigned kAbi = 1;
+constexpr unsigned kAbi = 2;
 
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -34,6 +34,9 @@ struct Kernel {
 enum class Shuffle : int { kIndex, kUp, kDown, kXor };
 enum class Vote : int { kBallot, kAny, kAll };
 enum class Atomic : int { kAdd, kMin, kMax, kExchange, kCompareExchange };
+// Among whom an atomic operation or a fence is one, and what it orders besides.
+enum class Scope : int { kBlock, kDevice, kSystem };
+enum class Order : int { kRelaxed, kAcquire, kRelease, kAcquireRelease, kSequential };
 enum class Number : int { kFloat, kInt, kUnsigned, kUnsigned64 };
 
 }  // namespace emulator
@@ -45,14 +48,19 @@ EMULATOR_API __attribute__((const)) emulator::Dim3 emulator_grid_dim() noexcept;
 EMULATOR_API __attribute__((const)) unsigned char* emulator_shared() noexcept;
 
 EMULATOR_API void emulator_sync_block();
-EMULATOR_API void emulator_fence();  // __threadfence
+EMULATOR_API void emulator_fence(emulator::Scope scope);
 EMULATOR_API void emulator_sync_warp(unsigned mask);
 EMULATOR_API void emulator_named_barrier(int id, int threads, bool wait);
 EMULATOR_API std::uint32_t emulator_shuffle(emulator::Shuffle op, unsigned mask, std::uint32_t value, int argument,
                                             int width);
 EMULATOR_API std::uint32_t emulator_vote(emulator::Vote op, unsigned mask, bool predicate);
 EMULATOR_API std::uint64_t emulator_atomic(emulator::Atomic op, emulator::Number type, void* address,
-                                           std::uint64_t value, std::uint64_t compare);
+                                           std::uint64_t value, std::uint64_t compare, emulator::Scope scope,
+                                           emulator::Order order);
+// `old`, which the latest atomic operation at `address` returned. Called where a checked kernel uses it: the compiler
+// drops the call where it does not.
+EMULATOR_API __attribute__((pure)) std::uint64_t emulator_atomic_result(std::uint64_t old,
+                                                                        const void* address) noexcept;
 
 EMULATOR_API void emulator_ldmatrix(std::uint32_t* registers, const void* row, int matrices, bool transpose);
 EMULATOR_API void emulator_stmatrix(const std::uint32_t* registers, void* row, int matrices, bool transpose);

@@ -66,7 +66,8 @@ const char* name_of(Primitive primitive) {
                                       "atomic",
                                       "load_vector",
                                       "store_vector",
-                                      "memory log"};
+                                      "memory log",
+                                      "yield"};
   return names[static_cast<int>(primitive)];
 }
 

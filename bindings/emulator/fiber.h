@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "order.h"
 
 namespace emulator {
 
@@ -40,6 +41,7 @@ enum class Primitive : std::uint8_t {
   kLoad,
   kStore,
   kLogFull,
+  kYield,
 };
 const char* name_of(Primitive primitive);
 
@@ -58,6 +60,17 @@ struct MemoryAccess {
   bool is_write;
 };
 
+// An atomic operation whose result the kernel has not used yet.
+struct AtomicResult {
+  std::uintptr_t address;
+  const AtomicVariable* variable;
+  std::size_t seen;
+  Scope scope;
+  bool is_acquire;
+  Stamp when;
+  AtomicTouch touch;
+};
+
 struct Fiber {
   Dim3 thread_idx;
   unsigned thread = 0, lane = 0;
@@ -71,16 +84,15 @@ struct Fiber {
   unsigned key = 0;
   std::uintptr_t pc = 0;
   void* operands = nullptr;
+  bool completes = false;  // the lanes that it waits for have exited: it does the work of the collective
 
   std::vector<AsyncCopy> copies;
   std::size_t copies_done = 0;
   std::uint32_t open_group = 0;
 
-  std::uint16_t clock = 1;  // counts this thread's releases (warp syncs, named barriers) since the last __syncthreads
-  // The last __threadfence: atomic operations after it publish what was ordered before it.
-  bool has_fenced = false;
-  std::uint32_t fence_epoch = 0;
-  std::uint16_t fence_clock = 0;
+  std::uint32_t clock = 1;  // counts this thread's warp syncs, named barriers and fences in the block
+  unsigned atomics = 0;     // how many it has run
+  std::vector<AtomicResult> results;
   std::vector<MemoryAccess> log;
 };
 

@@ -1,5 +1,7 @@
 // The functions that `-fsanitize=thread` calls before every memory access of a checked kernel. libtsan is not linked;
 // these take its place.
+#include <cstring>
+
 #include "text.h"
 #include "worker.h"
 
@@ -53,3 +55,19 @@ EMULATOR_API void __tsan_write_range(void* address, std::size_t bytes) {
   emulator::check_range(Access::kWrite, address, bytes, CALL_SITE);
 }
 EMULATOR_API void __tsan_init() {}
+
+// Copies that the compiler does not expand: the linker hands them to these.
+EMULATOR_API void* __wrap_memcpy(void* to, const void* from, std::size_t bytes) {
+  emulator::check_range(Access::kRead, from, bytes, CALL_SITE);
+  emulator::check_range(Access::kWrite, to, bytes, CALL_SITE);
+  return std::memcpy(to, from, bytes);
+}
+EMULATOR_API void* __wrap_memmove(void* to, const void* from, std::size_t bytes) {
+  emulator::check_range(Access::kRead, from, bytes, CALL_SITE);
+  emulator::check_range(Access::kWrite, to, bytes, CALL_SITE);
+  return std::memmove(to, from, bytes);
+}
+EMULATOR_API void* __wrap_memset(void* to, int value, std::size_t bytes) {
+  emulator::check_range(Access::kWrite, to, bytes, CALL_SITE);
+  return std::memset(to, value, bytes);
+}

@@ -25,7 +25,9 @@ struct Buffer {
   int argument = 0;
   bool writable = false;  // some parameter that points here is not const, and the array may be written
   unsigned element_bytes = 1;
-  bool has_poison = false;  // elements of unwritten memory are recognisable
+  bool has_poison = false;                        // elements of unwritten memory are recognisable, the more so with:
+  std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
+  std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;
   std::atomic<std::uint64_t>* sectors_read = nullptr;  // one bit per 32-byte sector
   std::atomic<std::uint64_t>* sectors_written = nullptr;
@@ -55,7 +57,6 @@ struct Launch {
   const void* const* arguments = nullptr;
   Dim3 grid, block;
   unsigned shared_bytes = 0;
-  unsigned shared_granule = 2;  // bytes that the race check tells apart: 1 where the kernel handles single bytes
   std::vector<Buffer> buffers;
   bool checked = false;
   Schedule schedule = Schedule::kForward;
@@ -73,7 +74,7 @@ struct Launch {
   // Filled while running.
   std::atomic<std::uint64_t> next_block{0};
   std::atomic<bool> stop{false};
-  PublishedOrder published;
+  AtomicVariables variables;
   std::mutex mutex;  // guards what follows
   std::unique_ptr<Report> report;
   Counters counters;

@@ -139,7 +139,11 @@ __forceinline__ T emulator_atomic_as(emulator::Atomic op, T* address, T value, T
   uint64_t bits = 0, compare_bits = 0;
   __builtin_memcpy(&bits, &value, sizeof(T));
   __builtin_memcpy(&compare_bits, &compare, sizeof(T));
-  bits = emulator_atomic(op, emulator_number<T>(), address, bits, compare_bits);
+  bits = emulator_atomic(op, emulator_number<T>(), address, bits, compare_bits, emulator::Scope::kDevice,
+                         emulator::Order::kRelaxed);
+#ifdef EMULATOR_CHECKED
+  bits = emulator_atomic_result(bits, address);
+#endif
   T old;
   __builtin_memcpy(&old, &bits, sizeof(T));
   return old;
@@ -168,5 +172,5 @@ __forceinline__ T atomicCAS(T* address, T compare, T value) {
   static_assert(!std::is_floating_point_v<T>, "CUDA has no atomicCAS of this type");
   return emulator_atomic_as(emulator::Atomic::kCompareExchange, address, value, compare);
 }
-__forceinline__ void __threadfence() { emulator_fence(); }
-__forceinline__ void __threadfence_block() { asm volatile("" ::: "memory"); }
+__forceinline__ void __threadfence() { emulator_fence(emulator::Scope::kDevice); }
+__forceinline__ void __threadfence_block() { emulator_fence(emulator::Scope::kBlock); }

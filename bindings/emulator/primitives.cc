@@ -111,16 +111,16 @@ void emulator_sync_block() {
   self.worker->sync_block(self, CALL_SITE);
 }
 
-void emulator_fence() {
+void emulator_fence(Scope scope) {
   Fiber& self = *current_fiber();
-  if (self.worker->checked) self.worker->fence(self);
+  if (self.worker->checked) self.worker->fence(self, scope);
 }
 
 void emulator_sync_warp(unsigned mask) {
   Fiber& self = *current_fiber();
   Worker& worker = *self.worker;
   worker.meet(self, Primitive::kSyncWarp, mask, nullptr, CALL_SITE, [&](Warp& warp) {
-    if (worker.checked) worker.clocks().join_warp(warp, mask & warp.existing);
+    if (worker.checked) worker.clocks().join_warp(warp, warp.taking_part);
   });
 }
 
@@ -136,11 +136,11 @@ std::uint32_t emulator_shuffle(Shuffle op, unsigned mask, std::uint32_t value, i
   const auto primitive = static_cast<Primitive>(static_cast<int>(Primitive::kShuffleIndex) + static_cast<int>(op));
   ShuffleOperands operands{value, value, argument, static_cast<unsigned>(width)};
   worker.meet(self, primitive, mask, &operands, pc, [&](Warp& warp) {
-    for (unsigned rest = mask & warp.existing; rest != 0; rest &= rest - 1) {
+    for (unsigned rest = warp.taking_part; rest != 0; rest &= rest - 1) {
       const unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
       auto& reader = *static_cast<ShuffleOperands*>(warp.lanes[lane]->operands);
       const unsigned source = shuffle_source(op, lane, reader.argument, reader.width);
-      if ((mask & warp.existing) >> source & 1u) {
+      if ((warp.taking_part >> source & 1u) != 0) {
         reader.result = static_cast<ShuffleOperands*>(warp.lanes[source]->operands)->value;
         continue;
       }
@@ -158,7 +158,7 @@ std::uint32_t emulator_vote(Vote op, unsigned mask, bool predicate) {
   const auto primitive = static_cast<Primitive>(static_cast<int>(Primitive::kBallot) + static_cast<int>(op));
   std::uint32_t ballot = predicate;
   self.worker->meet(self, primitive, mask, &ballot, CALL_SITE, [&](Warp& warp) {
-    const unsigned lanes = mask & warp.existing;
+    const unsigned lanes = warp.taking_part;
     std::uint32_t votes = 0;
     for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest);
@@ -171,34 +171,34 @@ std::uint32_t emulator_vote(Vote op, unsigned mask, bool predicate) {
   return ballot;
 }
 
-std::uint64_t emulator_atomic(Atomic op, Number type, void* address, std::uint64_t value, std::uint64_t compare) {
+std::uint64_t emulator_atomic(Atomic op, Number type, void* address, std::uint64_t value, std::uint64_t compare,
+                              Scope scope, Order order) {
   Fiber& self = *current_fiber();
-  const std::uintptr_t pc = CALL_SITE;
-  self.primitive = Primitive::kAtomic;
-  self.pc = pc;
-  const std::size_t bytes = type == Number::kUnsigned64 ? 8 : 4;
-  self.worker->require_aligned(self, address, bytes, Primitive::kAtomic, pc);
-  if (self.worker->checked) {
-    self.worker->access(self, Access::kAtomic, address, bytes, pc);
-    self.worker->publish(self, reinterpret_cast<std::uintptr_t>(address));
-  }
   std::uint64_t old = 0;
-  switch (type) {
-    case Number::kFloat:
-      old = atomic_typed<float>(op, address, value, compare);
-      break;
-    case Number::kInt:
-      old = atomic_typed<std::int32_t>(op, address, value, compare);
-      break;
-    case Number::kUnsigned:
-      old = atomic_typed<std::uint32_t>(op, address, value, compare);
-      break;
-    case Number::kUnsigned64:
-      old = atomic_typed<std::uint64_t>(op, address, value, compare);
-      break;
-  }
-  if (self.worker->checked) self.worker->take_over(self, reinterpret_cast<std::uintptr_t>(address));
-  self.primitive = Primitive::kNone;
+  const std::size_t bytes = type == Number::kUnsigned64 ? 8 : 4;
+  self.worker->atomic(self, address, bytes, op != Atomic::kExchange, scope, order, CALL_SITE, [&] {
+    switch (type) {
+      case Number::kFloat:
+        old = atomic_typed<float>(op, address, value, compare);
+        break;
+      case Number::kInt:
+        old = atomic_typed<std::int32_t>(op, address, value, compare);
+        break;
+      case Number::kUnsigned:
+        old = atomic_typed<std::uint32_t>(op, address, value, compare);
+        break;
+      case Number::kUnsigned64:
+        old = atomic_typed<std::uint64_t>(op, address, value, compare);
+        break;
+    }
+    return op != Atomic::kCompareExchange || old == compare;
+  });
+  return old;
+}
+
+std::uint64_t emulator_atomic_result(std::uint64_t old, const void* address) noexcept {
+  Fiber& self = *current_fiber();
+  self.worker->use_result(self, address);
   return old;
 }
 

@@ -10,10 +10,10 @@ namespace emulator {
 namespace {
 
 const char* verb(Access kind) {
-  return kind == Access::kRead     ? "reads"
-         : kind == Access::kAtomic ? "atomically updates"
-         : kind == Access::kWrite  ? "writes"
-                                   : "copies into";
+  return is_read(kind)            ? "reads"
+         : is_atomic(kind)        ? "atomically updates"
+         : kind == Access::kWrite ? "writes"
+                                  : "copies into";
 }
 
 }  // namespace
@@ -223,8 +223,9 @@ void Worker::report_conflict(Fiber& self, Access kind, const Conflict& conflict,
     report.message = format("thread %u %s %s at {0}, which %s %s at {1}, and nothing orders the two", self.thread,
                             doing, place.c_str(), whom.c_str(), conflict.other_wrote ? "wrote" : "read");
   } else {
-    report.message = format("thread %u %s %s at {0} while the copy that thread %u started at {1} may be under way",
-                            self.thread, doing, place.c_str(), conflict.other.thread);
+    report.message = format("thread %u %s %s at {0} while the copy %sthat thread %u started at {1} may be under way",
+                            self.thread, doing, place.c_str(),
+                            conflict.kind == Conflict::kSourceInFlight ? "from there " : "", conflict.other.thread);
   }
   fail(std::move(report));
 }

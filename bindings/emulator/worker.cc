@@ -47,9 +47,9 @@ Worker::~Worker() {
   if (shared_mapping_ != nullptr) munmap(shared_mapping_, shared_capacity_ + 2 * kPage);
 }
 
-void Worker::reserve_shared(unsigned bytes, unsigned granule) {
+void Worker::reserve_shared(unsigned bytes) {
   const std::size_t capacity = std::max((bytes + kPage - 1) / kPage * kPage, shared_capacity_);
-  if (capacity == shared_capacity_ && shared_mapping_ != nullptr && shared_shadow_.granule() == granule) return;
+  if (capacity == shared_capacity_ && shared_mapping_ != nullptr) return;
   if (shared_mapping_ != nullptr) munmap(shared_mapping_, shared_capacity_ + 2 * kPage);
   void* memory = mmap(nullptr, capacity + 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
@@ -61,7 +61,7 @@ void Worker::reserve_shared(unsigned bytes, unsigned granule) {
   mprotect(shared_mapping_, kPage, PROT_NONE);
   mprotect(shared_mapping_ + kPage + capacity, kPage, PROT_NONE);
   shared = shared_mapping_ + kPage;
-  shared_shadow_.map(reinterpret_cast<std::uintptr_t>(shared), capacity, granule);
+  shared_shadow_.map(reinterpret_cast<std::uintptr_t>(shared), capacity);
 }
 
 void Worker::begin(Launch& next) {
@@ -72,7 +72,7 @@ void Worker::begin(Launch& next) {
   thread_count_ = next.thread_count();
   warp_count_ = (thread_count_ + kWarpSize - 1) / kWarpSize;
   arena_.reserve(thread_count_);
-  reserve_shared(next.shared_bytes, next.shared_granule);
+  reserve_shared(next.shared_bytes);
   const auto base = reinterpret_cast<std::uintptr_t>(shared);
   traffic_.set_shared(base, base + next.shared_bytes);
   for (unsigned w = 0; w < warp_count_; ++w) {
@@ -114,12 +114,16 @@ void Worker::run_block(std::uint64_t block) {
   exited_ = 0;
   barrier_ = {};
   for (NamedBarrier& barrier : named_)
-    barrier.arrived = barrier.expected = 0, barrier.waiting.clear(), barrier.clocks.clear();
-  if (checked) clocks_.begin_block(thread_count_), taken_.begin_block();
+    barrier.arrived = barrier.expected = 0, barrier.waiting.clear(), barrier.clocks.clear(), barrier.lanes.fill(0);
+  if (checked) {
+    clocks_.begin_block(thread_count_);
+    order_.begin_block(static_cast<std::uint32_t>(block + 1), launch->variables.mutex);
+    shared_variables_.clear();
+  }
   ready_warps_ = 0;
   for (unsigned w = 0; w < warp_count_; ++w) {
     Warp& warp = warps_[w];
-    warp.runnable = warp.log_full = warp.gatherings = 0;
+    warp.runnable = warp.log_full = warp.idle = warp.exited = warp.gatherings = 0;
     make_runnable(warp, warp.existing);
   }
   current_warp_ = launch->schedule == Schedule::kReverse ? warp_count_ - 1 : 0;
@@ -131,7 +135,9 @@ void Worker::run_block(std::uint64_t block) {
     fiber.copies_done = 0;
     fiber.open_group = 0;
     fiber.clock = 1;
-    fiber.has_fenced = false;
+    fiber.completes = false;
+    fiber.atomics = 0;
+    fiber.results.clear();
     fiber.log.clear();
     FiberArena::prepare(fiber, fiber_main);
   }
@@ -171,6 +177,7 @@ Fiber* Worker::pick() {
       make_runnable(warp, warp.log_full);
       warp.log_full = 0;
     }
+    if (ready_warps_ == 0) release_idle();
     if (ready_warps_ == 0) return nullptr;
   }
   unsigned lane;
@@ -210,6 +217,21 @@ void Worker::wait(Fiber& self) {
   if (next != &self) emulator_switch(&self.stack_pointer, next->stack_pointer);
 }
 
+void Worker::yield(Fiber& self, std::uintptr_t pc) {
+  self.primitive = Primitive::kYield;
+  self.pc = pc;
+  self.warp->idle |= 1u << self.lane;
+  wait(self);
+  self.primitive = Primitive::kNone;
+}
+
+void Worker::release_idle() {
+  for (unsigned w = 0; w < warp_count_; ++w) {
+    make_runnable(warps_[w], warps_[w].idle);
+    warps_[w].idle = 0;
+  }
+}
+
 void Worker::reschedule(Fiber& self) {
   if (launch->schedule != Schedule::kRandom) return;
   make_runnable(*self.warp, 1u << self.lane);
@@ -219,6 +241,8 @@ void Worker::reschedule(Fiber& self) {
 void Worker::exit(Fiber& self) {
   self.exited = true;
   self.primitive = Primitive::kNone;
+  self.warp->exited |= 1u << self.lane;
+  complete_gatherings(*self.warp);
   if (++exited_ == thread_count_) {
     if (checked)
       for (unsigned w = 0; w < warp_count_; ++w) evaluate_log(warps_[w]);
@@ -262,6 +286,24 @@ Gathering& Worker::arrive(Fiber& self, Primitive primitive, unsigned mask, std::
   return gathering;
 }
 
+// Lanes that have exited are waited for no longer. One of those that wait does the work.
+void Worker::complete_gatherings(Warp& warp) {
+  for (unsigned i = 0; i < warp.gatherings; ++i) {
+    if (!warp.is_complete(warp.gathering[i])) continue;
+    Fiber& fiber = *warp.lanes[__builtin_ctz(warp.gathering[i].arrived)];
+    fiber.completes = true;
+    make_runnable(warp, 1u << fiber.lane);
+  }
+}
+
+void Worker::require_all_lanes(Fiber& self, const Gathering& gathering) {
+  if (!needs_one_call_site(gathering.primitive) || gathering.arrived == ~0u) return;
+  Report report = describe(self, "divergence", gathering.pc);
+  report.message = format("%s at {0} needs all lanes of the warp, of which lanes 0x%08x have exited",
+                          name_of(gathering.primitive), ~gathering.arrived);
+  fail(std::move(report));
+}
+
 void Worker::sync_block(Fiber& self, std::uintptr_t pc) {
   self.primitive = Primitive::kSyncThreads;
   self.pc = pc;
@@ -276,6 +318,7 @@ void Worker::sync_block(Fiber& self, std::uintptr_t pc) {
     ++counters.barriers;
     if (checked) {
       clocks_.advance_epoch();
+      order_.end_epoch();
       for (unsigned w = 0; w < warp_count_; ++w) evaluate_log(warps_[w]);
     }
     for (unsigned w = 0; w < warp_count_; ++w)
@@ -304,11 +347,14 @@ void Worker::named_barrier(Fiber& self, int id, int threads, bool wait_here, std
   }
   barrier.expected = expected;
   ++barrier.arrived;
+  barrier.lanes[self.warp->index] |= 1u << self.lane;
+  barrier.pcs[self.warp->index] = pc;
   if (checked) clocks_.release(self, barrier.clocks);
   if (wait_here) barrier.waiting.push_back(self.thread);
   if (barrier.arrived < expected) {
     if (wait_here) wait(self);
   } else {
+    require_whole_warps(self, id, barrier);
     ++counters.barriers;
     for (const unsigned thread : barrier.waiting) {
       Fiber& fiber = arena_[thread];
@@ -318,9 +364,23 @@ void Worker::named_barrier(Fiber& self, int id, int threads, bool wait_here, std
     barrier.arrived = 0;
     barrier.waiting.clear();
     barrier.clocks.clear();
+    barrier.lanes.fill(0);
     reschedule(self);
   }
   self.primitive = Primitive::kNone;
+}
+
+// bar.sync and bar.arrive are instructions of whole warps, and count 32 threads for each.
+void Worker::require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier) {
+  for (unsigned w = 0; w < warp_count_; ++w) {
+    const unsigned lanes = barrier.lanes[w];
+    if (lanes == 0 || (lanes | warps_[w].exited) == warps_[w].existing) continue;
+    Report report = describe(self, "divergent barrier", barrier.pcs[w]);
+    report.threads = {warps_[w].lanes[__builtin_ctz(lanes)]->thread};
+    report.message = format(
+        "only lanes 0x%08x of warp %u have reached named barrier %d, at {0}: a warp does as a whole", lanes, w, id);
+    fail(std::move(report));
+  }
 }
 
 // --- asynchronous copies: the destination is poison from the issue to the wait ---
@@ -340,7 +400,7 @@ void Worker::async_copy(Fiber& self, void* destination, const void* source, int 
   if (valid_bytes > 0) require_aligned(self, source, size, Primitive::kAsyncCopy, pc);
   if (checked) {
     if (valid_bytes > 0)
-      access(self, Access::kRead, source, static_cast<std::size_t>(valid_bytes), pc);
+      access(self, Access::kAsyncRead, source, static_cast<std::size_t>(valid_bytes), pc);
     else
       log(self, Access::kRead, 0, 0, pc);  // a lane that asks for nothing still has its turn in the warp's request
     access(self, Access::kAsyncIssue, destination, size, pc);
@@ -361,7 +421,10 @@ void Worker::async_wait(Fiber& self, unsigned groups_left, std::uintptr_t pc) {
     if (copy.group >= self.open_group || self.open_group - copy.group <= groups_left) break;
     std::memcpy(copy.shared, copy.global, copy.valid_bytes);
     std::memset(copy.shared + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
-    if (checked) access(self, Access::kAsyncLand, copy.shared, copy.bytes, copy.pc);
+    if (checked) {
+      access(self, Access::kAsyncLand, copy.shared, copy.bytes, copy.pc);
+      if (copy.valid_bytes > 0) access(self, Access::kAsyncReadDone, copy.global, copy.valid_bytes, copy.pc);
+    }
     ++self.copies_done;
   }
   if (self.copies_done == self.copies.size()) self.copies.clear(), self.copies_done = 0;

@@ -29,8 +29,12 @@ struct Warp {
   unsigned existing = 0;  // lanes that the block has
   unsigned runnable = 0;  // ready, and not the running one
   unsigned log_full = 0;  // waiting for their access logs to be evaluated
+  unsigned idle = 0;      // go on when nobody else can
+  unsigned exited = 0;
+  unsigned taking_part = 0;  // in the collective whose work is being done
   unsigned gatherings = 0;
   std::array<Gathering, kWarpSize> gathering{};
+  bool is_complete(const Gathering& g) const { return ((g.arrived | exited) & g.mask) == g.mask; }
 };
 
 struct BlockBarrier {
@@ -41,7 +45,9 @@ struct BlockBarrier {
 struct NamedBarrier {
   unsigned arrived = 0, expected = 0;
   std::vector<unsigned> waiting;  // threads
-  std::vector<std::uint16_t> clocks;
+  std::vector<std::uint32_t> clocks;
+  std::array<unsigned, kMaxThreads / kWarpSize> lanes{};  // that arrived, of each warp
+  std::array<std::uintptr_t, kMaxThreads / kWarpSize> pcs{};
 };
 
 class Worker {
@@ -58,15 +64,19 @@ class Worker {
   template <class Work>
   void meet(Fiber& self, Primitive primitive, unsigned mask, void* operands, std::uintptr_t pc, Work&& work);
   void sync_block(Fiber& self, std::uintptr_t pc);
+  void yield(Fiber& self, std::uintptr_t pc);  // lets every other thread of the block go on first
   void named_barrier(Fiber& self, int id, int threads, bool wait, std::uintptr_t pc);
   void async_copy(Fiber& self, void* shared, const void* global, int bytes, int valid_bytes, std::uintptr_t pc);
   void async_wait(Fiber& self, unsigned groups_left, std::uintptr_t pc);
   // Checks, stamps and logs one access of a checked launch.
   void access(Fiber& self, Access kind, const void* address, std::size_t bytes, std::uintptr_t pc);
-  void fence(Fiber& self);  // __threadfence
-  // An atomic operation at `address` publishes what a fence released, then takes over what others published there.
-  void publish(Fiber& self, std::uintptr_t address);
-  void take_over(Fiber& self, std::uintptr_t address);
+  void fence(Fiber& self, Scope scope);
+  // Runs an atomic operation of `bytes` at `address`: operate() returns whether it has written.
+  template <class Operate>
+  void atomic(Fiber& self, void* address, std::size_t bytes, bool reads, Scope scope, Order order, std::uintptr_t pc,
+              Operate&& operate);
+  // The kernel uses what the latest atomic operation at `address` returned: only now does it know what came before.
+  void use_result(Fiber& self, const void* address);
   void require_aligned(Fiber& self, const void* address, std::size_t bytes, Primitive primitive, std::uintptr_t pc) {
     if ((reinterpret_cast<std::uintptr_t>(address) & (bytes - 1)) != 0)
       report_misaligned(self, address, bytes, primitive, pc);
@@ -108,7 +118,7 @@ class Worker {
                                       std::uintptr_t pc);
   void report_fault();
   void note_unlike_calls(Fiber& self, const Fiber& other);
-  // The lanes that wait with this mask, self among them. Complete when arrived == mask.
+  // The lanes that wait with this mask, self among them.
   Gathering& arrive(Fiber& self, Primitive primitive, unsigned mask, std::uintptr_t pc);
   [[noreturn]] void abandon();  // goes back to run()
   Fiber* next_or_deadlock(Fiber& self);
@@ -122,9 +132,14 @@ class Worker {
   void note_unwritten(Fiber& self, const Conflict& conflict, std::size_t bytes, std::uintptr_t pc);
   [[noreturn]] void report_conflict(Fiber& self, Access kind, const Conflict& conflict, std::uintptr_t pc);
   void pass_on(Report report);
+  static void note_result(Fiber& self, const AtomicResult& result);
   void log(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   Stamp stamp(const Fiber& self, std::uintptr_t pc) const;
-  void reserve_shared(unsigned bytes, unsigned granule);
+  void reserve_shared(unsigned bytes);
+  void release_idle();
+  void complete_gatherings(Warp& warp);
+  void require_all_lanes(Fiber& self, const Gathering& gathering);
+  void require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier);
 
   FiberArena arena_;
   void* main_context_ = nullptr;
@@ -146,7 +161,9 @@ class Worker {
   std::size_t shared_capacity_ = 0;
   SharedShadow shared_shadow_;
   Clocks clocks_;
-  TakenOver taken_;
+  BlockOrder order_;
+  AtomicVariables shared_variables_;
+  AtomicTouch atomic_{};  // the atomic operation that runs
   Traffic traffic_;
   Buffer* last_buffer_ = nullptr;
 
@@ -161,19 +178,56 @@ template <class Work>
 void Worker::meet(Fiber& self, Primitive primitive, unsigned mask, void* operands, std::uintptr_t pc, Work&& work) {
   Warp& warp = *self.warp;
   self.operands = operands;
-  Gathering& gathering = arrive(self, primitive, mask & warp.existing, pc);
-  if (gathering.arrived != gathering.mask) {
+  Gathering* gathering = &arrive(self, primitive, mask & warp.existing, pc);
+  if (!warp.is_complete(*gathering)) {
     wait(self);
+    if (!self.completes) {
+      self.primitive = Primitive::kNone;
+      return;
+    }
+    self.completes = false;
+    gathering = warp.gathering.data();
+    while (gathering->mask != (mask & warp.existing)) ++gathering;
+  }
+  require_all_lanes(self, *gathering);
+  warp.taking_part = gathering->arrived;
+  const unsigned others = gathering->arrived & ~(1u << self.lane);
+  *gathering = warp.gathering[--warp.gatherings];
+  if (checked) evaluate_log(warp);
+  ++counters.warp_collectives;
+  work(warp);
+  make_runnable(warp, others);
+  reschedule(self);
+  self.primitive = Primitive::kNone;
+}
+
+// The variable is held until its order is known: a later operation sees what this one publishes.
+template <class Operate>
+void Worker::atomic(Fiber& self, void* pointer, std::size_t bytes, bool reads, Scope scope, Order order,
+                    std::uintptr_t pc, Operate&& operate) {
+  self.primitive = Primitive::kAtomic;
+  self.pc = pc;
+  require_aligned(self, pointer, bytes, Primitive::kAtomic, pc);
+  if (!checked) {
+    operate();
   } else {
-    const unsigned others = gathering.mask & ~(1u << self.lane);
-    gathering = warp.gathering[--warp.gatherings];
-    if (checked) evaluate_log(warp);
-    ++counters.warp_collectives;
-    work(warp);
-    make_runnable(warp, others);
-    reschedule(self);
+    atomic_ = {static_cast<std::uint8_t>(bytes), reads};
+    access(self, scope == Scope::kBlock ? Access::kAtomicOfBlock : Access::kAtomic, pointer, bytes, pc);
+    const bool is_release = order == Order::kRelease || order == Order::kAcquireRelease || order == Order::kSequential;
+    const bool is_acquire = order == Order::kAcquire || order == Order::kAcquireRelease || order == Order::kSequential;
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+    const bool is_shared = address - reinterpret_cast<std::uintptr_t>(shared) < launch->shared_bytes;
+    const Stamp me = stamp(self, pc);
+    const std::lock_guard<std::mutex> lock(launch->variables.mutex);
+    AtomicVariable& variable = (is_shared ? shared_variables_ : launch->variables).at(address);
+    note_result(self, {address, &variable, variable.size(), scope, is_acquire, me, atomic_});
+    if (operate()) order_.publish(variable, scope, is_release, me, clocks_);
+    if (is_release) Clocks::tick(self);
   }
   self.primitive = Primitive::kNone;
+  // A loop that waits for another thread of the block must let it run.
+  constexpr unsigned kPatience = 16;
+  if (++self.atomics % kPatience == 0) yield(self, pc);
 }
 
 }  // namespace emulator

@@ -6,10 +6,11 @@ import importlib
 import math
 import os
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -215,7 +216,32 @@ def poisoned(shape: Sequence[int], dtype: Any) -> Array:
         data.view(np.uint16)[:] = POISON
     else:
         data[:] = POISON >> 8
+    if array.size and array.dtype.name not in _POISON_DTYPES:
+        _Written.keep(array)
     return array
+
+
+class _Written:
+    """Which bytes of a poisoned array kernels have written: a number may equal the poison, where a float cannot."""
+
+    _kept: ClassVar[dict[int, _Written]] = {}
+
+    def __init__(self, array: Array) -> None:
+        self.begin = array.ctypes.data
+        self.end = self.begin + array.nbytes
+        self.bits = np.zeros(-(-array.nbytes // 64), np.uint64)
+
+    @classmethod
+    def keep(cls, array: Array) -> None:
+        """Remembers the array for as long as its memory is in use."""
+        written = cls(array)
+        cls._kept[written.begin] = written
+        weakref.finalize(array.base, cls._kept.pop, written.begin, None)
+
+    @classmethod
+    def of(cls, begin: int, end: int) -> _Written | None:
+        """That of the array which [begin, end) is part of."""
+        return next((w for w in tuple(cls._kept.values()) if w.begin <= begin and end <= w.end), None)
 
 
 def aligned(shape: Sequence[int], dtype: Any) -> Array:
@@ -246,10 +272,23 @@ def _bind(
             packed.append(bytes(8))
         else:
             packed.append(pack_scalar(instance, position, parameter, value))
-    return packed, [
-        runtime.Buffer(begin=b, end=e, argument=a, writable=w, has_poison=p, element_bytes=s)
-        for b, e, a, w, p, s in _merge(regions)
-    ]
+    return packed, [_buffer(runtime, *region) for region in _merge(regions)]
+
+
+def _buffer(
+    runtime: ModuleType, begin: int, end: int, argument: int, writable: bool, has_poison: bool, element_bytes: int
+) -> Any:
+    written = _Written.of(begin, end)
+    return runtime.Buffer(
+        begin=begin,
+        end=end,
+        argument=argument,
+        writable=writable,
+        has_poison=has_poison or written is not None,
+        element_bytes=element_bytes,
+        written=0 if written is None else written.bits.ctypes.data,
+        written_from=0 if written is None else written.begin,
+    )
 
 
 _Region = tuple[int, int, int, bool, bool, int]

@@ -29,12 +29,16 @@ _FLAGS = (
     ),
     # One rounding per operation as written, and no assumption that a GPU compiler would not make either.
     *("-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-attributes"),
-    # A return address names the place of a call: calls are neither turned into jumps nor merged.
-    *("-fno-optimize-sibling-calls", "-fno-crossjumping", "-fno-tree-tail-merge"),
+    # A return address names the place of a call: calls are neither turned into jumps nor merged, nor moved away from
+    # what is inlined around them.
+    *("-fno-optimize-sibling-calls", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-schedule-insns2"),
 )
 _CHECKED_FLAGS = (
     *("-DEMULATOR_CHECKED", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
     "-fstack-clash-protection",
+    # An uninitialised variable has a value that nobody expects; copies in libc's functions are accesses, too.
+    "-ftrivial-auto-var-init=pattern",
+    *(f"-Wl,--wrap={function}" for function in ("memcpy", "memmove", "memset")),
     # An index beyond a local array stops at an illegal instruction, which the runtime reports.
     *("-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"),
 )

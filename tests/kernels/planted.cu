@@ -223,7 +223,16 @@ __global__ void deadlock(float* out) {
 }
 
 __global__ void lonely_shuffle(float* out) {
-  if (threadIdx.x < 8) out[threadIdx.x] = __shfl_sync(kFullMask, 1.0f, 0);  // bug: lonely_shuffle
+  if (threadIdx.x < 8)
+    out[threadIdx.x] = __shfl_sync(kFullMask, 1.0f, 0);  // bug: lonely_shuffle
+  else
+    __syncthreads();
+}
+
+// Lanes that have exited are not waited for.
+__global__ void ok_vote_of_those_left(unsigned* out) {
+  if (threadIdx.x >= 8) return;
+  out[threadIdx.x] = __ballot_sync(kFullMask, threadIdx.x % 2 == 0);
 }
 
 __global__ void mixed_collectives(unsigned* out) {
