@@ -38,7 +38,7 @@ from typing import Any
 
 from . import profilers
 from .isolated_tests import Result, run_isolated
-from .processes import run_for
+from .processes import run_for, where
 
 GOLDEN = ("tests/test_primitives.py",)
 KERNELS = tuple(f"tests/test_{name}.py" for name in (
@@ -106,11 +106,12 @@ class Checkup:
             self.items.append(Item(section, name, "not run", _NO_TIME))
             return None
         command = [sys.executable, "-m", "benchmarks.gpu_parts", name, "--gpu", self.gpu, "--json", str(path)]
-        done = run_for(limit_s, [*command, "--seconds", str(max(limit_s - 20, limit_s / 2))])
+        end = ("--seconds", str(max(limit_s - 20, limit_s / 2)), "--traceback", str(0.9 * limit_s))
+        done = run_for(limit_s, [*command, *end])
         result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
         if done.code is None:
             outcome = "failed" if result is None else "not run"
-            detail = f"it took more than {limit_s:.0f} s and was ended"
+            detail = f"it took more than {limit_s:.0f} s and was ended{where(done.error)}"
         elif done.code != 0:
             outcome, detail = "failed", f"exit code {done.code}: {_last_line(done.out + done.error)}"
         else:

@@ -10,6 +10,7 @@ launches  each case of benchmarks/cost_cases.py once, for a profiler
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.metadata
 import json
 import platform
@@ -34,7 +35,10 @@ def main() -> None:
     parser.add_argument("--gpu", choices=["real", "fake", "fake-without-cublaslt"], default="real")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--traceback", type=float, help="seconds after which it prints where it is, and goes on")
     options = parser.parse_args()
+    if options.traceback is not None:
+        faulthandler.dump_traceback_later(options.traceback)
     is_rehearsal = options.gpu != "real"
     if is_rehearsal:
         from tests import fake_gpu

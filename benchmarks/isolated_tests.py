@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .processes import Child
+from .processes import Child, where
 
 _COLLECT_S = 90.0  # to import and to collect, with a GPU context and torch
 _POLL_S = 0.25  # how late it is seen that a silent process has ended
@@ -107,7 +107,8 @@ def _run_some(
 ) -> None:
     """Runs tests in one process, and takes those that it reports from `left`: one at least, or the time is over."""
     end = deadline + limit_s
-    with _PytestChild([*options, *left], is_over) as child:
+    traceback = ("-o", f"faulthandler_timeout={0.9 * limit_s:g}")  # where a test hangs
+    with _PytestChild([*traceback, *options, *left], is_over) as child:
         if child.next_event(min(_COLLECT_S, end - time.monotonic())) is None:
             if time.monotonic() < end:
                 report(Result(left.pop(0), "died", 0.0, child.output()))
@@ -132,7 +133,9 @@ def _one(child: _PytestChild, test: str, limit_s: float, end: float) -> Result:
             return Result(test, "died", seconds, f"its process ran {event['test']} instead")
         return Result(test, event["outcome"], event["seconds"], event["detail"])
     if not child.has_ended():
-        return Result(test, "hung", seconds, f"it took more than {min(limit_s, seconds):.0f} s and was ended")
+        said, limit = "".join(child.printed()), min(limit_s, seconds)
+        why = f"it took more than {limit:.0f} s and was ended{where(said)}"
+        return Result(test, "hung", seconds, f"{said[-2000:]}\n{why}")
     return Result(test, "died", seconds, child.output())
 
 

@@ -7,6 +7,7 @@ long as any process that it started, and whoever reads to its end would wait for
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -98,6 +99,17 @@ def run_for(limit_s: float, command: Sequence[str]) -> Ended:
         is_over = child.wait(limit_s)
         code = child.end()
         return Ended(code if is_over else None, *child.printed())
+
+
+def where(text: str) -> str:
+    """Where the main thread was by the last traceback of faulthandler in a text, as " in f, file.py:3"; "" without one.
+
+    Of what it lists, innermost call first, the first that is ours.
+    """
+    main = text.rpartition("(most recent call first):")[2]
+    frames = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', main, re.MULTILINE)
+    ours = [frame for frame in frames if Path(frame[0]).is_relative_to(ROOT) and "site-packages" not in frame[0]]
+    return next((f" in {function}, {Path(file).name}:{line}" for file, line, function in [*ours, *frames]), "")
 
 
 def _text(file: IO[bytes]) -> str:

@@ -65,7 +65,7 @@ gpu_parts.main()
     assert row["wrong"] is None and row["median_us"] > 0
     printed = capsys.readouterr().out
     assert "   1 ok     0 failed     0 skipped     1 not run" in printed
-    assert "not run  compiled: 1, it took more than 20 s and was ended" in printed
+    assert "not run  compiled: 1, it took more than 20 s and was ended in <lambda>, <string>:" in printed
     assert printed.endswith("nothing was wrong; 1 not run\n")
 
 
@@ -152,7 +152,7 @@ def test_a_wrong_kernel_and_a_hang_cost_one_test_each(
     }  # fmt: skip
     page = capsys.readouterr().out
     assert "2 ok     2 failed     0 skipped" in page and page.endswith("WRONG\n")
-    assert "failed   tests/planted_gpu.py::test_hangs  hung: it took more than 8 s and was ended" in page
+    assert "failed   tests/planted_gpu.py::test_hangs  hung: it took more than 8 s and was ended in launch, " in page
     assert "failed   tests/planted_gpu.py::test_wrong  failed: AssertionError: assert False" in page
 
 

@@ -47,6 +47,8 @@ def test_every_end_of_a_process_costs_one_test(tmp_path: Path, monkeypatch: pyte
     }  # fmt: skip
     details = {result.test.partition("::test_")[2]: result.detail for result in results}
     assert "the teardown failed" in details["fails_in_its_teardown"]
+    last = details["ignores_sigterm"].splitlines()[-1]
+    assert last.startswith("it took more than 2 s and was ended in test_ignores_sigterm, planted_processes.py:")
     assert not is_alive(int(pid_file.read_text()))
 
 
