@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# Processes that share the tests, each of about 2 GiB: make test JOBS=1 runs them in one, as pytest alone does.
+JOBS := $(shell nproc 2>/dev/null | awk '{print $$1 < 8 ? $$1 : 8}')
+IN_PARALLEL := -n $(or $(JOBS),1) --dist worksteal
 CXX_FILES = $(shell find kernels bindings -name '*.cu' -o -name '*.cuh' -o -name '*.cc' -o -name '*.h' 2>/dev/null)
 OLDEST_NVRTC := $(VENV)/nvrtc-13.0
 # What an installation in place depends on; Python sources are read where they are.
@@ -31,7 +34,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/gemma-cuda generate --prompt-file $(DEMO_PROMPT) --max-new-tokens 24
 
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(IN_PARALLEL)
 
 # Register allocation differs between compilers: kernels must fit with the oldest NVRTC of CUDA 13, too.
 test-slow: $(VENV)/.dev $(VENV)/.nvrtc

@@ -130,7 +130,8 @@ class Checkup:
             for result in run_isolated(arguments, limit_s=self.limit_s or limit_s, deadline=deadline, jobs=jobs):
                 self.results.append(result)
                 outcome = _OUTCOMES.get(result.outcome, "failed")
-                detail = "" if outcome == "ok" else f"{result.outcome}: {_last_line(result.detail)}"
+                kind = f"{result.outcome}: " if outcome == "failed" else ""
+                detail = "" if outcome == "ok" else kind + _last_line(result.detail)
                 self.items.append(Item(section, result.test, outcome, detail, wrong=outcome == "failed"))
         finally:
             self.write("tests.json", [asdict(result) for result in self.results])

@@ -11,12 +11,15 @@
 #include <vector>
 
 #include "emulator/launch.h"
+#include "emulator/pending.h"
 #include "emulator/shadow.h"
 
 namespace py = pybind11;
 using emulator::Buffer;
 using emulator::Dim3;
 using emulator::Launch;
+using emulator::Stream;
+using Range = std::pair<std::uintptr_t, std::uintptr_t>;
 
 namespace {
 
@@ -78,28 +81,22 @@ struct BufferSpec {
 class BufferState {
  public:
   void attach(Buffer& buffer) {
-    const std::size_t words = ((buffer.end + 31) / 32 - buffer.begin / 32 + 63) / 64;
-    read_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
-    written_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
-    for (std::size_t i = 0; i < words; ++i) read_[i] = written_[i] = 0;
-    words_ = words;
-    buffer.sectors_read = read_.get();
-    buffer.sectors_written = written_.get();
+    touched_ = std::make_shared<emulator::Touched>(buffer.begin, buffer.end);
+    buffer.touched = touched_.get();
     if (!buffer.writable) return;  // memory that nobody may write cannot race
     shadow_ = std::make_unique<emulator::GlobalShadow>();
     shadow_->map(buffer.begin, buffer.end - buffer.begin);
     buffer.shadow = shadow_.get();
   }
   void count(emulator::Counters& counters) const {
-    for (std::size_t i = 0; i < words_; ++i) {
-      counters.global_read_sectors += static_cast<std::uint64_t>(__builtin_popcountll(read_[i].load()));
-      counters.global_write_sectors += static_cast<std::uint64_t>(__builtin_popcountll(written_[i].load()));
-    }
+    if (touched_ == nullptr) return;
+    counters.global_read_sectors += touched_->read.sectors();
+    counters.global_write_sectors += touched_->written.sectors();
   }
+  const std::shared_ptr<emulator::Touched>& touched() const { return touched_; }
 
  private:
-  std::unique_ptr<std::atomic<std::uint64_t>[]> read_, written_;
-  std::size_t words_ = 0;
+  std::shared_ptr<emulator::Touched> touched_;
   std::unique_ptr<emulator::GlobalShadow> shadow_;
 };
 
@@ -205,6 +202,37 @@ void open_buffers(Launch& launch, const std::vector<BufferSpec>& specs, std::vec
   }
 }
 
+// A pointer argument's memory: begin, end, whether its parameter is declared constant.
+using ArgumentSpec = std::tuple<std::uintptr_t, std::uintptr_t, bool>;
+
+// Lets the launch look out for those of its stream that may still run.
+std::unique_ptr<emulator::Pending> look_out(Launch& launch, const Stream& stream,
+                                            const std::vector<ArgumentSpec>& arguments) {
+  auto pending = stream.overlap();
+  if (pending == nullptr) return pending;
+  for (const auto& [begin, end, is_constant] : arguments) {
+    pending->arguments.push_back({begin, end, is_constant});
+    if (!is_constant || !pending->may_write(begin, end)) continue;
+    for (Buffer& buffer : launch.buffers) buffer.has_constant |= begin >= buffer.begin && begin < buffer.end;
+  }
+  launch.pending = pending.get();
+  return pending;
+}
+
+// Notes what another library's kernel read and wrote, each as [begin, end).
+void note_launch(Stream& stream, const std::string& name, const std::vector<Range>& reads,
+                 const std::vector<Range>& writes) {
+  emulator::TouchedMemory memory;
+  for (const auto* ranges : {&reads, &writes}) {
+    for (const auto& [begin, end] : *ranges) {
+      auto touched = std::make_shared<emulator::Touched>(begin, end);
+      (ranges == &reads ? touched->read : touched->written).mark(begin, end - begin);
+      memory.push_back(std::move(touched));
+    }
+  }
+  stream.add(name, std::move(memory), nullptr);
+}
+
 // Places in code are offsets into the library, as addr2line takes them.
 py::dict outcome(const Launch& launch) {
   std::string printed;
@@ -221,8 +249,8 @@ py::dict outcome(const Launch& launch) {
 }
 
 py::dict launch(const Library& library, const Options& options, const Sizes& grid, const Sizes& block,
-                unsigned shared_bytes, const std::vector<py::bytes>& arguments,
-                const std::vector<BufferSpec>& buffers) {
+                unsigned shared_bytes, const std::vector<py::bytes>& arguments, const std::vector<BufferSpec>& buffers,
+                Stream& stream, const std::string& name, bool overlap, const std::vector<ArgumentSpec>& ranges) {
   const Arguments values(arguments);
   std::vector<BufferState> states(buffers.size());
   Launch launch;
@@ -232,6 +260,7 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
   launch.block = as_dim(block);
   launch.shared_bytes = shared_bytes;
   open_buffers(launch, buffers, states);
+  const auto pending = overlap && launch.checked ? look_out(launch, stream, ranges) : nullptr;
   bool completed = false;
   {
     const py::gil_scoped_release release;
@@ -240,8 +269,19 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
       return PyErr_CheckSignals() == 0;
     });
   }
-  if (!completed) throw py::error_already_set();
-  for (const BufferState& state : states) state.count(launch.counters);
+  if (!completed) {
+    stream.drain();
+    throw py::error_already_set();
+  }
+  emulator::TouchedMemory memory;
+  for (const BufferState& state : states) {
+    state.count(launch.counters);
+    if (launch.checked) memory.push_back(state.touched());
+  }
+  if (launch.report != nullptr)
+    stream.drain();  // a GPU runs nothing after a fault
+  else if (launch.checked)
+    stream.add(name, std::move(memory), pending.get());
   return outcome(launch);
 }
 
@@ -269,6 +309,12 @@ PYBIND11_MODULE(_emulator, module) {
            py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"),
            py::arg("exp2_ulps"), py::arg("tanh_factor"), py::arg("rsqrt_factor"), py::arg("reciprocal_factor"),
            py::arg("library_sign"));
+  py::class_<Stream>(module, "Stream")
+      .def(py::init<>())
+      .def("drain", &Stream::drain)
+      .def("forget", &Stream::forget, py::arg("begin"), py::arg("end"))
+      .def("note_launch", &note_launch, py::arg("name"), py::arg("reads"), py::arg("writes"));
   module.def("launch", &launch, py::arg("library"), py::arg("options"), py::kw_only(), py::arg("grid"),
-             py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"));
+             py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"), py::arg("stream"),
+             py::arg("name"), py::arg("overlap"), py::arg("ranges"));
 }

@@ -3,6 +3,7 @@
 //             w_stride apart; K and both strides are multiples of 8   residual [M, N] contiguous
 //             partial [tiles, splits, kBlockM kBlockN] and arrived [tiles], of zeros: used if splits > 1
 //   types     T in {bf16, half}; Out in {T, float}; products exact, sums and partial fp32
+//   constant  w
 //   template  kBlockM × kBlockN of a block's tile of x wᵀ; kStages steps of kBlockK in shared memory; kVec elements of
 //             y per store, divides N; Epilogue: Store; GeGlu: y = gelu(x gateᵀ) · (x upᵀ) (Out = T); Residual: y =
 //             residual + x wᵀ (Out = T); SoftCap: y = cap · tanh(x wᵀ / cap) (Out = float)
@@ -146,9 +147,8 @@ __device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, in
 
 template <class T, class Out, int kBlockM, int kBlockN, int kStages, int kVec, Epilogue kEpilogue>
 __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
-    linear(Out* __restrict__ y, const T* __restrict__ x, const T* __restrict__ w, const Out* __restrict__ residual,
-           float* partial, int* arrived, int M, int N, int K, int64_t x_stride, int64_t w_stride, int split_steps,
-           float cap) {
+    linear(Out* __restrict__ y, const T* x, const T* __restrict__ w, const Out* residual, float* partial, int* arrived,
+           int M, int N, int K, int64_t x_stride, int64_t w_stride, int split_steps, float cap) {
   grid_dependency_wait();
   grid_dependency_release();
   constexpr int kThreads = linear_threads(kBlockM), kWarpM = warp_rows(kBlockM), kWarpN = kBlockN / kWarpsN;

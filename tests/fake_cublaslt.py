@@ -249,9 +249,9 @@ class CublasLt:
         factors = [ctypes.c_float.from_address(pointer).value for pointer in (alpha, beta)]
         assert factors == [1.0, 0.0] and c == d, "only out = x · weight is known here"
         known, machine = self._algorithm(algorithm), self.machine
-        queue = next((each for each in machine.streams if each.ptr == stream), None)
-        if queue is None or any(pointer % known.alignment for pointer in (a, b, d)):
-            raise cuBLASLtError(Status.INVALID_VALUE, "the stream or the alignment of a pointer")
+        queue = machine.stream_at(stream)
+        if any(pointer % known.alignment for pointer in (a, b, d)):
+            raise cuBLASLtError(Status.INVALID_VALUE, "the alignment of a pointer")
         if known.workspace > workspace_bytes or known.number in self.refused:
             raise cuBLASLtError(Status.NOT_SUPPORTED, f"algorithm {known.number}")
         try:
@@ -270,6 +270,7 @@ class CublasLt:
         self._workspace_users[workspace] = queue
 
         def run() -> None:
+            machine.emulator.note_launch("matmul", [x, weight], [out], stream=machine.running.ptr)
             out[...] = (x.astype(np.float32) @ weight.astype(np.float32).T).astype(out.dtype)
             machine.clock += known.milliseconds * self.slowdown()
 

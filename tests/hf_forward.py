@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

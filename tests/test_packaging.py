@@ -106,6 +106,14 @@ def test_what_tests_and_benchmarks_import_is_installed_by_make() -> None:
         assert imported <= installed | comes_with_pytest, folder
 
 
+def test_the_extra_test_is_enough_for_the_tests() -> None:
+    installed = core_dependencies() | {normalised(requirement.name) for requirement in closure("test")}
+    distribution = {"cuda": "cuda-bindings", "nvmath": "nvmath-python"}
+    imported = {distribution.get(name, name) for name in third_party_imports("tests")}
+    # The last two: what the commands that are tested draw and count with.
+    assert imported | {"matplotlib", "nvidia-cuda-nvdisasm"} <= installed | {"packaging"}
+
+
 def closure(extra: str) -> list[Requirement]:
     """The requirements of an extra, extras of this package resolved."""
     found: list[Requirement] = []

@@ -50,6 +50,8 @@ EMULATOR_API __attribute__((const)) unsigned char* emulator_shared() noexcept;
 EMULATOR_API void emulator_sync_block();
 EMULATOR_API void emulator_fence(emulator::Scope scope);
 EMULATOR_API void emulator_sync_warp(unsigned mask);
+EMULATOR_API void emulator_grid_wait();     // griddepcontrol.wait
+EMULATOR_API void emulator_grid_release();  // griddepcontrol.launch_dependents
 EMULATOR_API void emulator_named_barrier(int id, int threads, bool wait);
 EMULATOR_API std::uint32_t emulator_shuffle(emulator::Shuffle op, unsigned mask, std::uint32_t value, int argument,
                                             int width);

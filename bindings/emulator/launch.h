@@ -16,6 +16,8 @@
 namespace emulator {
 
 class GlobalShadow;
+struct Pending;
+struct Touched;
 
 enum class Schedule : int { kForward, kReverse, kRandom };
 
@@ -29,8 +31,8 @@ struct Buffer {
   std::atomic<std::uint64_t>* written = nullptr;  // one bit per byte from `written_from` on that a kernel wrote
   std::uintptr_t written_from = 0;
   GlobalShadow* shadow = nullptr;
-  std::atomic<std::uint64_t>* sectors_read = nullptr;  // one bit per 32-byte sector
-  std::atomic<std::uint64_t>* sectors_written = nullptr;
+  bool has_constant = false;  // some parameter that points here is declared constant
+  Touched* touched = nullptr;
 };
 
 struct Counters {
@@ -58,6 +60,7 @@ struct Launch {
   Dim3 grid, block;
   unsigned shared_bytes = 0;
   std::vector<Buffer> buffers;
+  Pending* pending = nullptr;  // of launches that may still run; null: all before have ended
   bool checked = false;
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 0;

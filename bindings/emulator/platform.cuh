@@ -1,5 +1,7 @@
 // The CUDA language on the host: what NVRTC gives a kernel without being asked.
 #pragma once
+#include <bits/c++config.h>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // std::beta, std::riemann_zeta, ...: to read them takes longer than a small kernel
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -81,8 +83,8 @@ __forceinline__ void named_barrier_sync(int id, int threads) { emulator_named_ba
 __forceinline__ void named_barrier_arrive(int id, int threads) { emulator_named_barrier(id, threads, false); }
 
 // Programmatic dependent launch: launches are ordered here anyway, so these only order.
-__forceinline__ void grid_dependency_wait() { asm volatile("" ::: "memory"); }
-__forceinline__ void grid_dependency_release() { asm volatile("" ::: "memory"); }
+__forceinline__ void grid_dependency_wait() { emulator_grid_wait(); }
+__forceinline__ void grid_dependency_release() { emulator_grid_release(); }
 
 template <class T>
 __forceinline__ T emulator_shuffle_as(emulator::Shuffle op, unsigned mask, T value, int argument, int width) {

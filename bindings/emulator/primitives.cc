@@ -124,6 +124,16 @@ void emulator_sync_warp(unsigned mask) {
   });
 }
 
+void emulator_grid_wait() {
+  Fiber& self = *current_fiber();
+  if (self.worker->checked) self.worker->grid_wait(self);
+}
+
+void emulator_grid_release() {
+  Fiber& self = *current_fiber();
+  if (self.worker->checked) self.worker->grid_release(self);
+}
+
 void emulator_named_barrier(int id, int threads, bool wait) {
   Fiber& self = *current_fiber();
   self.worker->named_barrier(self, id, threads, wait, CALL_SITE);

@@ -120,6 +120,7 @@ void Worker::run_block(std::uint64_t block) {
     order_.begin_block(static_cast<std::uint32_t>(block + 1), launch->variables.mutex);
     shared_variables_.clear();
   }
+  if (launch->pending != nullptr) grid_waits_.begin_block(thread_count_);
   ready_warps_ = 0;
   for (unsigned w = 0; w < warp_count_; ++w) {
     Warp& warp = warps_[w];
@@ -151,6 +152,7 @@ void Worker::run_block(std::uint64_t block) {
     report_fault();
   else if (unwritten_ != nullptr)
     launch->fail(std::move(*unwritten_));
+  if (launch->pending != nullptr) grid_waits_.end_block(*launch->pending);
   counters.blocks += 1;
   counters.threads += thread_count_;
   if (!printed_.empty()) {

@@ -11,6 +11,7 @@
 #include "clocks.h"
 #include "fiber.h"
 #include "launch.h"
+#include "pending.h"
 #include "shadow.h"
 #include "traffic.h"
 
@@ -71,6 +72,8 @@ class Worker {
   // Checks, stamps and logs one access of a checked launch.
   void access(Fiber& self, Access kind, const void* address, std::size_t bytes, std::uintptr_t pc);
   void fence(Fiber& self, Scope scope);
+  void grid_wait(Fiber& self);
+  void grid_release(Fiber& self);
   // Runs an atomic operation of `bytes` at `address`: operate() returns whether it has written.
   template <class Operate>
   void atomic(Fiber& self, void* address, std::size_t bytes, bool reads, Scope scope, Order order, std::uintptr_t pc,
@@ -127,6 +130,16 @@ class Worker {
   Buffer* find_buffer(std::uintptr_t address);
   void check_shared(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   void check_global(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
+  // May launches that this one overlaps still use what this thread touches of the buffer?
+  bool is_pending(const Fiber& self, const Buffer& buffer) const {
+    return launch->pending != nullptr &&
+           (!grid_waits_.is_known(self.thread) || launch->pending->outlasts_wait || buffer.has_constant);
+  }
+  // Stops the thread if they do.
+  void check_pending(Fiber& self, const Buffer& buffer, Access kind, std::uintptr_t address, std::size_t bytes,
+                     std::uintptr_t pc);
+  [[noreturn]] void report_pending(Fiber& self, Access kind, const Earlier& earlier, std::uintptr_t address,
+                                   bool is_written, bool is_constant, std::uintptr_t pc);
   [[noreturn]] void report_out_of_bounds(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes,
                                          std::uintptr_t pc);
   void note_unwritten(Fiber& self, const Conflict& conflict, std::size_t bytes, std::uintptr_t pc);
@@ -164,6 +177,7 @@ class Worker {
   BlockOrder order_;
   AtomicVariables shared_variables_;
   AtomicTouch atomic_{};  // the atomic operation that runs
+  GridWaits grid_waits_;
   Traffic traffic_;
   Buffer* last_buffer_ = nullptr;
 

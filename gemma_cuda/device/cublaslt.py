@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import LaunchError
-from . import sources
+from ..files import cache_directory
 from .algorithm_cache import AlgorithmCache, Entry
 from .cublaslt_handles import Descriptors, Library
 from .cuda import Cuda
 from .gemm_product import Product, check_array, product_of
 from .graph_timing import captured, fastest
+from .launch_plan import Use
 from .protocol import Array
 
 _CANDIDATES = 8  # of cuBLASLt's guesses, the best of which come first
@@ -37,7 +38,8 @@ class GemmPlan:
         self._operation, self._weight = descriptors.operation, descriptors.weight
         self._x, self._out = descriptors.x, descriptors.out
         self._algorithm_address = int(algorithm.ctypes.data)
-        self._workspace, self._workspace_bytes = int(library.workspace.data.ptr), library.workspace_bytes
+        self.workspace = library.workspace
+        self._workspace, self._workspace_bytes = int(self.workspace.data.ptr), library.workspace_bytes
         library.plans.add(self)
 
     @property
@@ -80,7 +82,7 @@ class Gemms:
         self._cuda = cuda
         self._library = Library(cuda)
         self.version, self.bindings = self._library.version, self._library.name
-        directory = (sources.cache_directory() if cache is None else cache) / "cublaslt"
+        directory = (cache_directory() if cache is None else cache) / "cublaslt"
         self._known = AlgorithmCache(directory, cuda.gpu_name, self.version)
         self._plans: dict[Product, GemmPlan] = {}
 
@@ -119,7 +121,9 @@ class Gemms:
         check_array(product, "out", out, (product.m, product.n), product.out_dtype, product.ldo)
         check_array(product, "x", x, (product.m, product.k), product.dtype, product.ldx)
         check_array(product, "weight", weight, (product.n, product.k), product.dtype, product.k)
-        self._cuda.submit("gemm", partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr))
+        step = partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr)
+        arrays = ("out", out), ("x", x), ("weight", weight), ("workspace", plan.workspace)
+        self._cuda.submit("gemm", step, (Use.of(*pair) for pair in arrays))
 
     def close(self) -> None:
         """Frees what cuBLASLt holds; plans cannot be made or launched any more."""
@@ -204,7 +208,7 @@ def _noise(cuda: Cuda, elements: int, dtype: str) -> Array:
     array = cuda.empty((elements,), dtype)
     values = np.random.default_rng(0).standard_normal(min(elements, 1 << 20), np.float32).astype(dtype)
     for i in range(0, elements, len(values)):
-        array[i : i + len(values)].set(values[: elements - i])
+        cuda.write(array[i : i + len(values)], values[: elements - i])
     return array
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeviceError, LaunchError
+from ..files import cache_directory
 from ..memory import available_memory
 from . import host_compiler, sources
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, names_of, pack_scalar
@@ -23,6 +24,7 @@ from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
 from .protocol import Argument, Array
 from .recorder import Launch
+from .stream_memory import Streams, bounds_of, ranges_of, rows_of
 
 Schedule = Literal["forward", "reverse", "random"]
 Approximation = Literal["exact", "up", "down"]
@@ -76,10 +78,11 @@ class Emulator:
         self.counters: Counters | None = None
         self._observe = observe
         self._runtime = _runtime()
+        self._streams = Streams(self._runtime.Stream)
         self._compiler = HostCompiler(
             sources.kernel_directory() if kernels is None else kernels,
             Path(str(self._runtime.__file__)),
-            (sources.cache_directory() if cache is None else cache) / "emulator",
+            (cache_directory() if cache is None else cache) / "emulator",
         )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -88,13 +91,18 @@ class Emulator:
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of zeros."""
+        self.drain()
         array = aligned(shape, dtype)
         array.view(np.uint8)[...] = 0
         return array
 
     def copy(self, target: Array, source: Array) -> None:
         """Copies source to target, of one shape and dtype."""
+        self.drain()
         np.copyto(target, source)
+
+    def retire(self, array: Array) -> None:
+        """Does nothing: launches are over when `launch` returns."""
 
     def free_bytes(self) -> int:
         """What the machine has free."""
@@ -102,12 +110,14 @@ class Emulator:
 
     def from_host(self, array: Array) -> Array:
         """Contiguous copy, same shape and dtype."""
+        self.drain()
         copy = aligned(array.shape, array.dtype)
         copy[...] = array
         return copy
 
     def to_host(self, array: Array) -> Array:
         """The array itself: launches are over when `launch` returns."""
+        self.drain()
         return array
 
     def address(self, array: Array) -> int:
@@ -123,11 +133,12 @@ class Emulator:
         args: Sequence[Argument],
         *,
         overlap: bool = False,
+        stream: int = 0,
     ) -> None:
         """Runs one kernel instance; see Device.launch. What the kernel prints goes to sys.stdout.
 
-        overlap changes nothing: a launch is over when this returns. Raises LaunchError before anything runs and
-        KernelError for what a kernel does wrong.
+        overlap: a launch is over when this returns, but a checked one must not rely on it. stream: which launches are
+        before this one. Raises LaunchError before anything runs and KernelError for what a kernel does wrong.
         """
         grid_dim, block_dim = check_dimensions(instance, grid, block, shared_bytes, self.shared_bytes)
         path = self._compiler.library(instance, checked=self.checked)
@@ -143,6 +154,8 @@ class Emulator:
         ]
         check_count(instance, parameters, args)
         packed, buffers = _bind(self._runtime, instance, parameters, args)
+        if self.checked:
+            self._streams.watch(args)
         result = self._runtime.launch(
             library,
             self._options(),
@@ -151,6 +164,10 @@ class Emulator:
             shared_bytes=shared_bytes,
             arguments=packed,
             buffers=buffers,
+            stream=self._streams[stream],
+            name=instance,
+            overlap=overlap,
+            ranges=ranges_of(kernel, args) if overlap and self.checked else [],
         )
         if result["printed"]:
             sys.stdout.write(result["printed"].decode(errors="replace"))
@@ -160,6 +177,16 @@ class Emulator:
         self.counters = Counters(**result["counters"])
         if self._observe is not None:
             self._observe(Launch(instance, math.prod(block_dim), shared_bytes), self.counters)
+
+    def drain(self, *, stream: int = 0) -> None:
+        """All launches of the stream end: what comes next there overlaps none of them, as after a copy."""
+        self._streams[stream].drain()
+
+    def note_launch(self, name: str, reads: Sequence[Array], writes: Sequence[Array], *, stream: int = 0) -> None:
+        """Another library's kernel ran in the stream, after all before it had ended; what it read and wrote."""
+        if self.checked:
+            self._streams.watch([*reads, *writes])
+            self._streams[stream].note_launch(name, rows_of(reads), rows_of(writes))
 
     def _options(self) -> Any:
         sign = _SIGNS[self.approx]
@@ -260,7 +287,7 @@ def _bind(
     for position, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
         if isinstance(value, np.ndarray):
             check_pointer(instance, position, parameter, value.dtype, read_only=not value.flags.writeable)
-            begin, end = np.lib.array_utils.byte_bounds(value) if value.size else (value.ctypes.data,) * 2
+            begin, end = bounds_of(value)
             packed.append(value.ctypes.data.to_bytes(8, "little"))
             has_poison = value.dtype.name in _POISON_DTYPES
             if end > begin:
@@ -305,7 +332,7 @@ def _merge(regions: list[_Region]) -> list[_Region]:
                 max(end, region[1]),
                 argument,
                 writable or region[3],
-                has_poison and region[4],
+                has_poison and region[4] and size == region[5],  # else one's numbers look like the other's poison
                 min(size, region[5]),
             )
         else:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .launch_plan import LaunchPlan
+from .launch_plan import CapturedPlan
 
 if TYPE_CHECKING:
-    import cupy
-
     from .cuda import Cuda
 
 Step = Callable[[int], None]
@@ -44,17 +42,30 @@ class Choice:
         return self.index != 0
 
 
-def captured(cuda: Cuda, steps: Sequence[Step]) -> cupy.cuda.Graph:
-    """step(stream) of each, as one graph; run once before, since a first launch may load what a capture may not."""
-    plan = LaunchPlan()
-    for step in steps:
-        plan.add("", step)
+@dataclass(frozen=True)
+class Steps:
+    """Launches over memory that whoever times them keeps."""
+
+    steps: Sequence[Step]
+
+    def start(self, stream: int) -> None:
+        """Starts all of them, one after another. Raises LaunchError."""
+        for step in self.steps:
+            step(stream)
+
+
+def captured(cuda: Cuda, steps: Sequence[Step]) -> CapturedPlan:
+    """step(stream) of each, as one graph; run once before, since a first launch may load what a capture may not.
+
+    The caller keeps the memory that they use.
+    """
+    plan = Steps(steps)
     cuda.start(plan)
     cuda.synchronize()
     return cuda.capture(plan)
 
 
-def fastest(cuda: Cuda, graphs: Sequence[cupy.cuda.Graph]) -> Choice:
+def fastest(cuda: Cuda, graphs: Sequence[CapturedPlan]) -> Choice:
     """The graph that takes least time; the first one unless another is faster by more than the noise.
 
     They take turns, so that what slows the GPU down slows all of them down.

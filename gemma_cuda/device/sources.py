@@ -27,7 +27,8 @@ class KernelParameter:
     name: str
     type: str  # without const, * and __restrict__
     is_pointer: bool
-    is_const: bool
+    is_const: bool  # of the pointee
+    is_constant: bool  # const T* __restrict__: memory that no kernel writes while this one may run
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,6 @@ def digest(paths: Iterable[Path], *parts: str) -> str:
     return sha.hexdigest()[:32]
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: $GEMMA_CUDA_CACHE, or gemma-cuda in the user's cache directory."""
-    chosen = os.environ.get("GEMMA_CUDA_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma-cuda"
-
-
 _parsed: dict[Path, tuple[tuple[tuple[int, int], ...], list[KernelSource]]] = {}
 
 
@@ -178,4 +171,5 @@ def _parameter(declaration: str) -> KernelParameter:
         type=" ".join(word for word in words if word not in dropped),
         is_pointer=is_pointer,
         is_const=is_pointer and "const" in before_star,
+        is_constant=is_pointer and "const" in before_star and "__restrict__" in words,
     )

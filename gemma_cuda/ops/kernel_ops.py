@@ -95,6 +95,8 @@ class KernelOps:
         known = self._angles.get((rope, head_dim))
         if known is None or len(known[0]) < positions:
             cos, sin = cos_sin(rope, head_dim, np.arange(_table_length(positions)), self.precision)
+            for table in known or ():
+                self.device.retire(table)
             known = self._angles[rope, head_dim] = self.device.from_host(cos), self.device.from_host(sin)
         return known
 
