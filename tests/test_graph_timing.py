@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import random
@@ -62,9 +63,7 @@ class Between:
         patch.setattr(fake_streams.Event, "record", spy_record)
         patch.setattr(fake_streams.Stream, "put", spy_put)
         patch.setattr(fake_streams.Graph, "launch", spy_launch)
-        import cupy
-
-        patch.setattr(cupy.cuda, "get_elapsed_time", spy_elapsed)
+        patch.setattr(importlib.import_module("cupy").cuda, "get_elapsed_time", spy_elapsed)
 
 
 def time_products(cuda: Cuda, path: Path) -> int:

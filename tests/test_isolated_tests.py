@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,17 @@ def within(seconds: float, results: Any) -> list[Result]:
     return found
 
 
+def clock_of(monkeypatch: pytest.MonkeyPatch, deadline: float) -> Callable[[], None]:
+    """After a call of what is returned, the clock of isolated_tests.py stands at the deadline or goes on from there."""
+    late = [0.0]
+    monkeypatch.setattr(isolated_tests, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + late[0]))
+
+    def be_late() -> None:
+        late[0] = max(late[0], deadline - time.monotonic())
+
+    return be_late
+
+
 def test_every_end_of_a_process_costs_one_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid_file = tmp_path / "pid"
     monkeypatch.setenv("PLANTED_PID", str(pid_file))
@@ -52,26 +65,39 @@ def test_every_end_of_a_process_costs_one_test(tmp_path: Path, monkeypatch: pyte
     assert not is_alive(int(pid_file.read_text()))
 
 
-def test_what_is_left_at_the_deadline_is_not_run() -> None:
+def test_what_is_left_at_the_deadline_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     (only,) = run_isolated([PLANTED], limit_s=3, deadline=time.monotonic() - 1)
     assert (only.outcome, only.detail) == ("not run", "no time was left")
+    deadline = time.monotonic() + 300
+    be_late, one = clock_of(monkeypatch, deadline), isolated_tests._one
+
+    def at_the_deadline(*arguments: Any) -> Result:
+        result = one(*arguments)
+        be_late()
+        return result
+
+    monkeypatch.setattr(isolated_tests, "_one", at_the_deadline)
     tests = [f"{PLANTED}::test_{name}" for name in ("ignores_sigterm", "right", "right_afterwards")]
-    results = within(60, run_isolated(tests, limit_s=10, deadline=time.monotonic() + 10))
+    results = within(100, run_isolated(tests, limit_s=2, deadline=deadline))
     assert [result.test for result in results] == tests
     assert [result.outcome for result in results] == ["hung", "not run", "not run"]
 
 
 @pytest.mark.parametrize("kind", ["raises", "never returns"])
 def test_a_worker_that_breaks_leaves_no_test_unreported(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = time.monotonic() + 300
+    be_late = clock_of(monkeypatch, deadline)
+
     def breaks(*arguments: Any) -> None:
         if kind == "raises":
             raise OSError("no more processes")
+        be_late()
         time.sleep(1000)
 
     monkeypatch.setattr(isolated_tests, "_run_some", breaks)
     monkeypatch.setattr(isolated_tests, "_GRACE_S", 1.0)
     tests = [f"{PLANTED}::test_{name}" for name in ("right", "dies_silently")]
-    results = within(60, run_isolated(tests, limit_s=1, deadline=time.monotonic() + 8, jobs=2))
+    results = within(60, run_isolated(tests, limit_s=1, deadline=deadline, jobs=2))
     expected = "died" if kind == "raises" else "not run"
     assert sorted((r.test, r.outcome) for r in results) == sorted((test, expected) for test in tests)
     assert all("no more processes" in r.detail or "did not end" in r.detail for r in results)
