@@ -4,7 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <map>
+#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -13,6 +17,8 @@
 #include "emulator/launch.h"
 #include "emulator/pending.h"
 #include "emulator/shadow.h"
+#include "emulator/sparse.h"
+#include "emulator/variables.h"
 
 namespace py = pybind11;
 using emulator::Buffer;
@@ -20,6 +26,7 @@ using emulator::Dim3;
 using emulator::Launch;
 using emulator::Stream;
 using Range = std::pair<std::uintptr_t, std::uintptr_t>;
+using emulator::SparseMemory;
 
 namespace {
 
@@ -36,6 +43,11 @@ class Library {
     dlinfo(handle, RTLD_DI_LINKMAP, &map);
     begin_ = map->l_addr;
     dl_iterate_phdr(&Library::note_extent, this);
+    variables_ = emulator::read_variables(path, begin_);
+    layout_ = emulator::SharedLayout(variables_);
+    for (const auto* kind : {&variables_.device, &variables_.constant})
+      for (const emulator::Variable& variable : *kind)
+        initial_.emplace(variable.name, std::string(memory_of(variable), variable.bytes));
   }
 
   // (kind, const, bytes, type) of each parameter; kind is one of "pointer", "signed", "unsigned", "float", "struct".
@@ -49,6 +61,26 @@ class Library {
     return result;
   }
 
+  // (name, address, bytes, may be written) of each __device__ and __constant__ variable.
+  std::vector<std::tuple<std::string, std::uintptr_t, std::size_t, bool>> variables() const {
+    std::vector<std::tuple<std::string, std::uintptr_t, std::size_t, bool>> result;
+    for (const auto& [name, place, bytes] : variables_.device) result.emplace_back(name, place, bytes, true);
+    for (const auto& [name, place, bytes] : variables_.constant) result.emplace_back(name, place, bytes, false);
+    return result;
+  }
+  py::bytes read(const std::string& name) const {
+    const emulator::Variable& variable = find(name);
+    return py::bytes(memory_of(variable), variable.bytes);
+  }
+  // Gives a variable a value; None: the one that it has in the source.
+  void write(const std::string& name, const std::optional<std::string>& value) const {
+    const emulator::Variable& variable = find(name);
+    const std::string& bytes = value ? *value : initial_.at(name);
+    if (bytes.size() == variable.bytes) std::memcpy(memory_of(variable), bytes.data(), bytes.size());
+  }
+  unsigned shared_bytes() const { return layout_.declared_bytes(); }
+  const emulator::SharedLayout& layout() const { return layout_; }
+  const std::vector<emulator::Variable>& constants() const { return variables_.constant; }
   const emulator::Kernel* kernel() const { return kernel_; }
   std::uintptr_t begin() const { return begin_; }
   std::uintptr_t end() const { return end_; }
@@ -64,8 +96,19 @@ class Library {
     return 1;
   }
 
+  static char* memory_of(const emulator::Variable& variable) { return reinterpret_cast<char*>(variable.place); }
+  const emulator::Variable& find(const std::string& name) const {
+    for (const auto* kind : {&variables_.device, &variables_.constant})
+      for (const emulator::Variable& variable : *kind)
+        if (variable.name == name) return variable;
+    throw py::key_error(name);
+  }
+
   const emulator::Kernel* kernel_ = nullptr;
   std::uintptr_t begin_ = 0, end_ = 0;
+  emulator::Variables variables_;
+  emulator::SharedLayout layout_;
+  std::map<std::string, std::string> initial_;
 };
 
 // Memory that Python hands to a launch: [begin, end), the argument that it stands for, what may be done with it.
@@ -157,6 +200,8 @@ void configure(Launch& launch, const Library& library, const Options& options) {
   launch.kernel = library.kernel();
   launch.code_begin = library.begin();
   launch.code_end = library.end();
+  launch.shared_layout = &library.layout();
+  launch.constants = &library.constants();
   launch.checked = options.checked;
   launch.schedule = static_cast<emulator::Schedule>(options.schedule);
   launch.seed = options.seed;
@@ -250,7 +295,8 @@ py::dict outcome(const Launch& launch) {
 
 py::dict launch(const Library& library, const Options& options, const Sizes& grid, const Sizes& block,
                 unsigned shared_bytes, const std::vector<py::bytes>& arguments, const std::vector<BufferSpec>& buffers,
-                Stream& stream, const std::string& name, bool overlap, const std::vector<ArgumentSpec>& ranges) {
+                Stream& stream, const std::string& name, bool overlap, const std::vector<ArgumentSpec>& ranges,
+                std::optional<std::vector<std::uint64_t>> blocks) {
   const Arguments values(arguments);
   std::vector<BufferState> states(buffers.size());
   Launch launch;
@@ -258,7 +304,8 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
   launch.arguments = values.pointers();
   launch.grid = as_dim(grid);
   launch.block = as_dim(block);
-  launch.shared_bytes = shared_bytes;
+  launch.chosen = std::move(blocks);
+  launch.shared_bytes = library.layout().bytes() + shared_bytes;
   open_buffers(launch, buffers, states);
   const auto pending = overlap && launch.checked ? look_out(launch, stream, ranges) : nullptr;
   bool completed = false;
@@ -292,7 +339,11 @@ PYBIND11_MODULE(_emulator, module) {
   module.attr("ABI") = emulator::kAbi;
   py::class_<Library>(module, "Library")
       .def(py::init<const std::string&>(), py::arg("path"))
-      .def_property_readonly("parameters", &Library::parameters);
+      .def_property_readonly("parameters", &Library::parameters)
+      .def_property_readonly("variables", &Library::variables)
+      .def_property_readonly("shared_bytes", &Library::shared_bytes)
+      .def("read", &Library::read, py::arg("name"))
+      .def("write", &Library::write, py::arg("name"), py::arg("value"));
   py::class_<BufferSpec>(module, "Buffer")
       .def(py::init([](std::uintptr_t begin, std::uintptr_t end, int argument, bool writable, bool has_poison,
                        unsigned element_bytes, std::uintptr_t written, std::uintptr_t written_from) {
@@ -314,7 +365,12 @@ PYBIND11_MODULE(_emulator, module) {
       .def("drain", &Stream::drain)
       .def("forget", &Stream::forget, py::arg("begin"), py::arg("end"))
       .def("note_launch", &note_launch, py::arg("name"), py::arg("reads"), py::arg("writes"));
+  py::class_<SparseMemory>(module, "SparseMemory", py::buffer_protocol())
+      .def(py::init<std::size_t, std::uint16_t>(), py::arg("bytes"), py::arg("pattern"))
+      .def_buffer([](SparseMemory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data()), static_cast<py::ssize_t>(memory.size()));
+      });
   module.def("launch", &launch, py::arg("library"), py::arg("options"), py::kw_only(), py::arg("grid"),
              py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"), py::arg("stream"),
-             py::arg("name"), py::arg("overlap"), py::arg("ranges"));
+             py::arg("name"), py::arg("overlap"), py::arg("ranges"), py::arg("blocks"));
 }

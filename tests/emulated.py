@@ -27,6 +27,8 @@ SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
 APPROXIMATIONS: tuple[Approximation, ...] = ("exact", "up", "down")
 HALF_DTYPES = ("bfloat16", "float16")
 ROUNDING: dict[str, Precision] = {"bfloat16": BFLOAT16, "float16": FLOAT16}
+EPS_RATIOS = (0.0, 0.01, 0.25, 1.0, 4.0, 100.0)
+"""Mean squares of rows as multiples of a norm's eps: 0, where it decides alone, where it matters, where it does not."""
 DeviceOf = Callable[[Emulator], Device]
 """See the fixture device_of."""
 _MARGIN = 128
@@ -62,6 +64,14 @@ def on_cuda(runs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Cuda:
 def values(seed: int, *shape: int, dtype: str, scale: float = 1.0) -> Array:
     """Normal values of standard deviation `scale`."""
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(DTYPES[dtype])
+
+
+def near_eps(x: Array, eps: float, dtype: str) -> Array:
+    """x [EPS_RATIOS, ..., width], scaled so that the mean square of each row is eps times its ratio."""
+    ratios = np.reshape(EPS_RATIOS, (-1,) + (1,) * (x.ndim - 1))
+    return (x * np.sqrt(ratios * eps / np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))).astype(
+        DTYPES[dtype]
+    )
 
 
 def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> Array:

@@ -172,6 +172,8 @@ def build_wheel(folder: Path, *, compiler: bool) -> Path:
         "kernels/gpu/platform.cuh": "// a header",
         "bindings/module.cc": BINDINGS,
         "bindings/emulator/platform.cuh": "// its twin",
+        "bindings/emulator/cuda/cuda_runtime.h": "// a header of CUDA's",
+        "bindings/emulator/cuda/cuda/std/atomic": "// one without a suffix",
     }.items():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_text(text)
@@ -209,6 +211,8 @@ def test_a_wheel_works_from_any_directory(tmp_path: Path) -> None:
         "gemma_cuda/_sources/kernels/example.cu",
         "gemma_cuda/_sources/kernels/gpu/platform.cuh",
         "gemma_cuda/_sources/bindings/emulator/platform.cuh",
+        "gemma_cuda/_sources/bindings/emulator/cuda/cuda_runtime.h",
+        "gemma_cuda/_sources/bindings/emulator/cuda/cuda/std/atomic",
     } <= names
     assert not any(name.startswith(("tests/", "kernels/", "bindings/")) for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))

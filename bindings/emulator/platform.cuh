@@ -88,8 +88,16 @@ __forceinline__ void grid_dependency_release() { emulator_grid_release(); }
 
 template <class T>
 __forceinline__ T emulator_shuffle_as(emulator::Shuffle op, unsigned mask, T value, int argument, int width) {
-  static_assert(sizeof(T) == 4, "shuffles move 32-bit values");
-  return bit_cast<T>(emulator_shuffle(op, mask, bit_cast<uint32_t>(value), argument, width));
+  static_assert(sizeof(T) <= 4 || sizeof(T) == 8, "shuffles move values of up to 4 bytes, or of 8");
+  if constexpr (sizeof(T) == 4) {
+    return bit_cast<T>(emulator_shuffle(op, mask, bit_cast<uint32_t>(value), argument, width));
+  } else {
+    uint32_t words[(sizeof(T) + 3) / 4] = {};
+    __builtin_memcpy(words, &value, sizeof(T));
+    for (uint32_t& word : words) word = emulator_shuffle(op, mask, word, argument, width);
+    __builtin_memcpy(&value, words, sizeof(T));
+    return value;
+  }
 }
 template <class T>
 __forceinline__ T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {

@@ -65,6 +65,10 @@ class Worker {
   template <class Work>
   void meet(Fiber& self, Primitive primitive, unsigned mask, void* operands, std::uintptr_t pc, Work&& work);
   void sync_block(Fiber& self, std::uintptr_t pc);
+  // sync_block; the number of the block's threads that came with a true predicate.
+  unsigned sync_block_vote(Fiber& self, bool predicate, std::uintptr_t pc);
+  // Lanes that come to this call while no other thread of the block can go on.
+  unsigned active_mask(Fiber& self, std::uintptr_t pc);
   void yield(Fiber& self, std::uintptr_t pc);  // lets every other thread of the block go on first
   void named_barrier(Fiber& self, int id, int threads, bool wait, std::uintptr_t pc);
   void async_copy(Fiber& self, void* shared, const void* global, int bytes, int valid_bytes, std::uintptr_t pc);
@@ -90,6 +94,8 @@ class Worker {
     if (offset >= launch->shared_bytes || bytes > launch->shared_bytes - offset)
       report_not_shared(self, kind, address, bytes, pc);
   }
+  // An access between __shared__ variables, told when the warp's accesses are counted.
+  [[noreturn]] void report_between_variables(Fiber& self, const MemoryAccess& access);
   void print(const char* text) { printed_ += text; }
   Clocks& clocks() { return clocks_; }
   Report describe(Fiber& self, const char* kind, std::uintptr_t pc) const;
@@ -103,7 +109,7 @@ class Worker {
 
   Launch* launch = nullptr;
   Dim3 block_idx;
-  unsigned char* shared = nullptr;
+  unsigned char* shared = nullptr;  // __shared__ variables first, then the launch's dynamic shared memory
   Counters counters;
   bool checked = false;
   std::atomic<bool> running{false};
@@ -113,6 +119,8 @@ class Worker {
   void wait(Fiber& self);        // until someone makes self runnable
   void reschedule(Fiber& self);  // lets another fiber go first, in a random schedule
   Fiber* pick();
+  void release_idle();
+  unsigned random_lanes();  // each with probability 1/2
   void make_runnable(Warp& warp, unsigned lanes);
   [[noreturn]] void report_deadlock(Fiber& self);
   [[noreturn]] void report_misaligned(Fiber& self, const void* address, std::size_t bytes, Primitive primitive,
@@ -149,7 +157,6 @@ class Worker {
   void log(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   Stamp stamp(const Fiber& self, std::uintptr_t pc) const;
   void reserve_shared(unsigned bytes);
-  void release_idle();
   void complete_gatherings(Warp& warp);
   void require_all_lanes(Fiber& self, const Gathering& gathering);
   void require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier);
@@ -164,6 +171,11 @@ class Worker {
   std::uint64_t block_ = 0;
   std::uint32_t blocks_run_ = 0;  // over all launches: tells blocks apart in the shadow of shared memory
   BlockBarrier barrier_;
+  // Votes of the latest two voting barriers: one may begin before all threads have read the other's outcome.
+  struct BlockVotes {
+    unsigned barrier = 0, votes = 0;
+  };
+  std::array<BlockVotes, 2> block_votes_;
   std::array<NamedBarrier, 16> named_;
   std::string printed_;
   // A read of unwritten shared memory. It is kept back until the block ends: should somebody write there in the
