@@ -100,7 +100,8 @@ def test_a_worker_that_breaks_leaves_no_test_unreported(kind: str, monkeypatch: 
     results = within(60, run_isolated(tests, limit_s=1, deadline=deadline, jobs=2))
     expected = "died" if kind == "raises" else "not run"
     assert sorted((r.test, r.outcome) for r in results) == sorted((test, expected) for test in tests)
-    assert all("no more processes" in r.detail or "did not end" in r.detail for r in results)
+    said = {r.detail for r in results} - {"no time was left"}  # of a worker that began after the other one was late
+    assert len(said) == 1 and ("no more processes" in min(said) or "did not end" in min(said))
 
 
 def test_whoever_stops_listening_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
