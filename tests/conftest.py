@@ -47,7 +47,7 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--gpu",
-        choices=["real", "fake"],
+        choices=["real", "fake", "fake-without-cublaslt"],
         help="run the tests marked gpu, and no others, on a GPU or on our fake of one",
     )
     parser.addoption("--mma", choices=["fast", "ampere", "hopper"], help="how the emulator's mma rounds in every test")
@@ -64,10 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = config.getoption("--gpu")
     if wanted is None:
         return
-    if wanted == "fake":
-        from tests.fake_gpu import install
+    if wanted != "real":
+        from tests.fake_gpu import FAKES, install
 
-        install(pytest.MonkeyPatch())
+        install(pytest.MonkeyPatch(), has_cublaslt=FAKES[wanted])
     elif config.getoption("--no-pool"):
         importlib.import_module("cupy").cuda.set_allocator(None)
     emulated.use_gpu()

@@ -184,3 +184,9 @@ __forceinline__ T atomicCAS(T* address, T compare, T value) {
 }
 __forceinline__ void __threadfence() { emulator_fence(emulator::Scope::kDevice); }
 __forceinline__ void __threadfence_block() { emulator_fence(emulator::Scope::kBlock); }
+
+#ifdef EMULATOR_CHECKED
+// The compiler would expand it without telling the runtime what it touches.
+extern "C" void* memcpy(void* to, const void* from, std::size_t bytes) noexcept;
+#define __builtin_memcpy memcpy
+#endif

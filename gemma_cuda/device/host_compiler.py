@@ -37,9 +37,10 @@ _FLAGS = (
 _CHECKED_FLAGS = (
     *("-DEMULATOR_CHECKED", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
     "-fstack-clash-protection",
-    # An uninitialised variable has a value that nobody expects; copies in libc's functions are accesses, too.
+    # An uninitialised variable has a value that nobody expects.
     "-ftrivial-auto-var-init=pattern",
-    *(f"-Wl,--wrap={function}" for function in ("memcpy", "memmove", "memset")),
+    # Copies are accesses: they stay calls, and go to the runtime.
+    *(flag for name in ("memcpy", "memmove", "memset") for flag in (f"-fno-builtin-{name}", f"-Wl,--wrap={name}")),
     # An index beyond a local array stops at an illegal instruction, which the runtime reports.
     *("-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"),
 )
