@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeviceError, LaunchError
-from . import sources
+from . import precompiled, sources
 
 _FLAGS = (
     *(
@@ -45,6 +45,7 @@ _CHECKED_FLAGS = (
 _FAST_FLAGS = ("-fstack-clash-protection",)
 # The default libraries of -fsanitize=thread include libtsan; the runtime takes its place.
 _LIBRARIES = ("-nodefaultlibs", "-lm", "-lgcc", "-lc")
+_PRELUDE = "#include <platform.cuh>\n"  # every header of the seam does so itself
 _TIMEOUT_S = 300
 _PROBED_BYTES = 32
 
@@ -100,18 +101,10 @@ class HostCompiler:
         text = f'#include "{source.resolve()}"\n#include <entry.h>\nEMULATOR_KERNEL({instance})\n'
         descriptor, partial = tempfile.mkstemp(suffix=".so", prefix=f".{source.stem}-", dir=self._cache)
         os.close(descriptor)
-        command = [
-            *compiler(),
-            *flags,
-            f"-I{self._seam}",
-            f"-I{sources.kernel_directory()}",
-            "-x",
-            "c++",
-            "-",
-            "-o",
-            partial,
-        ]
-        command += ["-x", "none", str(self._runtime), *_LIBRARIES]
+        command = [*compiler(), *flags, f"-I{self._seam}", f"-I{sources.kernel_directory()}"]
+        headers = sources.headers(self._seam)
+        command += precompiled.options(_PRELUDE, headers, command, compiler_version(), self._cache)
+        command += ["-x", "c++", "-", "-o", partial, "-x", "none", str(self._runtime), *_LIBRARIES]
         try:
             done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
             if done.returncode != 0:
