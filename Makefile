@@ -36,9 +36,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow" $(IN_PARALLEL)
 
-# Register allocation differs between compilers: kernels must fit with the oldest NVRTC of CUDA 13, too.
+# Products are rounded as the tensor cores of two generations do. Register allocation differs between compilers: kernels
+# must fit with the oldest NVRTC of CUDA 13, too.
 test-slow: $(VENV)/.dev $(VENV)/.nvrtc
 	$(PYTEST) -m slow
+	for mma in ampere hopper; do \
+	  $(PYTEST) --mma $$mma -m "not slow" tests/test_attention.py tests/test_attention_edges.py tests/test_linear.py || exit 1; \
+	done
 	GEMMA_CUDA_NVRTC=$(OLDEST_NVRTC)/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/test_compile.py
 
 lint: $(VENV)/.dev

@@ -1,12 +1,13 @@
-"""How fast the emulator is: python -m benchmarks.emulator_speed
+"""How fast the emulator is: python -m benchmarks.emulator_speed [--mma ampere]
 
 Attention-shaped work of 8 heads × 512 tokens × D 256 (tests/kernels/attention_shaped.cu), unchecked and checked, and
 the import of the compiled module. These times say nothing about a GPU; they say how long the tests take. Writes
-benchmarks/results/emulator-speed.json, with the fastest of several runs.
+benchmarks/results/emulator-speed.json, with the fastest of several runs; with --mma only prints.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -53,6 +54,14 @@ def import_seconds() -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.emulator_speed")
+    parser.add_argument("--mma", choices=["fast", "ampere", "hopper"], help="print the times with this rounding only")
+    mma = parser.parse_args().mma
+    if mma is not None:
+        for checked in (False, True):
+            times = seconds(Emulator(checked=checked, kernels=KERNELS, mma=mma))
+            print(f"{'checked' if checked else 'fast':8} {times['wall']:.3f} s wall, {times['cpu']:.3f} s CPU")
+        return
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     result: dict[str, Any] = {"cores": cores, "cpu": cpu_name(), "load": load, "runs": REPEATS}
     for name, checked in (("fast", False), ("checked", True)):

@@ -24,6 +24,8 @@ def page(results: Mapping[str, Any]) -> str:
         and runs the kernel's tests on the emulator. Some of all such changes are drawn; those that do not compile do
         not count. Kernels that are not in the table have not been drawn from since they last changed. A survivor that
         showed a gap counts as killed once a test kills it, and not at all once its code is gone.
+        `--semantic` draws from a list of mistakes that people make (tests/semantic_mutants.py) instead, `--index` from
+        all offsets in 32 bits where the kernel has 64, which tests/test_large_arrays.py is to kill.
         Written by `python -m benchmarks.report` from `benchmarks/results/mutants.json`.
         """
     )

@@ -4,19 +4,29 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <map>
+#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "emulator/launch.h"
+#include "emulator/pending.h"
 #include "emulator/shadow.h"
+#include "emulator/sparse.h"
+#include "emulator/variables.h"
 
 namespace py = pybind11;
 using emulator::Buffer;
 using emulator::Dim3;
 using emulator::Launch;
+using emulator::Stream;
+using Range = std::pair<std::uintptr_t, std::uintptr_t>;
+using emulator::SparseMemory;
 
 namespace {
 
@@ -33,6 +43,11 @@ class Library {
     dlinfo(handle, RTLD_DI_LINKMAP, &map);
     begin_ = map->l_addr;
     dl_iterate_phdr(&Library::note_extent, this);
+    variables_ = emulator::read_variables(path, begin_);
+    layout_ = emulator::SharedLayout(variables_);
+    for (const auto* kind : {&variables_.device, &variables_.constant})
+      for (const emulator::Variable& variable : *kind)
+        initial_.emplace(variable.name, std::string(memory_of(variable), variable.bytes));
   }
 
   // (kind, const, bytes, type) of each parameter; kind is one of "pointer", "signed", "unsigned", "float", "struct".
@@ -46,6 +61,26 @@ class Library {
     return result;
   }
 
+  // (name, address, bytes, may be written) of each __device__ and __constant__ variable.
+  std::vector<std::tuple<std::string, std::uintptr_t, std::size_t, bool>> variables() const {
+    std::vector<std::tuple<std::string, std::uintptr_t, std::size_t, bool>> result;
+    for (const auto& [name, place, bytes] : variables_.device) result.emplace_back(name, place, bytes, true);
+    for (const auto& [name, place, bytes] : variables_.constant) result.emplace_back(name, place, bytes, false);
+    return result;
+  }
+  py::bytes read(const std::string& name) const {
+    const emulator::Variable& variable = find(name);
+    return py::bytes(memory_of(variable), variable.bytes);
+  }
+  // Gives a variable a value; None: the one that it has in the source.
+  void write(const std::string& name, const std::optional<std::string>& value) const {
+    const emulator::Variable& variable = find(name);
+    const std::string& bytes = value ? *value : initial_.at(name);
+    if (bytes.size() == variable.bytes) std::memcpy(memory_of(variable), bytes.data(), bytes.size());
+  }
+  unsigned shared_bytes() const { return layout_.declared_bytes(); }
+  const emulator::SharedLayout& layout() const { return layout_; }
+  const std::vector<emulator::Variable>& constants() const { return variables_.constant; }
   const emulator::Kernel* kernel() const { return kernel_; }
   std::uintptr_t begin() const { return begin_; }
   std::uintptr_t end() const { return end_; }
@@ -61,8 +96,19 @@ class Library {
     return 1;
   }
 
+  static char* memory_of(const emulator::Variable& variable) { return reinterpret_cast<char*>(variable.place); }
+  const emulator::Variable& find(const std::string& name) const {
+    for (const auto* kind : {&variables_.device, &variables_.constant})
+      for (const emulator::Variable& variable : *kind)
+        if (variable.name == name) return variable;
+    throw py::key_error(name);
+  }
+
   const emulator::Kernel* kernel_ = nullptr;
   std::uintptr_t begin_ = 0, end_ = 0;
+  emulator::Variables variables_;
+  emulator::SharedLayout layout_;
+  std::map<std::string, std::string> initial_;
 };
 
 // Memory that Python hands to a launch: [begin, end), the argument that it stands for, what may be done with it.
@@ -78,28 +124,22 @@ struct BufferSpec {
 class BufferState {
  public:
   void attach(Buffer& buffer) {
-    const std::size_t words = ((buffer.end + 31) / 32 - buffer.begin / 32 + 63) / 64;
-    read_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
-    written_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
-    for (std::size_t i = 0; i < words; ++i) read_[i] = written_[i] = 0;
-    words_ = words;
-    buffer.sectors_read = read_.get();
-    buffer.sectors_written = written_.get();
+    touched_ = std::make_shared<emulator::Touched>(buffer.begin, buffer.end);
+    buffer.touched = touched_.get();
     if (!buffer.writable) return;  // memory that nobody may write cannot race
     shadow_ = std::make_unique<emulator::GlobalShadow>();
     shadow_->map(buffer.begin, buffer.end - buffer.begin);
     buffer.shadow = shadow_.get();
   }
   void count(emulator::Counters& counters) const {
-    for (std::size_t i = 0; i < words_; ++i) {
-      counters.global_read_sectors += static_cast<std::uint64_t>(__builtin_popcountll(read_[i].load()));
-      counters.global_write_sectors += static_cast<std::uint64_t>(__builtin_popcountll(written_[i].load()));
-    }
+    if (touched_ == nullptr) return;
+    counters.global_read_sectors += touched_->read.sectors();
+    counters.global_write_sectors += touched_->written.sectors();
   }
+  const std::shared_ptr<emulator::Touched>& touched() const { return touched_; }
 
  private:
-  std::unique_ptr<std::atomic<std::uint64_t>[]> read_, written_;
-  std::size_t words_ = 0;
+  std::shared_ptr<emulator::Touched> touched_;
   std::unique_ptr<emulator::GlobalShadow> shadow_;
 };
 
@@ -146,6 +186,7 @@ struct Options {
   int schedule;
   std::uint64_t seed;
   unsigned workers;
+  int mma;  // an emulator::MmaRounding
   int exp2_ulps;
   float tanh_factor;
   double rsqrt_factor;
@@ -160,10 +201,13 @@ void configure(Launch& launch, const Library& library, const Options& options) {
   launch.kernel = library.kernel();
   launch.code_begin = library.begin();
   launch.code_end = library.end();
+  launch.shared_layout = &library.layout();
+  launch.constants = &library.constants();
   launch.checked = options.checked;
   launch.schedule = static_cast<emulator::Schedule>(options.schedule);
   launch.seed = options.seed;
   launch.workers = options.workers;
+  launch.mma = static_cast<emulator::MmaRounding>(options.mma);
   launch.exp2_ulps = options.exp2_ulps;
   launch.tanh_factor = options.tanh_factor;
   launch.rsqrt_factor = options.rsqrt_factor;
@@ -205,6 +249,37 @@ void open_buffers(Launch& launch, const std::vector<BufferSpec>& specs, std::vec
   }
 }
 
+// A pointer argument's memory: begin, end, whether its parameter is declared constant.
+using ArgumentSpec = std::tuple<std::uintptr_t, std::uintptr_t, bool>;
+
+// Lets the launch look out for those of its stream that may still run.
+std::unique_ptr<emulator::Pending> look_out(Launch& launch, const Stream& stream,
+                                            const std::vector<ArgumentSpec>& arguments) {
+  auto pending = stream.overlap();
+  if (pending == nullptr) return pending;
+  for (const auto& [begin, end, is_constant] : arguments) {
+    pending->arguments.push_back({begin, end, is_constant});
+    if (!is_constant || !pending->may_write(begin, end)) continue;
+    for (Buffer& buffer : launch.buffers) buffer.has_constant |= begin >= buffer.begin && begin < buffer.end;
+  }
+  launch.pending = pending.get();
+  return pending;
+}
+
+// Notes what another library's kernel read and wrote, each as [begin, end).
+void note_launch(Stream& stream, const std::string& name, const std::vector<Range>& reads,
+                 const std::vector<Range>& writes) {
+  emulator::TouchedMemory memory;
+  for (const auto* ranges : {&reads, &writes}) {
+    for (const auto& [begin, end] : *ranges) {
+      auto touched = std::make_shared<emulator::Touched>(begin, end);
+      (ranges == &reads ? touched->read : touched->written).mark(begin, end - begin);
+      memory.push_back(std::move(touched));
+    }
+  }
+  stream.add(name, std::move(memory), nullptr);
+}
+
 // Places in code are offsets into the library, as addr2line takes them.
 py::dict outcome(const Launch& launch) {
   std::string printed;
@@ -221,8 +296,9 @@ py::dict outcome(const Launch& launch) {
 }
 
 py::dict launch(const Library& library, const Options& options, const Sizes& grid, const Sizes& block,
-                unsigned shared_bytes, const std::vector<py::bytes>& arguments,
-                const std::vector<BufferSpec>& buffers) {
+                unsigned shared_bytes, const std::vector<py::bytes>& arguments, const std::vector<BufferSpec>& buffers,
+                Stream& stream, const std::string& name, bool overlap, const std::vector<ArgumentSpec>& ranges,
+                std::optional<std::vector<std::uint64_t>> blocks) {
   const Arguments values(arguments);
   std::vector<BufferState> states(buffers.size());
   Launch launch;
@@ -230,8 +306,10 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
   launch.arguments = values.pointers();
   launch.grid = as_dim(grid);
   launch.block = as_dim(block);
-  launch.shared_bytes = shared_bytes;
+  launch.chosen = std::move(blocks);
+  launch.shared_bytes = library.layout().bytes() + shared_bytes;
   open_buffers(launch, buffers, states);
+  const auto pending = overlap && launch.checked ? look_out(launch, stream, ranges) : nullptr;
   bool completed = false;
   {
     const py::gil_scoped_release release;
@@ -240,8 +318,19 @@ py::dict launch(const Library& library, const Options& options, const Sizes& gri
       return PyErr_CheckSignals() == 0;
     });
   }
-  if (!completed) throw py::error_already_set();
-  for (const BufferState& state : states) state.count(launch.counters);
+  if (!completed) {
+    stream.drain();
+    throw py::error_already_set();
+  }
+  emulator::TouchedMemory memory;
+  for (const BufferState& state : states) {
+    state.count(launch.counters);
+    if (launch.checked) memory.push_back(state.touched());
+  }
+  if (launch.report != nullptr)
+    stream.drain();  // a GPU runs nothing after a fault
+  else if (launch.checked)
+    stream.add(name, std::move(memory), pending.get());
   return outcome(launch);
 }
 
@@ -252,7 +341,11 @@ PYBIND11_MODULE(_emulator, module) {
   module.attr("ABI") = emulator::kAbi;
   py::class_<Library>(module, "Library")
       .def(py::init<const std::string&>(), py::arg("path"))
-      .def_property_readonly("parameters", &Library::parameters);
+      .def_property_readonly("parameters", &Library::parameters)
+      .def_property_readonly("variables", &Library::variables)
+      .def_property_readonly("shared_bytes", &Library::shared_bytes)
+      .def("read", &Library::read, py::arg("name"))
+      .def("write", &Library::write, py::arg("name"), py::arg("value"));
   py::class_<BufferSpec>(module, "Buffer")
       .def(py::init([](std::uintptr_t begin, std::uintptr_t end, int argument, bool writable, bool has_poison,
                        unsigned element_bytes, std::uintptr_t written, std::uintptr_t written_from) {
@@ -261,14 +354,25 @@ PYBIND11_MODULE(_emulator, module) {
            py::kw_only(), py::arg("begin"), py::arg("end"), py::arg("argument"), py::arg("writable"),
            py::arg("has_poison"), py::arg("element_bytes"), py::arg("written") = 0, py::arg("written_from") = 0);
   py::class_<Options>(module, "Options")
-      .def(py::init([](bool checked, int schedule, std::uint64_t seed, unsigned workers, int exp2_ulps,
+      .def(py::init([](bool checked, int schedule, std::uint64_t seed, unsigned workers, int mma, int exp2_ulps,
                        float tanh_factor, double rsqrt_factor, double reciprocal_factor, int library_sign) {
-             return Options{checked,      schedule,          seed,        workers, exp2_ulps, tanh_factor,
-                            rsqrt_factor, reciprocal_factor, library_sign};
+             return Options{checked,   schedule,    seed,         workers,           mma,
+                            exp2_ulps, tanh_factor, rsqrt_factor, reciprocal_factor, library_sign};
            }),
-           py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"),
+           py::kw_only(), py::arg("checked"), py::arg("schedule"), py::arg("seed"), py::arg("workers"), py::arg("mma"),
            py::arg("exp2_ulps"), py::arg("tanh_factor"), py::arg("rsqrt_factor"), py::arg("reciprocal_factor"),
            py::arg("library_sign"));
+  py::class_<Stream>(module, "Stream")
+      .def(py::init<>())
+      .def("drain", &Stream::drain)
+      .def("forget", &Stream::forget, py::arg("begin"), py::arg("end"))
+      .def("note_launch", &note_launch, py::arg("name"), py::arg("reads"), py::arg("writes"));
+  py::class_<SparseMemory>(module, "SparseMemory", py::buffer_protocol())
+      .def(py::init<std::size_t, std::uint16_t>(), py::arg("bytes"), py::arg("pattern"))
+      .def_buffer([](SparseMemory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data()), static_cast<py::ssize_t>(memory.size()));
+      });
   module.def("launch", &launch, py::arg("library"), py::arg("options"), py::kw_only(), py::arg("grid"),
-             py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"));
+             py::arg("block"), py::arg("shared_bytes"), py::arg("arguments"), py::arg("buffers"), py::arg("stream"),
+             py::arg("name"), py::arg("overlap"), py::arg("ranges"), py::arg("blocks"));
 }

@@ -269,7 +269,9 @@ def _biases(
     if value is None:
         return {}
     types: dict[LayerType, Any] = (
-        dict(value) if isinstance(value, Mapping) else {"full_attention": value, "sliding_attention": value}
+        dict(value)
+        if isinstance(value, Mapping)
+        else dict.fromkeys(("full_attention", "sliding_attention"), np.asarray(value))
     )
     biases: dict[LayerType, Array] = {}
     for layer_type, given in types.items():

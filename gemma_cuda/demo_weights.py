@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gemma_cuda.errors import DownloadError
-from gemma_cuda.files import atomic_path
+from gemma_cuda.errors import DownloadError, GemmaError
+from gemma_cuda.files import atomic_path, cache_directory
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -34,7 +33,10 @@ def demo_weights(progress: Progress | None = None) -> Path:
 
     DownloadError, saying what to do, if neither a verified file nor the packages are there or the cache cannot hold it.
     """
-    target = cache_directory() / f"{DEMO_MODEL}.gguf"
+    try:
+        target = cache_directory() / f"{DEMO_MODEL}.gguf"
+    except GemmaError as error:
+        raise DownloadError(f"{DEMO_MODEL}: {error}") from error
     if _is_verified(target):
         return target
     chunks = _find_chunks()
@@ -51,18 +53,6 @@ def demo_weights(progress: Progress | None = None) -> Path:
             raise
         raise DownloadError(f"{target} cannot be written: {error.strerror or error}; set GEMMA_CUDA_CACHE") from error
     return target
-
-
-def cache_directory() -> Path:
-    """$GEMMA_CUDA_CACHE, else gemma-cuda in $XDG_CACHE_HOME, else ~/.cache/gemma-cuda. Not created here."""
-    if own := os.environ.get("GEMMA_CUDA_CACHE"):
-        return Path(own).expanduser().absolute()
-    if (base := os.environ.get("XDG_CACHE_HOME")) and Path(base).is_absolute():  # a relative one is to be ignored
-        return Path(base) / "gemma-cuda"
-    try:
-        return Path.home() / ".cache" / "gemma-cuda"
-    except RuntimeError as error:
-        raise DownloadError("there is no home directory to keep weights in; set GEMMA_CUDA_CACHE") from error
 
 
 def _find_chunks() -> list[Path]:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""The directory of what can be made again, and writing files so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import GemmaError
+
+
+def cache_directory() -> Path:
+    """$GEMMA_CUDA_CACHE, else gemma-cuda in $XDG_CACHE_HOME, else ~/.cache/gemma-cuda. Not created here.
+
+    Raises GemmaError where that needs a home directory and there is none.
+    """
+    try:
+        if own := os.environ.get("GEMMA_CUDA_CACHE"):
+            return Path(own).expanduser().absolute()
+        if (base := os.environ.get("XDG_CACHE_HOME")) and Path(base).is_absolute():  # a relative one is to be ignored
+            return Path(base) / "gemma-cuda"
+        return Path.home() / ".cache" / "gemma-cuda"
+    except RuntimeError as error:
+        raise GemmaError("there is no home directory for a cache; set GEMMA_CUDA_CACHE") from error
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class Gemma:
         self._memory: Memory = HostMemory() if isinstance(ops, ReferenceOps) else ops.device
         self._decoder = Decoder(config, weights, ops)
         self._graphs: PrefillGraphs | None = None
-        self._order = stream_order(ops)
+        self._order = stream_order(ops, self)
         with self._order:
             pass  # the weights are there before anything else
 
@@ -201,7 +201,9 @@ class Gemma:
         if not isinstance(self._memory, Cuda):
             raise DeviceError(f"warmup: there is nothing to prepare on device {self.device!r}, only on CUDA")
         capacity = checked_capacity(lengths, batch_size, kv_rows, kv_capacity)
-        self._graphs = None  # the old one's memory can be used again
+        if self._graphs is not None:
+            self._memory.synchronize()  # this stream waits for the last use on any other
+            self._graphs = None  # the old one's memory can be used again
         self._graphs = PrefillGraphs(
             self._decoder, self._memory, lengths, batch_size=batch_size, kv_rows=kv_rows, kv_capacity=capacity,
             graphs=graphs, tune=tune,
@@ -504,4 +506,5 @@ class Gemma:
         if isinstance(self._ops, ReferenceOps):
             require_memory(need, what)
         else:
-            self._ops.require_memory(need, what)
+            biases = {id(bias): bias.size for bias in batch.attn_bias.values()}
+            self._ops.require_memory(need + 4 * sum(biases.values()), what)

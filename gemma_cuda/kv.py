@@ -32,6 +32,9 @@ class Memory(Protocol):
     def copy(self, target: Array, source: Array) -> None:
         """Copies source to target; both are of one shape and dtype, and contiguous but for their first axis."""
 
+    def retire(self, array: Array) -> None:
+        """Keeps an array, which the caller drops, until nothing that was started uses it."""
+
     def from_host(self, array: Array) -> Array:
         """Copy of a NumPy array."""
 
@@ -47,6 +50,9 @@ class HostMemory:
 
     def copy(self, target: Array, source: Array) -> None:
         np.copyto(target, source)
+
+    def retire(self, array: Array) -> None:
+        pass
 
     def from_host(self, array: Array) -> Array:
         return array
@@ -162,6 +168,7 @@ class KVCache:
                 grown = self.memory.zeros((old.shape[0], capacity, *old.shape[2:]), old.dtype)
                 if used:
                     self.memory.copy(grown[:, :used], old)
+                    self.memory.retire(old)
                 setattr(stored, name, grown)
             self.lease = None
 
@@ -212,6 +219,8 @@ class KVCache:
             drop = max(0, shortest - window + 1) - stored.first_slot
             if drop > 0:
                 used = self.seq_length - stored.first_slot
+                for array in (stored.k, stored.v):
+                    self.memory.retire(array)
                 stored.k, stored.v = (self._copied(array[:, drop:used]) for array in (stored.k, stored.v))
                 self.lease = None
                 stored.first_slot += drop

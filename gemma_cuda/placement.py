@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
@@ -56,11 +57,16 @@ def make_ops(
     return ops
 
 
-def stream_order(ops: ReferenceOps | KernelOps) -> AbstractContextManager[None]:
-    """What to put around each use of a model, so that uses on different streams of a GPU wait for one another."""
+def stream_order(ops: ReferenceOps | KernelOps, model: object) -> AbstractContextManager[None]:
+    """What to put around each use of a model, so that uses on different streams of a GPU wait for one another.
+
+    A model that is dropped waits for its last use: the order in which its memory is given again is that of one stream.
+    """
     if isinstance(ops, ReferenceOps) or ops.device.name != "cuda":
         return nullcontext()
     from .device.cuda import Cuda
     from .device.stream_order import StreamOrder
 
-    return StreamOrder(cast(Cuda, ops.device))
+    order = StreamOrder(cast(Cuda, ops.device))
+    weakref.finalize(model, order.wait).atexit = False
+    return order

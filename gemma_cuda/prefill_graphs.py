@@ -105,7 +105,6 @@ class PrefillGraphs:
                 bucket.graph = cuda.capture(bucket.plan)
         largest = max(bucket.fields.size for bucket in self.buckets)
         self._stages = [cuda.pinned(largest * 4) for _ in range(_STAGES)]
-        self._waits: list[Any] = [None] * _STAGES
         self._next = 0
         self._described: dict[tuple[int, ...], NDArray[np.int32]] = {}
 
@@ -203,13 +202,12 @@ class PrefillGraphs:
     def _start(self, bucket: Bucket, block: NDArray[np.int32], ids: Sequence[int] | NDArray[Any]) -> None:
         stage = self._next
         self._next = (stage + 1) % _STAGES
-        if self._waits[stage] is not None:
-            self._waits[stage]()
         pinned = self._stages[stage]
+        pinned.wait()
         staged = pinned.data.view(np.int32)[: len(block)]
         staged[:] = block
         staged[: len(ids)] = ids  # the first of the fields
-        self._waits[stage] = self._cuda.upload(bucket.block, pinned, 4 * len(block))
+        self._cuda.upload(bucket.block, pinned, 4 * len(block))
         if bucket.graph is not None:
             self._cuda.launch_graph(bucket.graph)
         else:

@@ -41,6 +41,7 @@ class BatchStep:
         self._ropes: dict[tuple[object, ...], Rope] = {}
         self._slots: dict[tuple[int, int], Array] = {}
         self._masks: dict[tuple[object, ...], Mask] = {}
+        self._biases: dict[tuple[int, int, bool], Array] = {}
         self._kept_rows = ops.index(kept.rows)
 
     def rope(self, layer: LayerConfig, *, kept: bool) -> Rope:
@@ -75,9 +76,12 @@ class BatchStep:
         bias = self._batch.attn_bias.get(layer.layer_type)
         if bias is None:
             return None
-        if kept:  # the same columns in every row: a bias goes with rows of equal length
-            bias = bias[:, :, self._batch.column[self._kept.rows[: self._kept.cu_seqlens[1]]]]
-        return self._ops.bias(bias[..., kv.first_slot :])
+        key = id(bias), kv.first_slot, kept  # layer types may share an array
+        if key not in self._biases:
+            if kept:  # the same columns in every row: a bias goes with rows of equal length
+                bias = bias[:, :, self._batch.column[self._kept.rows[: self._kept.cu_seqlens[1]]]]
+            self._biases[key] = self._ops.bias(bias[..., kv.first_slot :])
+        return self._biases[key]
 
     def take_kept(self, x: Array) -> Array:
         return self._ops.take(x, self._kept_rows)

@@ -11,6 +11,7 @@
 //   shapes    q, o [N, H, D] packed tokens; k, v [B, T, KH, D]; lse [N, H]; key_begin, key_end [N]; bias [B, H, S, T];
 //             any strides, last axis contiguous; head h reads kv head h / (H / KH)
 //   types     T in {bf16, half}; bias in {float, bf16, half}; logits, max, sum, accumulator, lse fp32
+//   constant  none
 //   template  D in {64, 128, 256}; kBlockQ rows, kBlockK keys of a tile; kPairs of k and v tiles in flight, 1 or 2;
 //             Logit in {Plain, SoftCap, Bias<T>, SoftCapBias<T>}
 //   launch    grid (KH, tiles), block attention_threads(D, kBlockQ), dynamic smem

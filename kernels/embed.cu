@@ -1,6 +1,7 @@
 // embed: x[n] = table[ids[n]] · scale, or a given feature row as it is where feature_index[n] says so.
 //   shapes    x [N, E]   ids, feature_index [N] int   table [V, E]   features [M, E]   all rows contiguous
 //   types     T in {bf16, half}
+//   constant  none: ids, table and features may be what kernels wrote
 //   template  kVec elements per access, divides E
 //   launch    grid (N), block any number of threads up to kMostThreads
 //   index     where feature_index[n] is not negative, x[n] = features[feature_index[n]] and ids[n] is not looked at;
@@ -16,9 +17,8 @@
 constexpr int kMostThreads = 256;
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kMostThreads)
-    embed(T* __restrict__ x, const int* __restrict__ ids, const T* __restrict__ table, const T* __restrict__ features,
-          const int* __restrict__ feature_index, int E, float scale) {
+__global__ void __launch_bounds__(kMostThreads) embed(T* __restrict__ x, const int* ids, const T* table,
+                                                      const T* features, const int* feature_index, int E, float scale) {
   grid_dependency_wait();
   grid_dependency_release();
   using V = Vec<T, kVec>;

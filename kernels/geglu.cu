@@ -2,6 +2,7 @@
 //   shapes    y [N, F] contiguous   gate, up [N, F], rows gate_stride and up_stride apart: the halves of one product
 //             [N, 2 F], or two arrays
 //   types     T in {bf16, half}; computed in fp32
+//   constant  none
 //   template  kVec elements per access, divides F and both strides
 //   launch    grid (ceil(N · F / (kVec · kThreads))), block kThreads
 //   numerics  gelu_tanh of common/gelu.cuh is off by 2^-21 at most, which is far below T. y is rounded once
@@ -17,8 +18,7 @@ constexpr int kThreads = 256;
 
 template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads)
-    geglu(T* __restrict__ y, const T* __restrict__ gate, const T* __restrict__ up, int N, int F, int64_t gate_stride,
-          int64_t up_stride) {
+    geglu(T* __restrict__ y, const T* gate, const T* up, int N, int F, int64_t gate_stride, int64_t up_stride) {
   grid_dependency_wait();
   grid_dependency_release();
   using V = Vec<T, kVec>;

@@ -3,6 +3,7 @@
 //             w_stride apart; K and both strides are multiples of 8   residual [M, N] contiguous
 //             partial [tiles, splits, kBlockM kBlockN] and arrived [tiles], of zeros: used if splits > 1
 //   types     T in {bf16, half}; Out in {T, float}; products exact, sums and partial fp32
+//   constant  w
 //   template  kBlockM × kBlockN of a block's tile of x wᵀ; kStages steps of kBlockK in shared memory; kVec elements of
 //             y per store, divides N; Epilogue: Store; GeGlu: y = gelu(x gateᵀ) · (x upᵀ) (Out = T); Residual: y =
 //             residual + x wᵀ (Out = T); SoftCap: y = cap · tanh(x wᵀ / cap) (Out = float)
@@ -48,6 +49,24 @@ __device__ __forceinline__ void load_tile(T* tile, const T* source, int64_t stri
     const bool exists = row < rows && chunk * kChunk < columns;
     async_copy<16>(tile + place_of(row, chunk), exists ? source + row * stride + chunk * kChunk : source,
                    exists ? 16 : 0);
+  }
+}
+
+// A fragment: rows of x_tile from `row` on, 16 columns from `column` on.
+template <class T>
+__device__ __forceinline__ void load_x(uint32_t (&a)[4], const T* x_tile, int row, int column, int lane) {
+  ldmatrix_x4(a, x_tile + place_of(row + lane % 16, column / kChunk + lane / 16));
+}
+
+// B fragments: n runs over the first kTiles · 8 rows of w_tile, k over 16 columns from `column` on.
+template <class T, int kTiles>
+__device__ __forceinline__ void load_w(uint32_t (&b)[kTiles][2], const T* w_tile, int column, int lane) {
+  static_assert(kTiles % 2 == 0, "one ldmatrix brings two tiles of w");
+#pragma unroll
+  for (int n = 0; n < kTiles; n += 2) {
+    uint32_t pair[4];
+    ldmatrix_x4(pair, w_tile + place_of(8 * n + lane % 8 + lane / 16 * 8, column / kChunk + lane / 8 % 2));
+    b[n][0] = pair[0], b[n][1] = pair[1], b[n + 1][0] = pair[2], b[n + 1][1] = pair[3];
   }
 }
 
@@ -146,15 +165,13 @@ __device__ __forceinline__ bool gather(S& sums, float* partial, int* arrived, in
 
 template <class T, class Out, int kBlockM, int kBlockN, int kStages, int kVec, Epilogue kEpilogue>
 __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
-    linear(Out* __restrict__ y, const T* __restrict__ x, const T* __restrict__ w, const Out* __restrict__ residual,
-           float* partial, int* arrived, int M, int N, int K, int64_t x_stride, int64_t w_stride, int split_steps,
-           float cap) {
+    linear(Out* __restrict__ y, const T* x, const T* __restrict__ w, const Out* residual, float* partial, int* arrived,
+           int M, int N, int K, int64_t x_stride, int64_t w_stride, int split_steps, float cap) {
   grid_dependency_wait();
   grid_dependency_release();
   constexpr int kThreads = linear_threads(kBlockM), kWarpM = warp_rows(kBlockM), kWarpN = kBlockN / kWarpsN;
   constexpr int kTilesM = kWarpM / 16, kTilesN = kWarpN / 8, kStage = (kBlockM + kBlockN) * kBlockK;
   constexpr int kParts = kEpilogue == GeGlu ? 2 : 1, kColumns = kBlockN / kParts;  // of w, and of y in a tile
-  static_assert(kTilesN % 2 == 0, "one ldmatrix brings two tiles of w");
   T* stages = shared_memory<T>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_m = warp / kWarpsN * kWarpM, warp_n = warp % kWarpsN * kWarpN;
@@ -191,16 +208,11 @@ __global__ void __launch_bounds__(linear_threads(kBlockM), 1)
 #pragma unroll
     for (int k = 0; k < kBlockK; k += 16) {
       uint32_t b[kTilesN][2];
-#pragma unroll
-      for (int n = 0; n < kTilesN; n += 2) {
-        uint32_t pair[4];
-        ldmatrix_x4(pair, w_tile + place_of(8 * n + lane % 8 + lane / 16 * 8, k / kChunk + lane / 8 % 2));
-        b[n][0] = pair[0], b[n][1] = pair[1], b[n + 1][0] = pair[2], b[n + 1][1] = pair[3];
-      }
+      load_w(b, w_tile, k, lane);
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) {
         uint32_t a[4];
-        ldmatrix_x4(a, x_tile + place_of(16 * m + lane % 16, k / kChunk + lane / 16));
+        load_x(a, x_tile, 16 * m, k, lane);
         mma_row<T>(split.fragment[m], a, b);
       }
     }

@@ -2,6 +2,7 @@
 // row, largest first, the lowest index first among equals.
 //   shapes    z [M, V]   values, indices [M, k]   best [M, slices, k] and candidates [M, count]: keys, see below
 //   types     z, values fp32; indices int; keys uint64
+//   constant  none
 //   template  kVec elements per access, divides M · V (softcap) or V (top_k); Source of the keys in {Logits, Keys}
 //   launch    softcap: grid (ceil(M · V / (kVec · kSoftcapThreads))), block kSoftcapThreads
 //             top_k: grid (ceil(count / kSlice), M), block kThreads, dynamic smem 2 · kThreads / 32 · 8 bytes; over the
@@ -61,8 +62,8 @@ __device__ __forceinline__ uint64_t warp_largest(uint64_t key) {
 
 template <Source kSource, int kVec>
 __global__ void __launch_bounds__(kThreads, 1)
-    top_k(float* __restrict__ values, int* __restrict__ indices, uint64_t* __restrict__ best,
-          const float* __restrict__ z, const uint64_t* __restrict__ candidates, int count, int V, int k) {
+    top_k(float* __restrict__ values, int* __restrict__ indices, uint64_t* __restrict__ best, const float* z,
+          const uint64_t* candidates, int count, int V, int k) {
   grid_dependency_wait();
   grid_dependency_release();
   constexpr int kWarps = kThreads / 32, kPerThread = 16, kSlice = kThreads * kPerThread;

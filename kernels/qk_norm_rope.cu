@@ -4,6 +4,7 @@
 //             (v_column may be the keys' own: V is then the raw K)   q [N, H, D]   k_cache, v_cache [rows, KH, D]
 //             q_weight, k_weight [D]   cos, sin [P, D / 2]   positions, slots [N]; H or KH may be 0
 //   types     T in {bf16, half}; cos and sin fp32, positions and slots int; sums and products fp32
+//   constant  q_weight, k_weight, cos, sin, positions, slots
 //   template  D in {64, 128, 256, 512}; kNorm of q and k in {Raw: none, Times: · w, OnePlus: · (1 + w)}; kNormV: v is
 //             divided by its root mean square
 //   launch    grid (ceil(N (H + 2 KH) / heads_per_block<D>)), block kThreads
@@ -69,7 +70,7 @@ __device__ __forceinline__ void store_rounded(T* address, const float (&values)[
 
 template <class T, int D, Norm kNorm, bool kNormV>
 __global__ void __launch_bounds__(kThreads, 8)
-    qk_norm_rope(T* __restrict__ q, T* __restrict__ k_cache, T* __restrict__ v_cache, const T* __restrict__ x,
+    qk_norm_rope(T* __restrict__ q, T* __restrict__ k_cache, T* __restrict__ v_cache, const T* x,
                  const T* __restrict__ q_weight, const T* __restrict__ k_weight, const float* __restrict__ cos,
                  const float* __restrict__ sin, const int* __restrict__ positions, const int* __restrict__ slots, int N,
                  int H, int KH, int x_stride, int v_column, int pairs, float eps) {

@@ -2,6 +2,7 @@
 // in.
 //   shapes    y, h, x, residual [S, E]   weight, post_weight [E]   all rows contiguous; h may be residual
 //   types     T in {bf16, half, float}; sums and products fp32
+//   constant  weight, post_weight
 //   template  kVec elements per access, divides E; kWeight in {Times: w, OnePlus: 1 + w, Unit: 1};
 //             kBefore in {Nothing: h = x, Add: h = (residual + x) · layer_scalar,
 //             NormAdd: h = (residual + rms_norm(x) · post_weight) · layer_scalar}; kThreads
@@ -33,7 +34,7 @@ __device__ __forceinline__ void normalise(float (&out)[kVec], const Vec<T, kVec>
 
 template <class T, int kVec, Weight kWeight, Before kBefore, int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    rms_norm(T* __restrict__ y, T* h, const T* __restrict__ x, const T* residual, const T* __restrict__ weight,
+    rms_norm(T* __restrict__ y, T* h, const T* x, const T* residual, const T* __restrict__ weight,
              const T* __restrict__ post_weight, int E, float eps, float layer_scalar) {
   grid_dependency_wait();
   grid_dependency_release();

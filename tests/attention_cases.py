@@ -8,13 +8,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemma_cuda.device.emulator import Schedule
+from gemma_cuda.device.emulator import MmaRounding, Schedule
 from gemma_cuda.device.protocol import Device
 from gemma_cuda.ops.attention import attention
 from gemma_cuda.reference.attention import attention as reference
 from gemma_cuda.reference.precision import FLOAT64, Precision
 from tests.compare import DTYPES, assert_within_rule
-from tests.emulated import ROUNDING, SCHEDULES, Array, amid_nan
+from tests.emulated import MMA_ROUNDINGS, ROUNDING, SCHEDULES, Array, amid_nan
 from tests.pairwise import pairwise
 
 TILE = 64  # keys of a tile, and rows of the smaller of the two
@@ -42,6 +42,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "shared_kib": (99, 163, 227),
     "schedule": SCHEDULES,
     "approx": ("exact", "up", "down"),
+    "mma": MMA_ROUNDINGS,
 }
 
 
@@ -61,6 +62,7 @@ class Case:
     shared_kib: int
     schedule: Schedule
     approx: Any
+    mma: MmaRounding
 
     def __str__(self) -> str:
         return " ".join(f"{name}={getattr(self, name)}" for name in FACTORS)

@@ -47,23 +47,27 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--gpu",
-        choices=["real", "fake"],
+        choices=["real", "fake", "fake-without-cublaslt"],
         help="run the tests marked gpu, and no others, on a GPU or on our fake of one",
     )
+    parser.addoption("--mma", choices=["fast", "ampere", "hopper"], help="how the emulator's mma rounds in every test")
     parser.addoption("--golden", type=Path, help="with --gpu: add what the primitives' kernels gave to this file")
     parser.addoption("--no-pool", action="store_true", help="with --gpu: CuPy asks the driver for each array")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from tests import emulated, golden
+
+    rounding = config.getoption("--mma")
+    if rounding is not None:
+        emulated.use_mma(rounding)
     wanted = config.getoption("--gpu")
     if wanted is None:
         return
-    from tests import emulated, golden
+    if wanted != "real":
+        from tests.fake_gpu import FAKES, install
 
-    if wanted == "fake":
-        from tests.fake_gpu import install
-
-        install(pytest.MonkeyPatch())
+        install(pytest.MonkeyPatch(), has_cublaslt=FAKES[wanted])
     elif config.getoption("--no-pool"):
         importlib.import_module("cupy").cuda.set_allocator(None)
     emulated.use_gpu()

@@ -15,7 +15,7 @@ from benchmarks.compulsory import Compulsory
 from gemma_cuda.device import emulator
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.cuda import Cuda
-from gemma_cuda.device.emulator import Approximation, Emulator, Schedule
+from gemma_cuda.device.emulator import Approximation, Emulator, MmaRounding, Schedule
 from gemma_cuda.device.protocol import Device
 from gemma_cuda.reference.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
 from tests.compare import DTYPES
@@ -25,14 +25,18 @@ from tests.mirror import MirroredGpu
 Array = np.ndarray[Any, Any]
 SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
 APPROXIMATIONS: tuple[Approximation, ...] = ("exact", "up", "down")
+MMA_ROUNDINGS: tuple[MmaRounding, ...] = ("fast", "ampere", "hopper")
 HALF_DTYPES = ("bfloat16", "float16")
 ROUNDING: dict[str, Precision] = {"bfloat16": BFLOAT16, "float16": FLOAT16}
+EPS_RATIOS = (0.0, 0.01, 0.25, 1.0, 4.0, 100.0)
+"""Mean squares of rows as multiples of a norm's eps: 0, where it decides alone, where it matters, where it does not."""
 DeviceOf = Callable[[Emulator], Device]
 """See the fixture device_of."""
 _MARGIN = 128
 
 
 _on_gpu = False
+_mma: MmaRounding | None = None
 
 
 def use_gpu() -> None:
@@ -41,11 +45,18 @@ def use_gpu() -> None:
     _on_gpu = True
 
 
+def use_mma(rounding: MmaRounding) -> None:
+    """From now on `checked` rounds as these tensor cores, whatever a test asks for; pytest --mma calls this."""
+    global _mma
+    _mma = rounding
+
+
 def checked(schedule: Schedule = "forward", **options: Any) -> Any:
-    """An emulator that looks at every access; with pytest --gpu the GPU, whose schedule nobody chooses."""
+    """An emulator that looks at every access; with pytest --gpu the GPU, whose schedule and mma nobody chooses."""
     if _on_gpu:
         return _gpu(options.get("kernels"), options.get("shared_bytes"))
-    return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options})
+    forced = {} if _mma is None else {"mma": _mma}
+    return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options, **forced})
 
 
 @functools.cache
@@ -62,6 +73,14 @@ def on_cuda(runs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Cuda:
 def values(seed: int, *shape: int, dtype: str, scale: float = 1.0) -> Array:
     """Normal values of standard deviation `scale`."""
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(DTYPES[dtype])
+
+
+def near_eps(x: Array, eps: float, dtype: str) -> Array:
+    """x [EPS_RATIOS, ..., width], scaled so that the mean square of each row is eps times its ratio."""
+    ratios = np.reshape(EPS_RATIOS, (-1,) + (1,) * (x.ndim - 1))
+    return (x * np.sqrt(ratios * eps / np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))).astype(
+        DTYPES[dtype]
+    )
 
 
 def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> Array:

@@ -17,6 +17,7 @@ import sys
 import types
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import cuda.bindings.runtime  # and torch imports this
 import numpy as np
 import pytest
 
+from gemma_cuda.device import cublaslt_bindings
 from gemma_cuda.device.emulator import Emulator
 from tests.fake_streams import Allocation, CUDARuntimeError, Event, HostArray, Stream, Work, elapsed_time
 
@@ -58,7 +60,7 @@ class Memory:
     """cupy.cuda.UnownedMemory, and what an array's own memory is: `size` bytes at `ptr`; owner: kept as long."""
 
     def __init__(self, machine: Machine, ptr: int, size: int, owner: object, device_id: int) -> None:
-        self.machine, self.ptr, self.owner = machine, ptr, owner
+        self.machine, self.ptr, self.size, self._owner = machine, ptr, size, owner
         allocation, data = machine.pointed_to(ptr, "void")
         assert data.nbytes >= size and allocation.device == device_id
         self.allocation = allocation
@@ -122,8 +124,8 @@ class DeviceArray:
     def set(self, arr: HostArray) -> None:
         if arr.dtype != self.dtype or arr.shape != self.shape or not self.flags.c_contiguous:
             raise ValueError("set wants a contiguous array of the same shape and dtype")
-        host, values = self._host, arr.copy()  # staged: the caller may change its array at once
-        self._machine.enqueue(Work("set", lambda: np.copyto(host, values), [self._allocation]))
+        host = self._host  # the driver may, but need not, copy pageable memory before it returns
+        self._machine.enqueue(Work("set", lambda: np.copyto(host, arr), [self._allocation]))
 
     def get(self) -> HostArray:
         self._machine.stream.synchronize()
@@ -187,7 +189,8 @@ class Device:
 
     def synchronize(self) -> None:
         for stream in self._machine.streams:
-            stream.synchronize()
+            if stream.device == self.id:
+                stream.synchronize()
 
     def __enter__(self) -> Device:
         self._outer.append(self._machine.device)
@@ -226,8 +229,9 @@ class Machine:
         self.clock = 0.0  # milliseconds, moved on by work that says how long it takes
         self.work_ms = 0.0  # and by any work
         self.device = 0
-        self.streams = [Stream(self, 0)]
-        self.current_streams = self.streams[:1]
+        self.streams = [Stream(self, 0, device) for device in range(max(gpus, 1))]
+        self.current_streams = [[null] for null in self.streams]  # of each GPU
+        self.running = self.streams[0]  # whose work runs now
         self.live: list[Allocation] = []
         self.allocated = self.waits = 0  # how often somebody allocated memory of the GPU, or waited for it
         self.launched: list[str] = []
@@ -241,14 +245,24 @@ class Machine:
 
     @property
     def stream(self) -> Stream:
-        return self.current_streams[-1]
+        """The current stream of the current GPU."""
+        return self.current_streams[self.device][-1]
 
-    def new_stream(self) -> Stream:
-        self.streams.append(Stream(self, next(self._handles)))
+    def new_stream(self, ptr: int | None = None) -> Stream:
+        """A stream of the current GPU. ptr: a handle that the driver gives again, its stream was destroyed."""
+        self.streams.append(Stream(self, next(self._handles) if ptr is None else ptr, self.device))
         return self.streams[-1]
 
+    def stream_at(self, ptr: int) -> Stream:
+        """The stream of the current GPU that a handle stands for by now."""
+        found = [stream for stream in self.streams if stream.ptr == ptr and stream.device == self.device]
+        if not found:
+            raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
+        return found[-1]
+
     def enqueue(self, work: Work) -> None:
-        self.stream.put(work)
+        """Puts a copy or a memset on the current stream."""
+        self.stream.put(replace(work, follows=True, ends=True))
 
     def register(self, kernel: RawKernel) -> int:
         handle = next(self._handles)
@@ -307,18 +321,18 @@ class Machine:
         stream: int,
     ) -> None:  # fmt: skip
         """cudaMemcpy2DAsync from device to device."""
-        assert kind == COPY_ON_DEVICE and stream == self.stream.ptr and width <= min(target_pitch, source_pitch)
+        assert kind == COPY_ON_DEVICE and width <= min(target_pitch, source_pitch)
         (to, to_bytes), (of, of_bytes) = (self.pointed_to(pointer, "void") for pointer in (target, source))
 
         def run() -> None:
             for row in range(height):
                 to_bytes[row * target_pitch :][:width] = of_bytes[row * source_pitch :][:width]
 
-        self.enqueue(Work("memcpy2D", run, [to, of]))
+        self.stream_at(stream).put(Work("memcpy2D", run, [to, of]))
 
     def copy_memory(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
         """cudaMemcpyAsync, on the device or from pinned memory, which is read when its turn comes."""
-        assert kind in (COPY_TO_DEVICE, COPY_ON_DEVICE) and stream == self.stream.ptr
+        assert kind in (COPY_TO_DEVICE, COPY_ON_DEVICE)
         to, to_bytes = self.pointed_to(target, "void")
         memory = [to]
         if kind == COPY_ON_DEVICE:
@@ -331,20 +345,26 @@ class Machine:
         def run() -> None:
             to_bytes[:size] = of_bytes[:size]
 
-        self.enqueue(Work("memcpy", run, memory))
+        self.stream_at(stream).put(Work("memcpy", run, memory))
 
     def pin(self, size: int) -> HostArray:
-        """cupy.cuda.alloc_pinned_memory."""
-        self.pinned.append(np.empty(size, np.uint8))
-        return self.pinned[-1]
+        """cupy.cuda.alloc_pinned_memory: what was dropped may be given again at once, and then be written to."""
+        memory = np.empty(size, np.uint8)
+        self.pinned.append(memory)
+        owner = memory[:]
+        weakref.finalize(owner, memory.fill, 0xFF).atexit = False
+        return owner
 
     def launch(self, config: LaunchConfig, function: int, parameters: int, extra: int) -> tuple[Status]:
         """cuLaunchKernelEx."""
         kernel = self._kernels.get(function)
-        stream = next((s for s in self.streams if s.ptr == config.hStream), None)
         if self.failure is not None:
             return (Status.CUDA_ERROR_ILLEGAL_ADDRESS,)
-        if kernel is None or stream is None:
+        try:
+            stream = self.stream_at(config.hStream)
+        except CUDARuntimeError:
+            return (Status.CUDA_ERROR_INVALID_HANDLE,)
+        if kernel is None:
             return (Status.CUDA_ERROR_INVALID_HANDLE,)
         if kernel.device != self.device:
             return (Status.CUDA_ERROR_INVALID_CONTEXT,)
@@ -362,11 +382,18 @@ class Machine:
         except LookupError as error:
             self.failure = f"{instance}: {error}"
         else:
-            run = lambda: self.emulator.launch(instance, grid, block, shared_bytes, args)  # noqa: E731
-            stream.put(Work(instance, run, memory))
-            self.launched.append(instance)
             self.overlaps = [attribute.value.programmaticStreamSerializationAllowed == 1 for attribute in config.attrs]
+            self._put_kernel(stream, instance, (grid, block, shared_bytes, args), memory, overlap=any(self.overlaps))
+            self.launched.append(instance)
         return (Status.CUDA_SUCCESS,)
+
+    def _put_kernel(
+        self, stream: Stream, instance: str, launch: Sequence[Any], memory: Sequence[Allocation], *, overlap: bool
+    ) -> None:
+        def run() -> None:
+            self.emulator.launch(instance, *launch, overlap=overlap, stream=self.running.ptr)
+
+        stream.put(Work(instance, run, memory))
 
     def _unpack(self, parameters: list[dict[str, Any]], address: int) -> tuple[list[Any], list[Allocation]]:
         """The emulator's arguments out of the bytes that a launch points to; the emulator checks their types again."""
@@ -389,6 +416,9 @@ class Machine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *, bindings: bool = True) -> None:
         """Makes this machine what `import cupy` and, with `bindings`, `from cuda.bindings import driver` find."""
+        # What lies in this machine's memory is for no cuBLASLt that is really there.
+        monkeypatch.setattr(cublaslt_bindings, "libraries", lambda: iter(()))
+        monkeypatch.delenv(cublaslt_bindings.LIBRARY_VARIABLE, raising=False)
         runtime = types.SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=self.device_count,
@@ -416,7 +446,7 @@ class Machine:
                 MemoryPointer=MemoryPointer,
                 alloc_pinned_memory=self.pin,
                 get_elapsed_time=elapsed_time,
-                ExternalStream=lambda ptr: next(stream for stream in self.streams if stream.ptr == ptr),
+                ExternalStream=self.stream_at,
                 runtime=runtime,
                 driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
                 memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

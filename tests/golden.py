@@ -1,5 +1,7 @@
 """Files of what a GPU made of the primitives' kernels, for comparison with the emulator where there is no GPU.
 
+`python -m tests.golden FILE` says how many of its matrix products have the bits of each rounding of mma.
+
 A file is a zip: launch.json of each launch says the arguments, whose arrays lie beside it as bits.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +19,13 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
 
-from gemma_cuda.device.emulator import Approximation, Emulator
+from gemma_cuda.device.emulator import Approximation, Emulator, MmaRounding
 
 Array = np.ndarray[Any, Any]
 DIRECTORY = Path(__file__).parent / "golden"
 KERNELS = Path(__file__).parent / "kernels"
 _APPROXIMATE, _MULTIPLY = "approximate<", "multiply<"
+_ROUNDINGS: tuple[MmaRounding, ...] = ("fast", "ampere", "hopper")
 _MMA_ERROR = 17 * 2.0**-24  # of a sum of 17 products, to the sum of their magnitudes
 
 _recording: Path | None = None
@@ -38,10 +42,14 @@ class GoldenLaunch:
     args: list[Any]
     results: dict[int, Array]
 
-    def on_emulator(self, args: Sequence[Any] | None = None, approx: Approximation = "exact") -> dict[int, Array]:
+    def on_emulator(
+        self, args: Sequence[Any] | None = None, approx: Approximation = "exact", mma: MmaRounding = "fast"
+    ) -> dict[int, Array]:
         """What the emulator makes of it."""
         copies = [a.copy() if isinstance(a, np.ndarray) else a for a in (self.args if args is None else args)]
-        Emulator(kernels=KERNELS, approx=approx).launch(self.instance, self.grid, self.block, self.shared, copies)
+        Emulator(kernels=KERNELS, approx=approx, mma=mma).launch(
+            self.instance, self.grid, self.block, self.shared, copies
+        )
         return {i: copies[i] for i in self.results}
 
 
@@ -96,10 +104,12 @@ def difference(launch: GoldenLaunch) -> str | None:
                 np.isnan(low) & np.isnan(golden)
             )
         elif launch.instance.startswith(_MULTIPLY):
-            ours, magnitude = launch.on_emulator()[i], launch.on_emulator(list(map(_magnitude, launch.args)))[i]
-            with np.errstate(invalid="ignore"):
-                same = (np.abs(ours - golden) <= _MMA_ERROR * magnitude) | (ours == golden)
-            same |= np.isnan(ours) & np.isnan(golden)
+            magnitude, same = launch.on_emulator(list(map(_magnitude, launch.args)))[i], np.zeros(golden.shape, bool)
+            for mma in _ROUNDINGS:
+                ours = launch.on_emulator(mma=mma)[i]
+                with np.errstate(invalid="ignore"):
+                    same |= (np.abs(ours - golden) <= _MMA_ERROR * magnitude) | (ours == golden)
+                same |= np.isnan(ours) & np.isnan(golden)
         else:
             kind = f"V{golden.itemsize}"
             same = launch.on_emulator()[i].view(kind) == golden.view(kind)
@@ -107,6 +117,18 @@ def difference(launch: GoldenLaunch) -> str | None:
             count, first = int((~same).sum()), tuple(int(n) for n in np.argwhere(~same)[0])
             return f"{launch.instance}: argument {i} differs at {count} of {same.size} places, the first {first}"
     return None
+
+
+def agreement(path: Path) -> dict[str, tuple[int, int]]:
+    """Rounding of mma -> (sums of matrix products with the bits of the GPU, all of them)."""
+    products = [launch for launch in launches(path) if launch.instance.startswith(_MULTIPLY)]
+    counts = {}
+    for mma in _ROUNDINGS:
+        ours = [launch.on_emulator(mma=mma)[i].view(np.uint32) for launch in products for i in launch.results]
+        golden = [launch.results[i].view(np.uint32) for launch in products for i in launch.results]
+        equal = sum(int((x == y).sum()) for x, y in zip(ours, golden, strict=True))
+        counts[mma] = (equal, sum(x.size for x in golden))
+    return counts
 
 
 def _magnitude(value: Any) -> Any:
@@ -125,3 +147,8 @@ def _put(file: zipfile.ZipFile, name: str, array: Array) -> None:
 def _get(file: zipfile.ZipFile, name: str) -> Array:
     values: Array = np.load(io.BytesIO(file.read(name)))
     return values
+
+
+if __name__ == "__main__":
+    for rounding, (equal, total) in agreement(Path(sys.argv[1])).items():
+        print(f"{rounding:6} {equal} of {total} sums of matrix products have the GPU's bits")

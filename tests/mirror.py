@@ -38,6 +38,15 @@ class MirroredGpu:
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         return self.from_host(np.zeros(shape, dtype))
 
+    def copy(self, target: Array, source: Array) -> None:
+        np.copyto(target, source)
+
+    def retire(self, array: Array) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return self._cuda.free_bytes()
+
     def from_host(self, array: Array) -> Array:
         copy = emulator.aligned(array.shape, array.dtype)
         copy[...] = array

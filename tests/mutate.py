@@ -2,7 +2,8 @@
 
 Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs
 tests/test_KERNEL.py on the emulator; and prints the share of mutants that a test kills, with the survivors to explain.
-Mutants that do not compile do not count.
+Mutants that do not compile do not count. --index: instead, offsets in 32 bits where the kernel has 64, and the tests of
+large arrays. --semantic: instead, the mistakes of tests/semantic_mutants.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.index_mutants import index_mutants
+from tests.semantic_mutants import SEMANTIC
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = re.compile(
@@ -51,6 +55,8 @@ REPLACEMENTS: dict[str, tuple[str, ...]] = {
 }
 # Each header with the kernel that uses all of it.
 HEADERS = {"attention": ("logit", "softmax", "tile"), "geglu": ("gelu", "vec"), "rms_norm": ("reduce",)}
+# Test files of a kernel where it has several.
+TESTS = {"attention": ("attention_edges", "attention")}
 # A test that hangs costs CPU time, however busy the machine is.
 SPARE_CPU_S = 30
 WAIT_S = 3600
@@ -103,6 +109,27 @@ def mutants(source: str, text: str) -> Iterator[Mutant]:
             yield Mutant(source, line + 1, token, after, lines[line].strip(), match.start())
 
 
+def mutants_of_indices(source: str, text: str) -> Iterator[Mutant]:
+    """Those that compute an offset in 32 bits."""
+    lines = text.splitlines()
+    for position, before, after in index_mutants(text):
+        line = text.count("\n", 0, position)
+        yield Mutant(source, line + 1, before, after, lines[line].strip(), position)
+
+
+def semantic_mutants(kernel: str) -> list[Mutant]:
+    """The mistakes of one kernel; raises ValueError for one that its source does not hold once."""
+    found = []
+    for mistake in SEMANTIC[kernel]:
+        text = (ROOT / "kernels" / mistake.source).read_text()
+        if text.count(mistake.before) != 1:
+            raise ValueError(f"{mistake.source} holds {mistake.before!r} {text.count(mistake.before)} times, not once")
+        position = text.index(mistake.before)
+        line = text.count("\n", 0, position) + 1
+        found.append(Mutant(mistake.source, line, mistake.before, mistake.after, mistake.what, position))
+    return found
+
+
 def _alternatives(token: str, names: list[str], text: str, match: re.Match[str]) -> tuple[str, ...]:
     if token.isdigit():
         return (str(int(token) + 1), *((str(int(token) - 1),) if int(token) > 0 else ()))
@@ -116,8 +143,8 @@ def _alternatives(token: str, names: list[str], text: str, match: re.Match[str])
     return REPLACEMENTS.get(token, ())
 
 
-def start(kernel: str, mutant: Mutant | None, directory: Path, cpu_s: int) -> int:
-    """A process that tests the kernel with the mutant (None: as it is), and ends with pytest's exit status."""
+def start(tests: list[str], mutant: Mutant | None, directory: Path, cpu_s: int) -> int:
+    """A process that runs these tests with the mutant (None: without one), and ends with pytest's exit status."""
     pid = os.fork()
     if pid:
         return pid
@@ -139,7 +166,7 @@ def start(kernel: str, mutant: Mutant | None, directory: Path, cpu_s: int) -> in
     sources.source_root = lambda: directory
     status = 1
     try:
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"tests/test_{kernel}.py"])
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])
     finally:
         sys.stdout.flush()
         os._exit(int(status))
@@ -164,7 +191,9 @@ def wait_for_one(running: list[Running]) -> tuple[Running, int]:
         time.sleep(0.02)
 
 
-def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int) -> list[tuple[Mutant | None, str]]:
+def run(
+    tests: list[str], drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: int
+) -> list[tuple[Mutant | None, str]]:
     """(mutant, outcome) of the first mutants, until `wanted` of them counted."""
     results: list[tuple[Mutant | None, str]] = []
     running: list[Running] = []
@@ -175,7 +204,7 @@ def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: 
             while len(running) < min(jobs, wanted - counted) and (entry := next(upcoming, None)) is not None:
                 directory = Path(parent, str(entry[0]))
                 directory.mkdir()
-                pid = start(kernel, entry[1], directory, cpu_s)
+                pid = start(tests, entry[1], directory, cpu_s)
                 running.append(Running(entry[0], pid, directory, time.monotonic() + WAIT_S))
             if not running:
                 return results
@@ -190,6 +219,9 @@ def run(kernel: str, drawn: list[Mutant | None], wanted: int, jobs: int, cpu_s: 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("kernel")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--semantic", action="store_true", help="only the mistakes of tests/semantic_mutants.py")
+    kinds.add_argument("--index", action="store_true", help="only offsets in 32 bits, on arrays beyond 2^32 elements")
     parser.add_argument("--n", type=int, default=300, help="how many mutants that compile are tested")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -198,17 +230,25 @@ def main() -> None:
     # What every process needs is imported once, before they fork.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
-    import tests.emulated  # noqa: F401
+    import tests.emulated
 
-    ((_, before),) = run(options.kernel, [None], 1, 1, WAIT_S)
+    tests = [f"tests/test_{name}.py" for name in TESTS.get(options.kernel, (options.kernel,))]
+    if options.index:
+        tests = ["tests/test_large_arrays.py", "-k", f"test_{options.kernel}"]
+    ((_, before),) = run(tests, [None], 1, 1, WAIT_S)
     if before != "survived":
-        sys.exit(f"tests/test_{options.kernel}.py fails without any mutant")
+        sys.exit(f"{' '.join(tests)} fails without any mutant")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = int(3 * (used.ru_utime + used.ru_stime)) + SPARE_CPU_S
 
-    every = [m for name in source_files(options.kernel) for m in mutants(name, (ROOT / "kernels" / name).read_text())]
+    find = mutants_of_indices if options.index else mutants
+    every = (
+        semantic_mutants(options.kernel)
+        if options.semantic
+        else [m for name in source_files(options.kernel) for m in find(name, (ROOT / "kernels" / name).read_text())]
+    )
     drawn = random.Random(options.seed).sample(every, len(every))
-    results = run(options.kernel, list(drawn), options.n, options.jobs, cpu_s)
+    results = run(tests, list(drawn), options.n, options.jobs, cpu_s)
     counted = [(mutant, result) for mutant, result in results if mutant is not None and result != "refused"]
     survivors = sorted((m for m, result in counted if result == "survived"), key=lambda m: (m.source, m.position))
     killed = len(counted) - len(survivors)

@@ -17,7 +17,7 @@ from gemma_cuda.ops.attention import attend, attention
 from gemma_cuda.ops.attention_plan import plan_attention
 from gemma_cuda.reference.precision import FLOAT64
 from tests.attention_cases import FACTORS, TILE, Case, Problem, causal_problem, pairwise_cases, problem
-from tests.emulated import SCHEDULES, Array, DeviceOf, amid_nan, checked, counted
+from tests.emulated import MMA_ROUNDINGS, SCHEDULES, Array, DeviceOf, amid_nan, checked, counted
 from tests.pairwise import all_pairs, pairs_of
 
 CASES = pairwise_cases()
@@ -44,7 +44,7 @@ def test_the_cases_hold_every_pair_of_factors() -> None:
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_attention_equals_the_reference(index: int, device_of: DeviceOf) -> None:
     case = CASES[index]
-    emulated = checked(case.schedule, seed=index, approx=case.approx, shared_bytes=case.shared_kib * 1024)
+    emulated = checked(case.schedule, seed=index, approx=case.approx, mma=case.mma, shared_bytes=case.shared_kib * 1024)
     given = problem(case, seed=index)
     given.assert_right(given.run(device_of(emulated), split_keys=case.split_keys), str(case))
     if isinstance(emulated, Emulator):
@@ -193,9 +193,11 @@ def test_the_bits_do_not_depend_on_the_schedule(
 def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(head_dim: int, softcap: float | None) -> None:
     given = causal_problem([150], 210, group=1, head_dim=head_dim, window=100)
     given.softcap = softcap
-    results = [given.run(checked(checked=False, shared_bytes=kib * 1024)) for kib in (99, 163, 227)]
-    for o in results[1:]:
-        np.testing.assert_array_equal(bits(o), bits(results[0]))
+    for mma in MMA_ROUNDINGS:
+        options = {"checked": False, "mma": mma}
+        results = [given.run(checked(**options, shared_bytes=kib * 1024)) for kib in (99, 163, 227)]
+        for o in results[1:]:
+            np.testing.assert_array_equal(bits(o), bits(results[0]))
 
 
 @pytest.mark.gpu
@@ -213,10 +215,12 @@ def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(split_keys: int | N
 @pytest.mark.parametrize("split_keys", [None, 64])
 def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(split_keys: int | None) -> None:
     given = causal_problem([230], 230, group=2, window=90)
-    whole = given.run(checked(), split_keys=split_keys)
-    for start, stop in ((0, 1), (1, 70), (70, 133), (133, 230)):
-        rows, chunk = given.part(0, start, stop)
-        np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=split_keys)), bits(whole[rows]))
+    for mma in MMA_ROUNDINGS:
+        whole = given.run(checked(mma=mma), split_keys=split_keys)
+        for start, stop in ((0, 1), (1, 70), (70, 133), (133, 230)):
+            rows, chunk = given.part(0, start, stop)
+            o = chunk.run(checked(mma=mma), split_keys=split_keys)
+            np.testing.assert_array_equal(bits(o), bits(whole[rows]))
 
 
 def test_auto_splits_short_sequences_over_many_keys_alike_alone_and_in_a_batch(device_of: DeviceOf) -> None:
@@ -483,7 +487,9 @@ def test_a_plan_of_other_queries_is_refused() -> None:
 
 def test_the_reference_is_the_definition() -> None:
     """A dense softmax over the visible keys, in float64, so that kernel and reference cannot share a mistake."""
-    case = Case(65, 66, "window spans", (3, 2), 64, "float16", "cap 2 bias float16", 3, None, 227, "forward", "exact")
+    case = Case(
+        65, 66, "window spans", (3, 2), 64, "float16", "cap 2 bias float16", 3, None, 227, "forward", "exact", "fast"
+    )
     given = problem(case, seed=3)
     o, scores = given.reference(FLOAT64), np.einsum("nhd,nthd->nht", *_repeated(given)) * given.scale
     scores = 2 * np.tanh(scores / 2) + _dense_bias(given)

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -183,8 +183,9 @@ def test_arrays_come_back_as_they_went(cuda: Cuda, shape: tuple[int, ...], dtype
     assert back.dtype == host.dtype and back.shape == host.shape and back.tobytes() == host.tobytes()
 
 
-def test_a_host_array_may_be_changed_once_it_was_copied(cuda: Cuda) -> None:
-    host = np.asfortranarray(floats(6).reshape(2, 3))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_host_array_may_be_changed_once_it_was_copied(cuda: Cuda, order: Literal["C", "F"]) -> None:
+    host = np.array(floats(6).reshape(2, 3), order=order)
     array = cuda.from_host(host)
     host[...] = -1
     assert cuda.to_host(array).tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -196,7 +197,12 @@ def test_launches_go_to_the_current_stream(cuda: Cuda, machine: Machine) -> None
         x = cuda.from_host(floats(4))
         cuda.launch("adds_one", (1,), (4,), 0, [x])
         cuda.launch("adds_one", (1,), (4,), 0, [x])
-    assert [work.name for work in stream.queue] == ["set", "adds_one", "adds_one"] and not machine.stream.queue
+    assert [work.name for work in stream.queue] == [
+        "memcpy",
+        "event",
+        "adds_one",
+        "adds_one",
+    ] and not machine.stream.queue
     with stream:
         assert cuda.to_host(x).tolist() == [2, 3, 4, 5]
 
@@ -205,6 +211,23 @@ def test_work_is_waited_for_in_its_own_stream_only(cuda: Cuda, machine: Machine)
     with machine.new_stream():
         x = cuda.from_host(floats(4))
     assert np.isnan(cuda.to_host(x)).all()  # the copy waits elsewhere: poison
+
+
+def test_another_gpu_works_on_its_own_current_stream(machine: Machine) -> None:
+    with Cuda(1, kernels=KERNELS).current():
+        stream = machine.new_stream()
+        stream.__enter__()  # as stream.use()
+    first, second = Cuda(kernels=KERNELS), Cuda(1, kernels=KERNELS)
+    other = machine.new_stream()
+    with other:  # of the current GPU, which is not the one that works
+        assert (first.stream, second.stream) == (other.ptr, stream.ptr)
+        x = second.from_host(floats(8).reshape(2, 4))
+        y = second.zeros((2, 4), np.float32)
+        second.copy(y, x)
+        second.copy(y[:, :3], x[:, 1:])
+        second.launch("adds_one", (1,), (8,), 0, [y])
+    assert [work.name for work in stream.queue] == ["memcpy", "event", "memset", "memcpy", "memcpy2D", "adds_one"]
+    assert second.to_host(y).tolist() == [[2, 3, 4, 4], [6, 7, 8, 8]] and not other.queue
 
 
 def test_memory_may_be_freed_behind_a_launch_in_its_stream(cuda: Cuda) -> None:
@@ -255,6 +278,43 @@ def test_a_large_array_goes_through_pinned_memory(cuda: Cuda, machine: Machine) 
     values[:] = 0  # the copy was taken before
     assert len(machine.pinned) == 2
     np.testing.assert_array_equal(cuda.to_host(placed).view(np.uint16), kept)
+
+
+def test_pinned_memory_is_not_given_again_before_it_was_read(cuda: Cuda, machine: Machine) -> None:
+    target, pinned = cuda.empty((4,), np.float32), cuda.pinned(16)
+    pinned.data.view(np.float32)[:] = floats(4)
+    cuda.upload(target, pinned, 16)
+    del pinned
+    gc.collect()
+    assert cuda.to_host(target).tolist() == [0, 1, 2, 3]
+
+
+def test_arrays_outlive_the_device_that_uploads_them(cuda: Cuda, machine: Machine) -> None:
+    devices = [Cuda(kernels=KERNELS)]
+    array = devices[0].from_host(floats(4))
+    devices.clear()
+    gc.collect()
+    assert cuda.to_host(array).tolist() == [0, 1, 2, 3]
+
+
+def test_many_small_arrays_share_pinned_memory(cuda: Cuda, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma_cuda.device.cuda._STAGED_BYTES", 4096)
+    waits = machine.waits
+    arrays = [cuda.from_host(np.full(8, i, np.float32)) for i in range(32)]  # each at a multiple of 256 bytes
+    assert machine.waits == waits and len(machine.pinned) == 2
+    arrays += [cuda.from_host(np.full(n, n, np.float32)) for n in (1, 1500, 700, 5000)]
+    for i, array in enumerate(arrays):
+        assert set(cuda.to_host(array).tolist()) == {i if i < 32 else len(array)}
+    assert len(machine.pinned) == 2
+
+
+def test_nothing_is_uploaded_into_a_graph_that_somebody_captures(cuda: Cuda, machine: Machine) -> None:
+    machine.is_capturing = True
+    with pytest.raises(
+        DeviceError, match="a CUDA graph is being captured: it would copy what lies there at its replay"
+    ):
+        cuda.from_host(floats(4))
+    assert not machine.stream.queue
 
 
 # --- shared memory and limits ---

@@ -55,3 +55,12 @@ def test_a_file_tells_what_differs(
     right, planted = (golden.difference(launch) for launch in golden.launches(recording))
     assert right is None
     assert planted is not None and planted.startswith(f"{instance}: argument 0 differs at ")
+
+
+def test_a_file_tells_how_the_gpu_rounds(recording: Path) -> None:
+    launch = GoldenLaunch("multiply<half, 1>", (1,), (32,), 0, list(MULTIPLY), {0: MULTIPLY[0]})
+    golden.record(GoldenLaunch(**{**vars(launch), "results": launch.on_emulator(mma="hopper")}))
+    assert [golden.difference(launch) for launch in golden.launches(recording)] == [None]
+    counts = golden.agreement(recording)
+    assert counts.pop("hopper") == (128, 128)
+    assert all(20 < equal < 128 and total == 128 for equal, total in counts.values())

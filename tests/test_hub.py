@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from gemma_cuda import demo_weights
-from gemma_cuda.errors import CheckpointError, DownloadError
+from gemma_cuda.device.compile import compile_kernel
+from gemma_cuda.errors import CheckpointError, DownloadError, GemmaError
+from gemma_cuda.files import cache_directory
 from gemma_cuda.hub import DEMO_MODEL, GEMMA_TERMS, resolve
 
 CONTENT = bytes(range(256)) * 20_000  # several blocks of a chunk
@@ -199,13 +201,25 @@ def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GEMMA_CUDA_CACHE", "~/mine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert demo_weights.cache_directory() == tmp_path / "mine"
+    assert cache_directory() == tmp_path / "mine"
+    compiled = compile_kernel("softcap<4>", "sm_90a").cubin
+    assert compiled.is_relative_to(tmp_path / "mine" / "cuda")  # the kernels' caches are there, too
     monkeypatch.delenv("GEMMA_CUDA_CACHE")
-    assert demo_weights.cache_directory() == tmp_path / "xdg" / "gemma-cuda"
+    assert cache_directory() == tmp_path / "xdg" / "gemma-cuda"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert demo_weights.cache_directory() == tmp_path / ".cache" / "gemma-cuda"
+    assert cache_directory() == tmp_path / ".cache" / "gemma-cuda"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert demo_weights.cache_directory() == tmp_path / ".cache" / "gemma-cuda"
+    assert cache_directory() == tmp_path / ".cache" / "gemma-cuda"
+
+
+def test_without_a_home_directory_a_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "GEMMA_CUDA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does where no home is known
+    with pytest.raises(GemmaError, match="there is no home directory for a cache; set GEMMA_CUDA_CACHE"):
+        cache_directory()
+    with pytest.raises(DownloadError, match="set GEMMA_CUDA_CACHE"):
+        demo_weights.demo_weights()
 
 
 @pytest.mark.real_weights

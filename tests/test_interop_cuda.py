@@ -95,6 +95,15 @@ def test_layers(machine: Machine) -> None:
     assert all(np.array_equal(cache.get(), mine) for cache, mine in zip(caches, own, strict=True))
 
 
+def test_what_the_caller_just_wrote_may_be_passed_for_a_constant(machine: Machine) -> None:
+    """A kernel of the caller's own may have made the weights, and nothing tells its end but the end of it all."""
+    x, weight = on_gpu(machine, half(3, 96)), on_gpu(machine, half(96))
+    gemma_cuda.rms_norm(x, weight)
+    assert machine.overlaps == []
+    gemma_cuda.geglu(x, x)
+    assert machine.overlaps == [True]
+
+
 def test_arrays_that_speak_the_interface(machine: Machine) -> None:
     host = half(1, 3, 1, 64)
     holder = types.SimpleNamespace(__cuda_array_interface__={}, array=on_gpu(machine, host), shape=host.shape)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import compulsory
 from gemma_cuda.device.compile import SHARED_BYTES
-from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.device.emulator import Emulator, MmaRounding
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.geglu import geglu
 from gemma_cuda.ops.linear import TILINGS, Tiling, choose_tiling, linear, linear_geglu, split_counters, split_steps
@@ -21,6 +21,7 @@ from gemma_cuda.reference.precision import FLOAT64, Precision
 from tests.compare import DTYPES, assert_within_rule
 from tests.emulated import (
     HALF_DTYPES,
+    MMA_ROUNDINGS,
     ROUNDING,
     SCHEDULES,
     Array,
@@ -48,7 +49,7 @@ def check(x: Array, w: Array, y: Array, dtype: str, out: str) -> None:
 
 
 def summed_one_by_one(x: Array, w: Array) -> Array:
-    """The product with a tensor core's rounding points: to float32 after every product of a sum.
+    """The product with the rounding points of the fast mma: to float32 after every product of a sum.
 
     BLAS, which the reference is, sums in blocks, so its error grows more slowly with K than that of any mma.
     """
@@ -67,7 +68,7 @@ def test_equals_the_reference(tiling: Tiling, dtype: str, device_of: DeviceOf) -
     shapes = [(1, 8, 8), (m, n, 64), (m - 1, n + 8, 200), (m + 1, 2 * n + 24, 72), (2 * m + 3, 64, 56), (m, n - 8, 448)]
     for i, (rows, columns, depth) in enumerate(shapes):
         x, w = values(i, rows, depth, dtype=dtype), values(i + 9, columns, depth, dtype=dtype)
-        device = device_of(checked(SCHEDULES[i % 3]))
+        device = device_of(checked(SCHEDULES[i % 3], mma=MMA_ROUNDINGS[i // 2]))
         y = linear(amid_nan(x, device, gap=64), amid_nan(w, device, gap=8), device=device, tiling=tiling)
         assert y.dtype == x.dtype
         check(x, w, device.to_host(y), dtype, dtype)
@@ -82,7 +83,7 @@ def test_blocks_that_share_k(tiling: Tiling) -> None:
     for i, (rows, columns, depth) in enumerate(shapes):
         dtype = HALF_DTYPES[i % 2]
         x, w = values(i, rows, depth, dtype=dtype), values(i + 9, columns, depth, dtype=dtype)
-        emulator = checked(SCHEDULES[i % 3])
+        emulator = checked(SCHEDULES[i % 3], mma=MMA_ROUNDINGS[i // 2])
         x_in, w_in = amid_nan(x, emulator, gap=64), amid_nan(w, emulator, gap=8)
         y = linear(x_in, w_in, device=emulator, tiling=tiling)
         if isinstance(emulator, Emulator):
@@ -120,23 +121,26 @@ def test_any_number_of_columns_and_float32_out(columns: int, dtype: str, device_
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(7, 1536, 640), (1, 640, 2048), (70, 1536, 640)])
 def test_sizes_of_gemma_3_270m(rows: int, columns: int, depth: int) -> None:
     x, w = values(0, rows, depth, dtype="bfloat16"), values(1, columns, depth, dtype="bfloat16", scale=0.05)
-    for out in ("bfloat16", "float32"):
-        y = linear(x, w, device=checked(checked=False), out_dtype=x.dtype if out == "bfloat16" else np.float32)
-        check(x, w, y, "bfloat16", out)
+    for mma in MMA_ROUNDINGS:
+        for out in ("bfloat16", "float32"):
+            device = checked(checked=False, mma=mma)
+            y = linear(x, w, device=device, out_dtype=x.dtype if out == "bfloat16" else np.float32)
+            check(x, w, y, "bfloat16", out)
 
 
 @pytest.mark.gpu
-def test_a_row_has_the_same_bits_alone_in_any_tile_schedule_and_build() -> None:
+@pytest.mark.parametrize("mma", MMA_ROUNDINGS)
+def test_a_row_has_the_same_bits_alone_in_any_tile_schedule_and_build(mma: MmaRounding) -> None:
     x, w = values(0, 70, 616, dtype="bfloat16"), values(1, 72, 616, dtype="bfloat16")
-    expected = linear(x, w, device=checked(workers=1), tiling=TILINGS[0])
+    expected = linear(x, w, device=checked(workers=1, mma=mma), tiling=TILINGS[0])
     for schedule, seed, workers in (("reverse", 0, 2), ("random", 1, 1), ("random", 2, 2)):
         for options in ({}, {"checked": False}):
-            device = checked(schedule, seed=seed, workers=workers, **options)
+            device = checked(schedule, seed=seed, workers=workers, mma=mma, **options)
             assert linear(x, w, device=device).tobytes() == expected.tobytes()
     for tiling in (*TILINGS, *SPLIT):
-        assert linear(x, w, device=checked(checked=False), tiling=tiling).tobytes() == expected.tobytes()
+        assert linear(x, w, device=checked(checked=False, mma=mma), tiling=tiling).tobytes() == expected.tobytes()
     for i in (0, 15, 16, 69):
-        assert linear(x[i : i + 1], w, device=checked()).tobytes() == expected[i].tobytes()
+        assert linear(x[i : i + 1], w, device=checked(mma=mma)).tobytes() == expected[i].tobytes()
 
 
 @pytest.mark.gpu
@@ -227,7 +231,7 @@ def test_geglu_of_the_product(tiling: Tiling) -> None:
     for i, (rows, features, depth) in enumerate(gate_and_up(tiling)):
         dtype = HALF_DTYPES[i % 2]
         x, w = values(i, rows, depth, dtype=dtype), values(i + 9, 2 * features, depth, dtype=dtype, scale=0.1)
-        device = checked(SCHEDULES[i % 3], approx=("exact", "up", "down")[i % 3])
+        device = checked(SCHEDULES[i % 3], approx=("exact", "up", "down")[i % 3], mma=MMA_ROUNDINGS[i // 2])
         y = linear_geglu(amid_nan(x, device, gap=64), amid_nan(w, device, gap=8), device=device, tiling=tiling)
 
         def reference(p: Precision, x: Array = x, w: Array = w) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 from typing import Any
@@ -25,14 +26,14 @@ from tests.test_model_emulator import GRAPHS, MODELS, SIZE, load, numpy_model, p
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine(Emulator())
+    machine = Machine(Emulator(checked=True))
     machine.install(monkeypatch)
     return machine
 
 
 @functools.cache
 def emulator_model(name: str) -> gemma_cuda.Gemma:
-    return load(name, Emulator(), gemm="kernel")
+    return load(name, Emulator(checked=True), gemm="kernel")
 
 
 def assert_same_bits(gpu: gemma_cuda.Gemma, y: Any, expected: Any) -> None:
@@ -203,6 +204,56 @@ def test_prefills_on_other_streams_wait_for_one_another(machine: Machine) -> Non
     assert last.tobytes() == expected.logits.tobytes()
 
 
+def test_memory_that_a_prefill_on_another_stream_gives_up_waits_for_it(machine: Machine) -> None:
+    """A stream's memory is used again in its own order, so what another stream still reads must not be freed."""
+    cupy = importlib.import_module("cupy")  # the fake
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    with first:
+        y, expected = gpu.prefill(ids[:9]), emulator.prefill(ids[:9])
+    with second:
+        for begin, end in ((9, 80), (80, 149)):  # the cache grows each time
+            y = gpu.prefill(ids[begin:end], past_key_values=y.past_key_values)
+            expected = emulator.prefill(ids[begin:end], past_key_values=expected.past_key_values)
+        far = {"input_ids": ids[:3], "position_ids": np.arange(1100, 1103)}  # and the rotary tables
+        z, expected_z = gpu.prefill(**far), emulator.prefill(**far)
+        y.past_key_values.trim_sliding()
+        expected.past_key_values.trim_sliding()
+        assert_same_bits(gpu, z, expected_z)
+        assert_same_bits(gpu, y, expected)
+    gpu.prefill(ids[:5])
+    gpu.to_host(gpu.prefill(ids[:5]).logits)
+    assert not gpu._memory._retired  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_warmup_again_waits_for_what_uses_the_old_memory(machine: Machine, graphs: bool) -> None:
+    cupy = importlib.import_module("cupy")  # the fake
+    gpu = load("gemma3_text", Cuda(), gemm="kernel")
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    gpu.warmup(lengths=(16,), kv_capacity=64, graphs=graphs)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        y = gpu.prefill(ids[:9])
+    gpu.warmup(lengths=(16,), kv_capacity=32, graphs=graphs)
+    with stream:
+        assert_same_bits(gpu, y, emulator_model("gemma3_text").prefill(ids[:9]))
+
+
+def test_a_model_that_is_dropped_waits_for_its_last_use(machine: Machine) -> None:
+    cupy = importlib.import_module("cupy")  # the fake
+    models = [load("gemma3_text", Cuda(), gemm="kernel")]
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    models[0].warmup(lengths=(16,), kv_capacity=64)
+    with cupy.cuda.Stream(non_blocking=True):
+        logits = models[0].prefill(ids[:9]).logits
+        models.clear()
+        gc.collect()
+        expected = emulator_model("gemma3_text").prefill(ids[:9]).logits
+        assert logits.get().tobytes() == expected.tobytes()
+
+
 def test_products_by_the_library_obey_the_rule(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     CublasLt(machine).install(monkeypatch)
     gpu = load("gemma3_text", Cuda())
@@ -303,3 +354,31 @@ def test_warmup_without_room_or_without_a_gpu(machine: Machine) -> None:
     assert gpu.prefill([2, 5]).logits.shape == (1, 1, gpu.config.vocab_size)  # the model is as usable as before
     with pytest.raises(DeviceError, match="warmup: there is nothing to prepare on device 'emulator'"):
         emulator_model("gemma3_text").warmup()
+
+
+def test_a_graph_keeps_the_tables_that_a_longer_prompt_replaces(machine: Machine) -> None:
+    gpu, emulator = load("gemma3_text", Cuda(), gemm="kernel"), emulator_model("gemma3_text")
+    gpu.warmup(lengths=(8,), kv_capacity=64)
+    ids = build("gemma3_text", SIZE).ids()[0].tolist()
+    far = {"input_ids": ids[:3], "position_ids": np.arange(1100, 1103)}
+    assert_same_bits(gpu, gpu.prefill(**far), emulator.prefill(**far))
+    assert machine.graphs_launched == 0
+    assert_same_bits(gpu, gpu.prefill(ids[:5]), emulator.prefill(ids[:5]))
+    assert machine.graphs_launched == 1
+
+
+@pytest.mark.parametrize(("kept", "uploads"), [(0, [1, 0]), (1, [1, 1])])
+def test_a_bias_is_uploaded_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kept: int, uploads: list[int]
+) -> None:
+    gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
+    ids = build("gemma2", SIZE).ids()[0, :12].tolist()
+    bias = np.where(np.tri(12), 0.25, -np.inf)[None, None].repeat(gpu.config.num_attention_heads, axis=1)
+    sizes: list[int] = []
+    from_host = Cuda.from_host
+    monkeypatch.setattr(Cuda, "from_host", lambda cuda, array: sizes.append(array.size) or from_host(cuda, array))
+    # A list is no array: what it becomes is one array for all layers, too.
+    y, expected = (model.prefill(ids, attn_bias=bias.tolist(), logits_to_keep=kept) for model in (gpu, emulator))
+    assert gpu.config.num_hidden_layers == 7
+    assert [sizes.count(bias.size), sizes.count(bias.size // 12)] == uploads  # of all rows, of the last
+    assert_same_bits(gpu, y, expected)

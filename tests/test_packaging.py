@@ -106,6 +106,14 @@ def test_what_tests_and_benchmarks_import_is_installed_by_make() -> None:
         assert imported <= installed | comes_with_pytest, folder
 
 
+def test_the_extra_test_is_enough_for_the_tests() -> None:
+    installed = core_dependencies() | {normalised(requirement.name) for requirement in closure("test")}
+    distribution = {"cuda": "cuda-bindings", "nvmath": "nvmath-python"}
+    imported = {distribution.get(name, name) for name in third_party_imports("tests")}
+    # The last two: what the commands that are tested draw and count with.
+    assert imported | {"matplotlib", "nvidia-cuda-nvdisasm"} <= installed | {"packaging"}
+
+
 def closure(extra: str) -> list[Requirement]:
     """The requirements of an extra, extras of this package resolved."""
     found: list[Requirement] = []
@@ -164,6 +172,8 @@ def build_wheel(folder: Path, *, compiler: bool) -> Path:
         "kernels/gpu/platform.cuh": "// a header",
         "bindings/module.cc": BINDINGS,
         "bindings/emulator/platform.cuh": "// its twin",
+        "bindings/emulator/cuda/cuda_runtime.h": "// a header of CUDA's",
+        "bindings/emulator/cuda/cuda/std/atomic": "// one without a suffix",
     }.items():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_text(text)
@@ -201,6 +211,8 @@ def test_a_wheel_works_from_any_directory(tmp_path: Path) -> None:
         "gemma_cuda/_sources/kernels/example.cu",
         "gemma_cuda/_sources/kernels/gpu/platform.cuh",
         "gemma_cuda/_sources/bindings/emulator/platform.cuh",
+        "gemma_cuda/_sources/bindings/emulator/cuda/cuda_runtime.h",
+        "gemma_cuda/_sources/bindings/emulator/cuda/cuda/std/atomic",
     } <= names
     assert not any(name.startswith(("tests/", "kernels/", "bindings/")) for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))

@@ -19,6 +19,7 @@ from gemma_cuda.rope import cos_sin
 from tests.compare import DTYPES, assert_within_rule
 from tests.emulated import (
     APPROXIMATIONS,
+    EPS_RATIOS,
     HALF_DTYPES,
     SCHEDULES,
     Array,
@@ -28,6 +29,7 @@ from tests.emulated import (
     bounds,
     checked,
     counted,
+    near_eps,
     poisoned,
     values,
 )
@@ -245,15 +247,21 @@ def test_what_has_no_slot_is_not_kept(device_of: DeviceOf) -> None:
         assert changed.tolist() == [slot]
 
 
-def test_heads_of_zeros_and_of_small_values(device_of: DeviceOf) -> None:
-    """Where the mean square is as small as eps, eps decides."""
-    inputs, device = Inputs.draw(CASES[10], "bfloat16"), device_of(checked("random"))
-    inputs.x = (inputs.x.astype(np.float32) * 1e-3).astype(inputs.x.dtype)
-    inputs.x[0] = 0
-    results = inputs.run(device, "bfloat16")
-    exact, rounded = bounds("bfloat16", inputs.reference)
-    assert not results[0][0].astype(np.float32).any()
-    assert_within_rule(results[0], exact[0], rounded[0], dtype="bfloat16", what="q")
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("norm", ["OnePlus", "Times"])
+def test_eps_decides_where_a_head_is_small(norm: str, dtype: str, device_of: DeviceOf) -> None:
+    """Heads of q, k and v whose mean square is eps times a ratio, or 0. Each is held to the rule by itself."""
+    case = Case(256, 4, 2, len(EPS_RATIOS), norm)
+    inputs = Inputs.draw(case, dtype)
+    inputs.x = near_eps(values(3, case.tokens, 8, case.head_dim, dtype="float32"), EPS, dtype).reshape(inputs.x.shape)
+    device = device_of(checked("random"))
+    results = inputs.run(device, dtype)
+    exact, rounded = bounds(dtype, inputs.reference)
+    for name, y, r, b in zip(("q", "k", "v"), results, exact, rounded, strict=True):
+        rows = range(case.tokens) if name == "q" else inputs.slots
+        for token, row in enumerate(rows):
+            assert_within_rule(y[row], r[row], b[row], dtype=dtype, what=f"{name}, ratio {EPS_RATIOS[token]}")
 
 
 def test_no_tokens() -> None:

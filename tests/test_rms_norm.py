@@ -14,9 +14,10 @@ from gemma_cuda.ops.rms_norm import add_norm, rms_norm
 from gemma_cuda.reference.precision import FLOAT32, FLOAT64, Precision
 from gemma_cuda.reference.rms_norm import add_norm as reference_add_norm
 from gemma_cuda.reference.rms_norm import rms_norm as reference_rms_norm
-from tests.compare import assert_within_rule
+from tests.compare import DTYPES, assert_within_rule
 from tests.emulated import (
     APPROXIMATIONS,
+    EPS_RATIOS,
     ROUNDING,
     SCHEDULES,
     Array,
@@ -25,6 +26,7 @@ from tests.emulated import (
     assert_moves_little_more,
     checked,
     counted,
+    near_eps,
     values,
 )
 
@@ -102,6 +104,48 @@ def test_add_norm_equals_the_reference(width: int, dtype: str, device_of: Device
         ]  # fmt: skip
         for y_or_h, exact, rounded, what in zip((h, y), *results, ("residual", "normed"), strict=True):
             assert_within_rule(device.to_host(y_or_h), exact, rounded, dtype=dtype, what=f"{what} {i}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+def test_eps_decides_where_a_row_is_small(dtype: str, device_of: DeviceOf) -> None:
+    """Rows whose mean square is eps times a ratio, or 0. Each is held to the rule by itself."""
+    x, weight = near_eps(values(1, len(EPS_RATIOS), 640, dtype="float32"), EPS, dtype), values(2, 640, dtype=dtype)
+    device = device_of(checked("random"))
+    y = device.to_host(rms_norm(device.from_host(x), device.from_host(weight), eps=EPS, device=device))
+    exact, rounded = (
+        reference_rms_norm(x.astype(p.compute), weight.astype(p.compute), eps=EPS, precision=p)
+        for p in (FLOAT64, rounding(dtype))
+    )
+    for row, ratio in enumerate(EPS_RATIOS):
+        assert_within_rule(y[row], exact[row], rounded[row], dtype=dtype, what=f"ratio {ratio}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
+@pytest.mark.parametrize("small", ["branch", "sum"])
+def test_eps_decides_in_both_norms_of_add_norm(small: str, dtype: str, device_of: DeviceOf) -> None:
+    """The norm of a small branch, which a residual of 0 shows; and that of a small sum, of which the branch is 0."""
+    zeros, part = np.zeros((len(EPS_RATIOS), 640), DTYPES[dtype]), values(1, len(EPS_RATIOS), 640, dtype="float32")
+    near = near_eps(part, EPS, dtype)
+    residual, branch = (zeros, near) if small == "branch" else (near, zeros)
+    weight = values(2, 640, dtype=dtype)
+    device = device_of(checked("random"))
+    h, y = add_norm(
+        device.from_host(residual), device.from_host(branch), post_weight=device.from_host(weight),
+        pre_weight=device.from_host(weight), eps=EPS, device=device,
+    )  # fmt: skip
+    results = [
+        reference_add_norm(
+            residual.astype(p.compute), branch.astype(p.compute), eps=EPS, precision=p,
+            post_weight=weight.astype(p.compute), pre_weight=weight.astype(p.compute),
+        )
+        for p in (FLOAT64, rounding(dtype))
+    ]  # fmt: skip
+    for got, exact, rounded, what in zip((h, y), *results, ("residual", "normed"), strict=True):
+        for row, ratio in enumerate(EPS_RATIOS):
+            shown = f"{what}, ratio {ratio}"
+            assert_within_rule(device.to_host(got)[row], exact[row], rounded[row], dtype=dtype, what=shown)
 
 
 @pytest.mark.gpu

@@ -22,14 +22,6 @@ ORDERS: tuple[tuple[Schedule, int], ...] = (("forward", 0), ("reverse", 0), ("ra
 WORKERS = (1, 2, 4)
 ALL = (*twins_of_blocks.ALL, *twins_in_a_block.ALL)
 
-MISSED = "finds nothing"
-KNOWN_WRONG = {
-    "memcpy_in_read_early": "reports an uninitialized read",
-    "memcpy_out_early": MISSED,
-    "ok_memcpy_in": "reports an uninitialized read",
-}
-"""Kernel -> what the emulator does about it, where that is known to be wrong."""
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _lines_are_looked_up_once() -> Iterator[None]:
@@ -83,17 +75,8 @@ def wrong_verdicts(verdict: Callable[[Emulator], str]) -> str:
 
 
 def cases(side: str) -> list[Any]:
-    """pytest's parameters: (kernel, its twins), those that are known to be judged wrongly marked as such."""
-    return [
-        pytest.param(
-            kernel,
-            case,
-            id=kernel,
-            marks=[pytest.mark.xfail(reason=KNOWN_WRONG[kernel], strict=True)] if kernel in KNOWN_WRONG else [],
-        )
-        for case in ALL
-        for kernel in getattr(case, side)
-    ]
+    """pytest's parameters: (kernel, its twins)."""
+    return [pytest.param(kernel, case, id=kernel) for case in ALL for kernel in getattr(case, side)]
 
 
 @pytest.mark.parametrize(("kernel", "case"), cases("wrong"))
@@ -153,4 +136,3 @@ def test_every_twin_of_the_kernels_is_launched() -> None:
     }
     launched = {kernel_name(kernel) for case in ALL for kernel in (*case.wrong, *case.right)}
     assert launched == declared
-    assert set(KNOWN_WRONG) <= {kernel for case in ALL for kernel in (*case.wrong, *case.right)}

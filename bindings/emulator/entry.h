@@ -4,17 +4,17 @@
 #include <type_traits>
 #include <utility>
 
-#include <float16.cuh>
 #include "abi.h"
+#ifndef EMULATOR_CUDA  // CUDA's own headers have 16-bit types of their own
+#include <float16.cuh>
+#endif
 
 namespace emulator {
 
 template <class T>
 constexpr const char* type_name() {
-  if constexpr (std::is_same_v<T, bf16>)
-    return "bfloat16";
-  else if constexpr (std::is_same_v<T, half>)
-    return "float16";
+  if constexpr (ElementName<T>::kName != nullptr)
+    return ElementName<T>::kName;
   else if constexpr (std::is_same_v<T, float>)
     return "float32";
   else if constexpr (std::is_same_v<T, double>)
@@ -34,7 +34,8 @@ template <class T>
 constexpr Parameter parameter() {
   if constexpr (std::is_pointer_v<T>) {
     using Element = std::remove_pointer_t<T>;
-    return {Parameter::kPointer, std::is_const_v<Element>, sizeof(T), type_name<std::remove_cv_t<Element>>()};
+    return {Parameter::kPointer, std::is_const_v<Element>, sizeof(T),
+            type_name<std::remove_cv_t<std::remove_all_extents_t<Element>>>()};
   } else {
     constexpr auto kind = std::is_floating_point_v<T> ? Parameter::kFloat
                           : !std::is_integral_v<T>    ? Parameter::kStruct

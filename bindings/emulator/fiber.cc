@@ -67,7 +67,11 @@ const char* name_of(Primitive primitive) {
                                       "load_vector",
                                       "store_vector",
                                       "memory log",
-                                      "yield"};
+                                      "yield",
+                                      "__match_any_sync",
+                                      "__match_all_sync",
+                                      "__reduce_sync",
+                                      "__activemask"};
   return names[static_cast<int>(primitive)];
 }
 

@@ -42,6 +42,10 @@ enum class Primitive : std::uint8_t {
   kStore,
   kLogFull,
   kYield,
+  kMatchAny,
+  kMatchAll,
+  kReduce,
+  kActiveMask,
 };
 const char* name_of(Primitive primitive);
 
@@ -85,6 +89,9 @@ struct Fiber {
   std::uintptr_t pc = 0;
   void* operands = nullptr;
   bool completes = false;  // the lanes that it waits for have exited: it does the work of the collective
+
+  unsigned block_votes = 0;       // how many of the block's voting barriers this thread has reached
+  std::uint64_t clock_reads = 0;  // calls of clock64()
 
   std::vector<AsyncCopy> copies;
   std::size_t copies_done = 0;

@@ -2,11 +2,24 @@
 #pragma once
 #include <platform.cuh>
 
+#ifdef EMULATOR_CUDA_FP16
+#error "<float16.cuh> and <cuda_fp16.h> both define half: include one of them"
+#endif
+#define EMULATOR_FLOAT16
+
 struct bf16 {
   uint16_t bits;
 };
 struct half {
   uint16_t bits;
+};
+template <>
+struct emulator::ElementName<bf16> {
+  static constexpr const char* kName = "bfloat16";
+};
+template <>
+struct emulator::ElementName<half> {
+  static constexpr const char* kName = "float16";
 };
 
 __forceinline__ float to_float(float x) { return x; }

@@ -138,12 +138,14 @@ void Launch::fail(Report next) {
 
 std::uint64_t Launch::block_at(std::uint64_t n) const {
   const std::uint64_t count = block_count();
-  if (schedule == Schedule::kForward) return n;
-  if (schedule == Schedule::kReverse) return count - 1 - n;
-  // A permutation: n times a number coprime to the count, shifted.
-  std::uint64_t factor = (seed * 2654435761u + 40503) % count;
-  while (std::gcd(factor, count) != 1) factor = (factor + 1) % count;
-  return static_cast<std::uint64_t>((static_cast<unsigned __int128>(n) * factor + seed) % count);
+  if (schedule == Schedule::kReverse) n = count - 1 - n;
+  if (schedule == Schedule::kRandom) {
+    // A permutation: n times a number coprime to the count, shifted.
+    std::uint64_t factor = (seed * 2654435761u + 40503) % count;
+    while (std::gcd(factor, count) != 1) factor = (factor + 1) % count;
+    n = static_cast<std::uint64_t>((static_cast<unsigned __int128>(n) * factor + seed) % count);
+  }
+  return chosen.has_value() ? (*chosen)[n] : n;
 }
 
 bool run(Launch& launch, const std::function<bool()>& poll) {

@@ -2,10 +2,13 @@
 
 #include <cstring>
 
+#include "rounding.h"
+
 namespace emulator {
 namespace {
 
-constexpr int kM = 16, kN = 8, kK = 16, kTilesAtOnce = 8, kColumns = kTilesAtOnce * kN;
+constexpr int kM = MmaTile::kRows, kN = MmaTile::kWidth, kK = MmaTile::kDepth, kTilesAtOnce = MmaTile::kTiles,
+              kColumns = MmaTile::kColumns;
 
 float bits_to_float(std::uint32_t bits) {
   float value;
@@ -73,7 +76,7 @@ Multiply widest() {
 const Multiply multiply = widest();
 
 template <bool kBf16>
-void mma_typed(MmaOperands* const (&lanes)[32]) {
+void mma_typed(MmaOperands* const (&lanes)[32], MmaRounding rounding) {
   alignas(64) float a[kM][kK], b[kK][kColumns], c[kM][kColumns];
   for (int lane = 0; lane < 32; ++lane) {
     const int group = lane / 4, pair = 2 * (lane % 4);
@@ -102,7 +105,10 @@ void mma_typed(MmaOperands* const (&lanes)[32]) {
         std::memcpy(&c[group + 8][8 * tile + pair], d + 4 * tile + 2, 8);
       }
     }
-    multiply(c, a, b);
+    if (rounding == MmaRounding::kFast)
+      multiply(c, a, b);
+    else
+      multiply_rounding(rounding, kBf16, kN * count, c, a, b);
     for (int lane = 0; lane < 32; ++lane) {
       const int group = lane / 4, pair = 2 * (lane % 4);
       float* d = lanes[lane]->d + 4 * first;
@@ -124,11 +130,11 @@ float half_to_float(std::uint16_t bits) {
   return sign != 0 ? -value : value;
 }
 
-void mma(MmaOperands* const (&lanes)[32]) {
+void mma(MmaOperands* const (&lanes)[32], MmaRounding rounding) {
   if (lanes[0]->is_bf16)
-    mma_typed<true>(lanes);
+    mma_typed<true>(lanes, rounding);
   else
-    mma_typed<false>(lanes);
+    mma_typed<false>(lanes, rounding);
 }
 
 }  // namespace emulator

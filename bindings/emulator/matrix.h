@@ -13,9 +13,17 @@ struct MmaOperands {
   bool is_bf16;
 };
 
-// d += a · b for the 32 lanes of a warp and every tile of b. Products are exact; each element adds its 16 products to d
-// in order of k, in float: a GPU's order of addition, and where it rounds, is not documented.
-void mma(MmaOperands* const (&lanes)[32]);
+// What is multiplied at once: 16 rows of a, and several tiles of b side by side.
+struct MmaTile {
+  static constexpr int kRows = 16, kDepth = 16, kWidth = 8, kTiles = 8, kColumns = kTiles * kWidth;
+};
+
+// How sums are rounded: kFast adds the 16 exact products of an element to d in order of k, in float. The others are
+// what GPUs were measured to do, see rounding.h.
+enum class MmaRounding : int { kFast, kAmpere, kHopper };
+
+// d += a · b for the 32 lanes of a warp and every tile of b.
+void mma(MmaOperands* const (&lanes)[32], MmaRounding rounding);
 
 float half_to_float(std::uint16_t bits);
 

@@ -88,6 +88,7 @@ void Worker::check_global(Fiber& self, Access kind, std::uintptr_t address, std:
   }
   if (address + bytes > buffer->end || (!is_read(kind) && !buffer->writable))
     report_out_of_bounds(self, kind, address, bytes, pc);
+  if (is_pending(self, *buffer)) check_pending(self, *buffer, kind, address, bytes, pc);
   if (buffer->has_poison && (kind == Access::kRead || (is_atomic(kind) && atomic_.reads)) &&
       holds_poison(*buffer, address, bytes)) {
     Report report = describe(self, "uninitialized read", pc);
@@ -102,15 +103,13 @@ void Worker::check_global(Fiber& self, Access kind, std::uintptr_t address, std:
   if (kind == Access::kAsyncReadDone) return;
   if (buffer->written != nullptr && !is_read(kind))
     mark(buffer->written, address - buffer->written_from, address + bytes - 1 - buffer->written_from);
-  const std::uintptr_t origin = buffer->begin / 32, first = address / 32 - origin,
-                       last = (address + bytes - 1) / 32 - origin;
   if (kind != Access::kWrite) {
     counters.global_read_bytes += bytes;
-    mark(buffer->sectors_read, first, last);
+    buffer->touched->read.mark(address, bytes);
   }
   if (!is_read(kind)) {
     counters.global_write_bytes += bytes;
-    mark(buffer->sectors_written, first, last);
+    buffer->touched->written.mark(address, bytes);
   }
   log(self, kind, address, bytes, pc);
 }

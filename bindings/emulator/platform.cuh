@@ -83,13 +83,21 @@ __forceinline__ void named_barrier_sync(int id, int threads) { emulator_named_ba
 __forceinline__ void named_barrier_arrive(int id, int threads) { emulator_named_barrier(id, threads, false); }
 
 // Programmatic dependent launch: launches are ordered here anyway, so these only order.
-__forceinline__ void grid_dependency_wait() { asm volatile("" ::: "memory"); }
-__forceinline__ void grid_dependency_release() { asm volatile("" ::: "memory"); }
+__forceinline__ void grid_dependency_wait() { emulator_grid_wait(); }
+__forceinline__ void grid_dependency_release() { emulator_grid_release(); }
 
 template <class T>
 __forceinline__ T emulator_shuffle_as(emulator::Shuffle op, unsigned mask, T value, int argument, int width) {
-  static_assert(sizeof(T) == 4, "shuffles move 32-bit values");
-  return bit_cast<T>(emulator_shuffle(op, mask, bit_cast<uint32_t>(value), argument, width));
+  static_assert(sizeof(T) <= 4 || sizeof(T) == 8, "shuffles move values of up to 4 bytes, or of 8");
+  if constexpr (sizeof(T) == 4) {
+    return bit_cast<T>(emulator_shuffle(op, mask, bit_cast<uint32_t>(value), argument, width));
+  } else {
+    uint32_t words[(sizeof(T) + 3) / 4] = {};
+    __builtin_memcpy(words, &value, sizeof(T));
+    for (uint32_t& word : words) word = emulator_shuffle(op, mask, word, argument, width);
+    __builtin_memcpy(&value, words, sizeof(T));
+    return value;
+  }
 }
 template <class T>
 __forceinline__ T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
@@ -176,3 +184,9 @@ __forceinline__ T atomicCAS(T* address, T compare, T value) {
 }
 __forceinline__ void __threadfence() { emulator_fence(emulator::Scope::kDevice); }
 __forceinline__ void __threadfence_block() { emulator_fence(emulator::Scope::kBlock); }
+
+#ifdef EMULATOR_CHECKED
+// The compiler would expand it without telling the runtime what it touches.
+extern "C" void* memcpy(void* to, const void* from, std::size_t bytes) noexcept;
+#define __builtin_memcpy memcpy
+#endif

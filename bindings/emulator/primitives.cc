@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "abi.h"
+#include "atomics.h"
 #include "matrix.h"
 #include "text.h"
 #include "worker.h"
@@ -41,43 +42,6 @@ unsigned shuffle_source(Shuffle op, unsigned lane, int argument, unsigned width)
   }
 }
 
-template <class T, class Combine>
-std::uint64_t atomic_update(void* address, Combine&& combine) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-  auto* target = static_cast<Bits*>(address);
-  Bits old_bits = __atomic_load_n(target, __ATOMIC_RELAXED);
-  for (;;) {
-    T old, next;
-    std::memcpy(&old, &old_bits, sizeof(T));
-    next = combine(old);
-    Bits next_bits;
-    std::memcpy(&next_bits, &next, sizeof(T));
-    if (__atomic_compare_exchange_n(target, &old_bits, next_bits, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-      return old_bits;
-  }
-}
-
-template <class T>
-std::uint64_t atomic_typed(Atomic op, void* address, std::uint64_t value_bits, std::uint64_t compare_bits) {
-  T value, compare;
-  std::memcpy(&value, &value_bits, sizeof(T));
-  std::memcpy(&compare, &compare_bits, sizeof(T));
-  return atomic_update<T>(address, [&](T old) -> T {
-    switch (op) {
-      case Atomic::kAdd:
-        return old + value;
-      case Atomic::kMin:
-        return value < old ? value : old;
-      case Atomic::kMax:
-        return value > old ? value : old;
-      case Atomic::kExchange:
-        return value;
-      default:
-        return std::memcmp(&old, &compare, sizeof(T)) == 0 ? value : old;
-    }
-  });
-}
-
 struct MatrixOperands {
   std::uint32_t* registers;
   unsigned char* row;
@@ -104,7 +68,10 @@ Dim3 emulator_thread_idx() noexcept { return current_fiber()->thread_idx; }
 Dim3 emulator_block_idx() noexcept { return current_fiber()->worker->block_idx; }
 Dim3 emulator_block_dim() noexcept { return current_fiber()->worker->launch->block; }
 Dim3 emulator_grid_dim() noexcept { return current_fiber()->worker->launch->grid; }
-unsigned char* emulator_shared() noexcept { return current_fiber()->worker->shared; }
+unsigned char* emulator_shared() noexcept {
+  const Worker& worker = *current_fiber()->worker;
+  return worker.shared + worker.launch->shared_layout->bytes();
+}
 
 void emulator_sync_block() {
   Fiber& self = *current_fiber();
@@ -122,6 +89,16 @@ void emulator_sync_warp(unsigned mask) {
   worker.meet(self, Primitive::kSyncWarp, mask, nullptr, CALL_SITE, [&](Warp& warp) {
     if (worker.checked) worker.clocks().join_warp(warp, warp.taking_part);
   });
+}
+
+void emulator_grid_wait() {
+  Fiber& self = *current_fiber();
+  if (self.worker->checked) self.worker->grid_wait(self);
+}
+
+void emulator_grid_release() {
+  Fiber& self = *current_fiber();
+  if (self.worker->checked) self.worker->grid_release(self);
 }
 
 void emulator_named_barrier(int id, int threads, bool wait) {
@@ -175,23 +152,10 @@ std::uint64_t emulator_atomic(Atomic op, Number type, void* address, std::uint64
                               Scope scope, Order order) {
   Fiber& self = *current_fiber();
   std::uint64_t old = 0;
-  const std::size_t bytes = type == Number::kUnsigned64 ? 8 : 4;
-  self.worker->atomic(self, address, bytes, op != Atomic::kExchange, scope, order, CALL_SITE, [&] {
-    switch (type) {
-      case Number::kFloat:
-        old = atomic_typed<float>(op, address, value, compare);
-        break;
-      case Number::kInt:
-        old = atomic_typed<std::int32_t>(op, address, value, compare);
-        break;
-      case Number::kUnsigned:
-        old = atomic_typed<std::uint32_t>(op, address, value, compare);
-        break;
-      case Number::kUnsigned64:
-        old = atomic_typed<std::uint64_t>(op, address, value, compare);
-        break;
-    }
-    return op != Atomic::kCompareExchange || old == compare;
+  const bool reads = op != Atomic::kExchange && op != Atomic::kStore;
+  self.worker->atomic(self, address, size_of(type), reads, scope, order, CALL_SITE, [&] {
+    old = update_atomically(op, type, address, value, compare);
+    return op != Atomic::kLoad && (op != Atomic::kCompareExchange || old == compare);
   });
   return old;
 }
@@ -297,7 +261,7 @@ void emulator_mma(float* d, const std::uint32_t* a, const std::uint32_t* b, int 
       report.message = format("lanes %u and %u run different forms of mma at {0}", lane, self.lane);
       worker.fail(std::move(report));
     }
-    mma(lanes);
+    mma(lanes, worker.launch->mma);
     worker.counters.mma += static_cast<std::uint64_t>(tiles);
   });
 }
@@ -363,6 +327,12 @@ float emulator_library_result(double exact, int ulps) {
   return off_by(rounded, current_fiber()->worker->launch->library_sign * ulps);
 }
 
+float emulator_library_result_within(double exact, double error) {
+  const float rounded = static_cast<float>(exact);
+  if (!std::isfinite(rounded)) return rounded;
+  return static_cast<float>(exact + current_fiber()->worker->launch->library_sign * error);
+}
+
 void emulator_print(const char* pattern, ...) {
   char text[1024];
   va_list arguments;
@@ -376,5 +346,16 @@ void emulator_trap() {
   Fiber& self = *current_fiber();
   Report report = self.worker->describe(self, "trap", CALL_SITE);
   report.message = format("thread %u calls __trap at {0}", self.thread);
+  self.worker->fail(std::move(report));
+}
+
+void emulator_assertion_failed(const char* expression) {
+  Fiber& self = *current_fiber();
+  Report report = self.worker->describe(self, "assertion", CALL_SITE);
+  std::string words = expression;  // a report's text has places in braces
+  for (const char* brace : {"{", "}"})
+    for (std::size_t i = words.find(brace); i != std::string::npos; i = words.find(brace, i + 2))
+      words.insert(i, brace);
+  report.message = format("thread %u fails assert(%s) at {0}", self.thread, words.c_str());
   self.worker->fail(std::move(report));
 }

@@ -153,11 +153,16 @@ std::string Worker::place_of(std::uintptr_t address) const {
   const auto shared_begin = reinterpret_cast<std::uintptr_t>(shared);
   const std::size_t near = shared_capacity_ + 4096;
   if (address - shared_begin < near) {
-    const std::size_t offset = address - shared_begin;
-    if (offset < launch->shared_bytes) return format("byte %zu of shared memory", offset);
-    return format("%zu bytes past the end of the block's %u bytes of shared memory", offset - launch->shared_bytes,
-                  launch->shared_bytes);
+    const std::size_t offset = address - shared_begin, dynamic = launch->shared_layout->bytes();
+    if (offset < dynamic) return launch->shared_layout->words(offset);
+    const char* kind = dynamic == 0 ? "" : "dynamic ";
+    if (offset < launch->shared_bytes) return format("byte %zu of %sshared memory", offset - dynamic, kind);
+    return format("%zu bytes past the end of the block's %zu bytes of %sshared memory", offset - launch->shared_bytes,
+                  launch->shared_bytes - dynamic, kind);
   }
+  for (const Variable& variable : *launch->constants)
+    if (address - variable.place < variable.bytes)
+      return format("byte %zu of __constant__ %s", address - variable.place, variable.name.c_str());
   if (arena_.contains(address)) return format("on the stack of thread %u", fiber_at(address)->thread);
   const Buffer* nearest = nullptr;
   std::uintptr_t distance = 0;
@@ -187,9 +192,25 @@ void Worker::report_out_of_bounds(Fiber& self, Access kind, std::uintptr_t addre
     const std::uintptr_t end = buffer != nullptr ? buffer->end : address;
     const auto shared_end = reinterpret_cast<std::uintptr_t>(shared) + launch->shared_bytes;
     const bool straddles_shared = address < shared_end && address + bytes > shared_end;
+    const std::string place = place_of(straddles_shared ? shared_end : end);
+    if (place.find("of __constant__") != std::string::npos) report.kind = "read-only memory";
     report.message = format("thread %u %s %zu bytes at address 0x%zx, %s, at {0}", self.thread, verb(kind), bytes,
-                            address, place_of(straddles_shared ? shared_end : end).c_str());
+                            address, place.c_str());
   }
+  fail(std::move(report));
+}
+
+void Worker::report_between_variables(Fiber& self, const MemoryAccess& access) {
+  Report report = describe(self, "out of bounds", access.pc + launch->code_begin);
+  report.address = access.address;
+  std::size_t first = access.address - reinterpret_cast<std::uintptr_t>(shared), left = access.bytes;
+  while (left > 1 && !launch->shared_layout->is_outside(first, 1)) ++first, --left;
+  report.message = format(
+      "thread %u %s %u bytes of shared memory at {0}, %s: __shared__ variables are apart here, as a GPU need not "
+      "keep them",
+      self.thread, access.is_write ? "writes" : "reads", static_cast<unsigned>(access.bytes),
+      launch->shared_layout->words(first).c_str());
+  unwritten_ = nullptr;  // a read there is one of unwritten memory, too, but this is the better word
   fail(std::move(report));
 }
 

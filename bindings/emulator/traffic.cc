@@ -25,6 +25,7 @@ void Traffic::evaluate(Warp& warp, Counters& counters) {
   for (unsigned lane = 0; lane < kWarpSize; ++lane)
     if (warp.lanes[lane] != nullptr && !warp.lanes[lane]->log.empty()) active |= 1u << lane;
   if (active == 0) return;
+  if (variables_->bytes() != 0) check_variables(warp);
   const auto& first = warp.lanes[__builtin_ctz(active)]->log;
   bool is_uniform = true;
   for (unsigned rest = active & (active - 1); rest != 0 && is_uniform; rest &= rest - 1)
@@ -43,6 +44,18 @@ void Traffic::evaluate(Warp& warp, Counters& counters) {
     evaluate_divergent(warp, counters);
   }
   for (unsigned rest = active; rest != 0; rest &= rest - 1) warp.lanes[__builtin_ctz(rest)]->log.clear();
+}
+
+// The gaps between __shared__ variables belong to nobody. Reads there are told at once, as reads of unwritten memory.
+void Traffic::check_variables(const Warp& warp) const {
+  for (Fiber* lane : warp.lanes) {
+    if (lane == nullptr) continue;
+    for (const MemoryAccess& access : lane->log) {
+      const std::uintptr_t place = access.address - shared_begin_;
+      if (place < variables_->bytes() && access.bytes != 0 && variables_->is_outside(place, access.bytes))
+        lane->worker->report_between_variables(*lane, access);
+    }
+  }
 }
 
 void Traffic::evaluate_divergent(Warp& warp, Counters& counters) {

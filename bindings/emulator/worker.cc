@@ -74,7 +74,7 @@ void Worker::begin(Launch& next) {
   arena_.reserve(thread_count_);
   reserve_shared(next.shared_bytes);
   const auto base = reinterpret_cast<std::uintptr_t>(shared);
-  traffic_.set_shared(base, base + next.shared_bytes);
+  traffic_.set_shared(base, base + next.shared_bytes, next.shared_layout);
   for (unsigned w = 0; w < warp_count_; ++w) {
     warps_[w].index = w;
     warps_[w].lanes.fill(nullptr);
@@ -113,6 +113,7 @@ void Worker::run_block(std::uint64_t block) {
   if (random_ == 0) random_ = 1;
   exited_ = 0;
   barrier_ = {};
+  block_votes_ = {};
   for (NamedBarrier& barrier : named_)
     barrier.arrived = barrier.expected = 0, barrier.waiting.clear(), barrier.clocks.clear(), barrier.lanes.fill(0);
   if (checked) {
@@ -120,6 +121,7 @@ void Worker::run_block(std::uint64_t block) {
     order_.begin_block(static_cast<std::uint32_t>(block + 1), launch->variables.mutex);
     shared_variables_.clear();
   }
+  if (launch->pending != nullptr) grid_waits_.begin_block(thread_count_);
   ready_warps_ = 0;
   for (unsigned w = 0; w < warp_count_; ++w) {
     Warp& warp = warps_[w];
@@ -131,6 +133,8 @@ void Worker::run_block(std::uint64_t block) {
     Fiber& fiber = arena_[thread];
     fiber.exited = false;
     fiber.primitive = Primitive::kNone;
+    fiber.block_votes = 0;
+    fiber.clock_reads = 0;
     fiber.copies.clear();
     fiber.copies_done = 0;
     fiber.open_group = 0;
@@ -151,6 +155,7 @@ void Worker::run_block(std::uint64_t block) {
     report_fault();
   else if (unwritten_ != nullptr)
     launch->fail(std::move(*unwritten_));
+  if (launch->pending != nullptr) grid_waits_.end_block(*launch->pending);
   counters.blocks += 1;
   counters.threads += thread_count_;
   if (!printed_.empty()) {
@@ -200,6 +205,8 @@ Fiber* Worker::pick() {
   return warp.lanes[lane];
 }
 
+unsigned Worker::random_lanes() { return static_cast<unsigned>(next_random(random_) >> 32); }
+
 void Worker::abandon() {
   emulator_resume(main_context_);
   __builtin_unreachable();
@@ -223,13 +230,6 @@ void Worker::yield(Fiber& self, std::uintptr_t pc) {
   self.warp->idle |= 1u << self.lane;
   wait(self);
   self.primitive = Primitive::kNone;
-}
-
-void Worker::release_idle() {
-  for (unsigned w = 0; w < warp_count_; ++w) {
-    make_runnable(warps_[w], warps_[w].idle);
-    warps_[w].idle = 0;
-  }
 }
 
 void Worker::reschedule(Fiber& self) {

@@ -11,6 +11,7 @@
 #include "clocks.h"
 #include "fiber.h"
 #include "launch.h"
+#include "pending.h"
 #include "shadow.h"
 #include "traffic.h"
 
@@ -64,6 +65,10 @@ class Worker {
   template <class Work>
   void meet(Fiber& self, Primitive primitive, unsigned mask, void* operands, std::uintptr_t pc, Work&& work);
   void sync_block(Fiber& self, std::uintptr_t pc);
+  // sync_block; the number of the block's threads that came with a true predicate.
+  unsigned sync_block_vote(Fiber& self, bool predicate, std::uintptr_t pc);
+  // Lanes that come to this call while no other thread of the block can go on.
+  unsigned active_mask(Fiber& self, std::uintptr_t pc);
   void yield(Fiber& self, std::uintptr_t pc);  // lets every other thread of the block go on first
   void named_barrier(Fiber& self, int id, int threads, bool wait, std::uintptr_t pc);
   void async_copy(Fiber& self, void* shared, const void* global, int bytes, int valid_bytes, std::uintptr_t pc);
@@ -71,6 +76,8 @@ class Worker {
   // Checks, stamps and logs one access of a checked launch.
   void access(Fiber& self, Access kind, const void* address, std::size_t bytes, std::uintptr_t pc);
   void fence(Fiber& self, Scope scope);
+  void grid_wait(Fiber& self);
+  void grid_release(Fiber& self);
   // Runs an atomic operation of `bytes` at `address`: operate() returns whether it has written.
   template <class Operate>
   void atomic(Fiber& self, void* address, std::size_t bytes, bool reads, Scope scope, Order order, std::uintptr_t pc,
@@ -87,6 +94,8 @@ class Worker {
     if (offset >= launch->shared_bytes || bytes > launch->shared_bytes - offset)
       report_not_shared(self, kind, address, bytes, pc);
   }
+  // An access between __shared__ variables, told when the warp's accesses are counted.
+  [[noreturn]] void report_between_variables(Fiber& self, const MemoryAccess& access);
   void print(const char* text) { printed_ += text; }
   Clocks& clocks() { return clocks_; }
   Report describe(Fiber& self, const char* kind, std::uintptr_t pc) const;
@@ -100,7 +109,7 @@ class Worker {
 
   Launch* launch = nullptr;
   Dim3 block_idx;
-  unsigned char* shared = nullptr;
+  unsigned char* shared = nullptr;  // __shared__ variables first, then the launch's dynamic shared memory
   Counters counters;
   bool checked = false;
   std::atomic<bool> running{false};
@@ -110,6 +119,8 @@ class Worker {
   void wait(Fiber& self);        // until someone makes self runnable
   void reschedule(Fiber& self);  // lets another fiber go first, in a random schedule
   Fiber* pick();
+  void release_idle();
+  unsigned random_lanes();  // each with probability 1/2
   void make_runnable(Warp& warp, unsigned lanes);
   [[noreturn]] void report_deadlock(Fiber& self);
   [[noreturn]] void report_misaligned(Fiber& self, const void* address, std::size_t bytes, Primitive primitive,
@@ -127,6 +138,16 @@ class Worker {
   Buffer* find_buffer(std::uintptr_t address);
   void check_shared(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   void check_global(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
+  // May launches that this one overlaps still use what this thread touches of the buffer?
+  bool is_pending(const Fiber& self, const Buffer& buffer) const {
+    return launch->pending != nullptr &&
+           (!grid_waits_.is_known(self.thread) || launch->pending->outlasts_wait || buffer.has_constant);
+  }
+  // Stops the thread if they do.
+  void check_pending(Fiber& self, const Buffer& buffer, Access kind, std::uintptr_t address, std::size_t bytes,
+                     std::uintptr_t pc);
+  [[noreturn]] void report_pending(Fiber& self, Access kind, const Earlier& earlier, std::uintptr_t address,
+                                   bool is_written, bool is_constant, std::uintptr_t pc);
   [[noreturn]] void report_out_of_bounds(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes,
                                          std::uintptr_t pc);
   void note_unwritten(Fiber& self, const Conflict& conflict, std::size_t bytes, std::uintptr_t pc);
@@ -136,7 +157,6 @@ class Worker {
   void log(Fiber& self, Access kind, std::uintptr_t address, std::size_t bytes, std::uintptr_t pc);
   Stamp stamp(const Fiber& self, std::uintptr_t pc) const;
   void reserve_shared(unsigned bytes);
-  void release_idle();
   void complete_gatherings(Warp& warp);
   void require_all_lanes(Fiber& self, const Gathering& gathering);
   void require_whole_warps(Fiber& self, int id, const NamedBarrier& barrier);
@@ -151,6 +171,11 @@ class Worker {
   std::uint64_t block_ = 0;
   std::uint32_t blocks_run_ = 0;  // over all launches: tells blocks apart in the shadow of shared memory
   BlockBarrier barrier_;
+  // Votes of the latest two voting barriers: one may begin before all threads have read the other's outcome.
+  struct BlockVotes {
+    unsigned barrier = 0, votes = 0;
+  };
+  std::array<BlockVotes, 2> block_votes_;
   std::array<NamedBarrier, 16> named_;
   std::string printed_;
   // A read of unwritten shared memory. It is kept back until the block ends: should somebody write there in the
@@ -164,6 +189,7 @@ class Worker {
   BlockOrder order_;
   AtomicVariables shared_variables_;
   AtomicTouch atomic_{};  // the atomic operation that runs
+  GridWaits grid_waits_;
   Traffic traffic_;
   Buffer* last_buffer_ = nullptr;
 

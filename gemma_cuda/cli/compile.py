@@ -21,7 +21,7 @@ def add_parser(commands: common.Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..device.compile import ARCHITECTURES, architecture_of, compile_kernels
-    from ..device.sources import cache_directory
+    from ..files import cache_directory
 
     gpus = [architecture_of(gpu.compute_capability) for gpu in detect().gpus if gpu.supported]
     architectures = kernel_choice.chosen_architectures(arguments, gpus or ARCHITECTURES)

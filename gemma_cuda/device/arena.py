@@ -27,6 +27,10 @@ class Arena:
         self.peak = max(self.peak, begin + wanted)
         return begin
 
+    def is_taken(self, offset: int) -> bool:
+        """Whether a byte belongs to a place in use."""
+        return any(begin <= offset < end for begin, end in self._taken.items())
+
     def give(self, begin: int) -> None:
         """Frees a place."""
         del self._taken[begin]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DeviceError, LaunchError
-from ..files import atomic_path
+from ..files import atomic_path, cache_directory
 from . import nvrtc, sources
 from .arguments import Parameter, names_of
 from .cubin import Resources, parse_notes, parse_resources, read_symbol
@@ -87,7 +87,7 @@ def compile_kernel(
     options = (f"--gpu-architecture={architecture}", *_OPTIONS)
     contents = (text.decode() for text in headers.values())
     key = sources.digest([], instance, nvrtc.version(), *options, source, *headers, *contents)
-    directory = (sources.cache_directory() if cache is None else cache) / "cuda"
+    directory = (cache_directory() if cache is None else cache) / "cuda"
     stem = f"{kernel.name}-{architecture}-{key}"
     for place in (directory, _private_directory()):
         found = _read(place / f"{stem}.json")

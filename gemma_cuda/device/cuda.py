@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from . import sources
 from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
 from .compile import CompiledKernel, architecture_of, compile_kernel, compile_kernels
-from .launch_plan import LaunchPlan, Pinned, PreparedLaunch
+from .launch_plan import CapturedPlan, LaunchPlan, PreparedLaunch, Startable, Use
 from .protocol import Argument, Array
 from .recorder import Launch
 from .reporting import Reporting
-from .staging import Staging
+from .staging import Pinned, Staging
 
 if TYPE_CHECKING:
     import cupy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_SHARED_BYTES = 48 * 1024
 """What a block may have without asking for more, kernel by kernel."""
 _FIRST_WITH_OVERLAP = (9, 0)
-_STAGED_BYTES = 16 * 2**20  # arrays of this size and more go through pinned memory
+_STAGED_BYTES = 16 * 2**20  # of a block of pinned memory
 
 
 @dataclass
@@ -82,6 +82,7 @@ class Cuda:
         self._plan: LaunchPlan | None = None
         self._arena: tuple[Arena, Array] | None = None
         self._staging: Staging | None = None
+        self._retired: list[tuple[cupy.cuda.Event, Array]] = []
         try:
             count = cupy.cuda.runtime.getDeviceCount()
             if not 0 <= index < count:
@@ -138,6 +139,7 @@ class Cuda:
 
     def fill(self, array: Array, byte: int) -> None:
         """Sets each byte of a contiguous array, as of the current stream; 0xFF makes NaN of every float type."""
+        self._check_not_recording("fill")
         with self._gpu, self._reporting:
             array.data.memset_async(byte, array.nbytes)
 
@@ -145,15 +147,24 @@ class Cuda:
         """Copies source to target in the current stream; as many rows of as many bytes, each row contiguous."""
         import cupy
 
-        runtime, stream = cupy.cuda.runtime, cupy.cuda.get_current_stream()
+        self._check_not_recording("copy")
+        runtime = cupy.cuda.runtime
         row = source.nbytes // max(len(source), 1)
         pitches = [array.strides[0] if len(array) > 1 else row for array in (target, source)]
         to, of, kind = target.data.ptr, source.data.ptr, runtime.memcpyDeviceToDevice
         with self._gpu, self._reporting:
             if pitches == [row, row]:
-                runtime.memcpyAsync(to, of, source.nbytes, kind, stream.ptr)
+                runtime.memcpyAsync(to, of, source.nbytes, kind, self.stream)
             else:
-                runtime.memcpy2DAsync(to, pitches[0], of, pitches[1], row, len(source), kind, stream.ptr)
+                runtime.memcpy2DAsync(to, pitches[0], of, pitches[1], row, len(source), kind, self.stream)
+
+    def retire(self, array: Array) -> None:
+        """Keeps an array, which the caller drops, until what was launched by now is done.
+
+        CuPy gives memory again in the order of the stream that it was allocated on; other streams are not asked.
+        """
+        event = self.mark(None)  # which drops what is done by now
+        self._retired.append((event, array))
 
     def free_bytes(self) -> int:
         """What the GPU has free, and CuPy's pool holds unused."""
@@ -171,23 +182,25 @@ class Cuda:
 
     def from_host(self, array: Array) -> Array:
         """Contiguous copy on the GPU, same shape and dtype; the host's array may be changed at once."""
+        self._check_not_recording("from_host")
         copy = self.empty(array.shape, array.dtype)
-        array = np.require(array, requirements="C")
-        if array.nbytes >= _STAGED_BYTES:
+        if array.size:
             self.write(copy, array)
-        elif array.size:
-            with self._gpu, self._reporting:
-                copy.set(array)
         return copy
 
     def write(self, target: Array, source: Array) -> None:
-        """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size."""
+        """Starts copying an array of the host, which may be changed at once, to a contiguous one of its size.
+
+        It is copied to pinned memory first: whether CUDA has read other memory when it returns is not defined.
+        """
+        self._check_not_recording("write")
         if self._staging is None:
             self._staging = Staging(self, _STAGED_BYTES)
         self._staging.upload(target, np.require(source, requirements="C"))
 
     def to_host(self, array: Array) -> Array:
         """NumPy copy of what the kernels launched so far on the current stream leave in `array`."""
+        self._check_not_recording("to_host")
         bits = array.view(np.uint16) if array.dtype.name == "bfloat16" else array  # CuPy copies what it knows
         with self._gpu, self._reporting:
             values: Array = bits.get()
@@ -208,6 +221,7 @@ class Cuda:
         """Waits for the kernels on the current stream, or on all of the GPU; KernelError if one of them failed."""
         import cupy
 
+        self._check_not_recording("synchronize")
         with self._gpu, self._reporting:
             (self._gpu if all_streams else cupy.cuda.get_current_stream()).synchronize()
 
@@ -215,7 +229,10 @@ class Cuda:
         """The event (None: a new one), which now stands for what is on the current stream by now."""
         import cupy
 
+        self._check_not_recording("mark")
         with self._gpu, self._reporting:
+            if self._retired:
+                self._retired = [(done, array) for done, array in self._retired if not done.done]
             event = cupy.cuda.Event(disable_timing=True) if event is None else event
             event.record(cupy.cuda.get_current_stream())
         return event
@@ -224,34 +241,38 @@ class Cuda:
         """Lets what comes next on the current stream wait for what the event stands for by now."""
         import cupy
 
+        self._check_not_recording("wait_for")
         with self._gpu, self._reporting:
             cupy.cuda.get_current_stream().wait_event(event)
 
     @property
     def stream(self) -> int:
-        """The current stream, as CUDA's libraries take it."""
+        """The current stream of this GPU, as CUDA's libraries take it."""
         import cupy
 
-        return int(cupy.cuda.get_current_stream().ptr)
+        with self._gpu:  # each GPU has its own
+            return int(cupy.cuda.get_current_stream().ptr)
 
     def current(self) -> AbstractContextManager[object]:
         """`with cuda.current():` makes this GPU the one that CUDA's libraries use."""
         return self._gpu
 
-    def elapsed(self, work: Callable[[], None]) -> float:
-        """Milliseconds that the GPU takes for what work() puts on the current stream, which is waited for."""
-        return self.timeline([work])[0]
+    def graph_times(self, plans: Sequence[CapturedPlan]) -> list[float]:
+        """Milliseconds that each of these plans takes, started one after another on the current stream; waits for them.
 
-    def timeline(self, works: Sequence[Callable[[], None]]) -> list[float]:
-        """Milliseconds from the start of what each puts on the current stream to the start of the next one's."""
+        The first one is started once before them, uncounted: while the GPU is at it the host gets ahead, and stays
+        ahead where a graph takes longer than its start. Then no time of the host lies between two events.
+        """
         import cupy
 
+        self._check_not_recording("graph_times")
         with self._gpu, self._reporting:
             stream = cupy.cuda.get_current_stream()
-            events = [cupy.cuda.Event() for _ in range(len(works) + 1)]
+            events = [cupy.cuda.Event() for _ in range(len(plans) + 1)]
+            plans[0].graph.launch()
             events[0].record(stream)
-            for work, event in zip(works, events[1:], strict=True):
-                work()
+            for plan, event in zip(plans, events[1:], strict=True):
+                plan.graph.launch()
                 event.record(stream)
             events[-1].synchronize()
             return [float(cupy.cuda.get_elapsed_time(*pair)) for pair in itertools.pairwise(events)]
@@ -286,12 +307,17 @@ class Cuda:
             given, resources = [_facts(value) for value in args], kernel.compiled.resources
             prepared = PreparedLaunch(
                 instance, kernel.raw.kernel.ptr, grid_dim, block_dim, shared_bytes, values, overlap=overlap,
+                module=kernel.raw,
                 describe=lambda: (
                     f"grid {grid_dim}, block {block_dim}, {shared_bytes} bytes of shared memory, {resources}, "
                     f"arguments {_words(parameters, given)}"
                 ),
             )  # fmt: skip
-            self.submit(instance, prepared)
+            pointers = zip(parameters, args, values, strict=True)
+            self.submit(
+                instance, prepared,
+                (Use.of(p.name, a, int.from_bytes(v, "little")) for p, a, v in pointers if _is_used(a)),
+            )  # fmt: skip
 
     def load(self, launches: Sequence[Launch]) -> None:
         """Compiles what is not in the cache, on all processors at once, and loads it all."""
@@ -301,10 +327,13 @@ class Cuda:
             for launch in launches:
                 self._allow_shared_memory(self._load(launch.instance), launch.shared_bytes)
 
-    def submit(self, name: str, step: Callable[[int], None]) -> None:
-        """step(stream) starts something on the GPU: now, on the current stream, or when the plan is run."""
+    def submit(self, name: str, step: Callable[[int], None], uses: Iterable[Use]) -> None:
+        """step(stream) starts something on the GPU: now, on the current stream, or when the plan is run.
+
+        uses: every address that it takes.
+        """
         if self._plan is not None:
-            self._plan.add(name, step)
+            self._plan.add(name, step, uses)
             return
         with self._gpu:
             step(self.stream)
@@ -316,43 +345,50 @@ class Cuda:
     def recording(self, arena: Arena, memory: Array) -> Iterator[LaunchPlan]:
         """Within it launches go to the plan instead of the GPU, and arrays lie in `memory`, where the arena says.
 
-        memory: uint8, of the arena's size; the plan uses it whenever it runs.
+        memory: uint8, of the arena's size; the plan uses it whenever it runs. Whatever else the launches use, the plan
+        holds from then on. What would run at once (copies, fills, waits) raises DeviceError.
         """
-        if self._plan is not None:
-            raise DeviceError("a plan is being recorded already")
-        self._plan, self._arena = LaunchPlan(), (arena, memory)
+        self._check_not_recording("recording")
+        self._plan, self._arena = LaunchPlan(arena, memory), (arena, memory)
         try:
             yield self._plan
         finally:
             self._plan = self._arena = None
 
-    def start(self, plan: LaunchPlan) -> None:
+    def _check_not_recording(self, what: str) -> None:
+        if self._plan is not None:
+            raise DeviceError(f"{what} while a plan is recorded: it would run now, and not when the plan does")
+
+    def start(self, plan: Startable) -> None:
         """Starts a plan's launches on the current stream."""
+        self._check_not_recording("start")
         with self._gpu:
             plan.start(self.stream)
             self.last = "a plan"
             if self.wait:
                 self.synchronize()
 
-    def capture(self, plan: LaunchPlan) -> cupy.cuda.Graph:
-        """The plan as a CUDA graph: graph.launch() starts all of it on the current stream.
+    def capture(self, plan: Startable) -> CapturedPlan:
+        """The plan as a CUDA graph, which `launch_graph` starts as a whole. It holds the plan.
 
         Run it once before: at their first launch libraries load what cannot be loaded during a capture.
         """
         import cupy
 
+        self._check_not_recording("capture")
         with self._gpu, self._reporting, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 plan.start(stream.ptr)
             finally:
                 graph = stream.end_capture()
-        return graph
+        return CapturedPlan(graph, plan)
 
-    def launch_graph(self, graph: cupy.cuda.Graph) -> None:
+    def launch_graph(self, captured: CapturedPlan) -> None:
         """Starts a captured plan on the current stream."""
+        self._check_not_recording("launch_graph")
         with self._gpu, self._reporting:
-            graph.launch()
+            captured.graph.launch()
             self.last = "a graph"
             if self.wait:
                 self.synchronize()
@@ -365,18 +401,23 @@ class Cuda:
             owner = cupy.cuda.alloc_pinned_memory(size)
         return Pinned(np.frombuffer(owner, np.uint8, size), owner)
 
-    def upload(self, target: Array, source: Pinned, size: int, begin: int = 0) -> Callable[[], None]:
-        """Starts copying `size` pinned bytes to byte `begin` on of a contiguous array.
+    def upload(self, target: Array, source: Pinned, size: int, begin: int = 0, offset: int = 0) -> None:
+        """Starts copying `size` pinned bytes from byte `offset` on, to byte `begin` on of a contiguous array.
 
-        What it returns waits until the host may change them.
+        source.wait() waits until the host may change them. DeviceError while somebody captures the current stream.
         """
         import cupy
 
+        self._check_not_recording("upload")
+        if self.is_capturing():
+            raise DeviceError(
+                "a CUDA graph is being captured: it would copy what lies there at its replay; place all arrays before"
+            )
         to_device = cupy.cuda.runtime.memcpyHostToDevice
         with self._gpu, self._reporting:
-            to, of = target.data.ptr + begin, source.data.ctypes.data
-            cupy.cuda.runtime.memcpyAsync(to, of, size, to_device, cupy.cuda.get_current_stream().ptr)
-        return self.mark(None).synchronize
+            to, of = target.data.ptr + begin, source.data.ctypes.data + offset
+            cupy.cuda.runtime.memcpyAsync(to, of, size, to_device, self.stream)
+            source.is_read_until(self.mark(None).synchronize)
 
     def _load(self, instance: str) -> _Kernel:
         import cupy
@@ -448,6 +489,13 @@ def _require() -> None:
             f"device 'cuda' needs CuPy and cuda-bindings ({error}): pip install 'gemma-cuda[cuda13]' "
             "(cuda12 for a driver of CUDA 12)"
         ) from error
+
+
+def _is_used(value: Argument) -> bool:
+    """Whether a launch may touch what an argument points to."""
+    import cupy
+
+    return isinstance(value, cupy.ndarray) and value.size > 0
 
 
 def _facts(value: Argument) -> Any:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -15,19 +15,27 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import DeviceError, LaunchError
+from ..files import cache_directory
 from ..memory import available_memory
 from . import host_compiler, sources
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, names_of, pack_scalar
 from .counters import Counters
 from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
-from .protocol import Argument, Array
+from .kernel_variables import KernelVariables
+from .protocol import Argument, Array, Dim
 from .recorder import Launch
+from .stream_memory import Streams, bounds_of, ranges_of, rows_of
 
 Schedule = Literal["forward", "reverse", "random"]
 Approximation = Literal["exact", "up", "down"]
+MmaRounding = Literal["fast", "ampere", "hopper"]
+
+ChooseBlocks = Callable[[str, Dim], Iterable[Dim]]
+"""Of an instance and its grid: the indices (x, y, z) of the blocks to run."""
 
 MAX_SHARED_BYTES = 227 * 1024  # of a block on sm_90
+_MAX_STATIC_SHARED_BYTES = 48 * 1024  # of a kernel's __shared__ variables
 POISON = 0x7FA5
 """Both halves of unwritten memory's words: a NaN in bfloat16, float16 and float32 that no arithmetic yields."""
 
@@ -36,6 +44,8 @@ POISON = 0x7FA5
 _EXP2_ULPS, _TANH_ERROR, _RSQRT_ERROR, _RECIPROCAL_ERROR = 2, 2.0**-11, 2.0**-22.9, 2.0**-23
 _SIGNS: dict[str, int] = {"exact": 0, "up": 1, "down": -1}
 _ALIGNMENT = 256
+_MMA_ROUNDINGS = {"fast": 0, "ampere": 1, "hopper": 2}
+_SPARSE_BYTES = 1 << 30  # what is larger takes room only where it is written
 _SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 _POISON_DTYPES = ("bfloat16", "float16", "float32")
 
@@ -45,9 +55,12 @@ class Emulator:
 
     checked: look at every memory access, and count memory traffic. schedule, seed: in which order threads and blocks
     take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions and
-    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. kernels:
-    directory of .cu files (None: the package's own). observe: called with (Launch, Counters) after each launch.
-    shared_bytes: a block may have, as the GPU that is emulated has it.
+    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. mma: how
+    tensor cores round sums: as GPUs of the generations Ampere and Ada, or Hopper and Blackwell, were measured to do it;
+    "fast": to float32 after each product. kernels: directory of .cu files (None: the package's own). observe: called
+    with (Launch, Counters) after each launch. shared_bytes: a block may have, as the GPU that is emulated has it.
+    only_blocks: asked before each launch which blocks of its grid to run (None: all), so that an op can be tested on
+    arrays of many GiB; may be set at any time.
     Raises DeviceError where the emulator cannot run.
     """
 
@@ -61,40 +74,60 @@ class Emulator:
         seed: int = 0,
         workers: int | None = None,
         approx: Approximation = "exact",
+        mma: MmaRounding = "fast",
         kernels: Path | None = None,
         cache: Path | None = None,
         observe: Callable[[Launch, Counters], None] | None = None,
         shared_bytes: int = MAX_SHARED_BYTES,
+        only_blocks: ChooseBlocks | None = None,
     ) -> None:
         if schedule not in _SCHEDULES:
             raise DeviceError(f"schedule is {schedule!r}, expected one of {', '.join(_SCHEDULES)}")
         if approx not in _SIGNS:
             raise DeviceError(f"approx is {approx!r}, expected one of {', '.join(_SIGNS)}")
-        self.checked, self.schedule, self.seed, self.approx = checked, schedule, seed, approx
+        if mma not in _MMA_ROUNDINGS:
+            raise DeviceError(f"mma is {mma!r}, expected one of {', '.join(_MMA_ROUNDINGS)}")
+        self.checked, self.schedule, self.seed, self.approx, self.mma = checked, schedule, seed, approx, mma
         self.workers = len(os.sched_getaffinity(0)) if workers is None else max(1, workers)
         self.shared_bytes = shared_bytes
+        self.only_blocks = only_blocks
         self.counters: Counters | None = None
         self._observe = observe
+        self._variables = KernelVariables()
         self._runtime = _runtime()
+        self._streams = Streams(self._runtime.Stream)
         self._compiler = HostCompiler(
             sources.kernel_directory() if kernels is None else kernels,
             Path(str(self._runtime.__file__)),
-            (sources.cache_directory() if cache is None else cache) / "emulator",
+            (cache_directory() if cache is None else cache) / "emulator",
         )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of the given shape that holds poison: a checked kernel that reads it before writing it is stopped."""
-        return poisoned(shape, dtype)
+        """Array of the given shape that holds poison: a checked kernel that reads it before writing it is stopped.
+
+        From 1 GiB on it takes room only where it is written.
+        """
+        if byte_count(shape, dtype) < _SPARSE_BYTES:
+            return poisoned(shape, dtype)
+        array = self._sparse(shape, dtype, POISON if np.dtype(dtype).itemsize % 2 == 0 else (POISON >> 8) * 0x101)
+        return _Written.kept(array)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of zeros."""
+        """Array of zeros. From 1 GiB on it takes room only where it is written."""
+        if byte_count(shape, dtype) >= _SPARSE_BYTES:
+            return self._sparse(shape, dtype, 0)
+        self.drain()
         array = aligned(shape, dtype)
         array.view(np.uint8)[...] = 0
         return array
 
     def copy(self, target: Array, source: Array) -> None:
         """Copies source to target, of one shape and dtype."""
+        self.drain()
         np.copyto(target, source)
+
+    def retire(self, array: Array) -> None:
+        """Does nothing: launches are over when `launch` returns."""
 
     def free_bytes(self) -> int:
         """What the machine has free."""
@@ -102,12 +135,14 @@ class Emulator:
 
     def from_host(self, array: Array) -> Array:
         """Contiguous copy, same shape and dtype."""
+        self.drain()
         copy = aligned(array.shape, array.dtype)
         copy[...] = array
         return copy
 
     def to_host(self, array: Array) -> Array:
         """The array itself: launches are over when `launch` returns."""
+        self.drain()
         return array
 
     def address(self, array: Array) -> int:
@@ -123,11 +158,12 @@ class Emulator:
         args: Sequence[Argument],
         *,
         overlap: bool = False,
+        stream: int = 0,
     ) -> None:
         """Runs one kernel instance; see Device.launch. What the kernel prints goes to sys.stdout.
 
-        overlap changes nothing: a launch is over when this returns. Raises LaunchError before anything runs and
-        KernelError for what a kernel does wrong.
+        overlap: a launch is over when this returns, but a checked one must not rely on it. stream: which launches are
+        before this one. Raises LaunchError before anything runs and KernelError for what a kernel does wrong.
         """
         grid_dim, block_dim = check_dimensions(instance, grid, block, shared_bytes, self.shared_bytes)
         path = self._compiler.library(instance, checked=self.checked)
@@ -142,16 +178,28 @@ class Emulator:
             for n, (kind, const, size, t) in zip(names, library.parameters, strict=True)
         ]
         check_count(instance, parameters, args)
+        self._check_shared(instance, library.shared_bytes, shared_bytes)
         packed, buffers = _bind(self._runtime, instance, parameters, args)
-        result = self._runtime.launch(
-            library,
-            self._options(),
-            grid=grid_dim,
-            block=block_dim,
-            shared_bytes=shared_bytes,
-            arguments=packed,
-            buffers=buffers,
-        )
+        if self.checked:
+            self._streams.watch(args)
+        with self._variables.of(library, kernel.path) as variables:
+            names += variables.names()
+            result = self._runtime.launch(
+                library,
+                self._options(),
+                grid=grid_dim,
+                block=block_dim,
+                shared_bytes=shared_bytes,
+                arguments=packed,
+                buffers=buffers + variables.buffers(self._runtime, len(parameters)),
+                stream=self._streams[stream],
+                name=instance,
+                overlap=overlap,
+                ranges=ranges_of(kernel, args) if overlap and self.checked else [],
+                blocks=self._chosen_blocks(instance, grid_dim),
+            )
+            if result["report"] is None:
+                variables.keep()
         if result["printed"]:
             sys.stdout.write(result["printed"].decode(errors="replace"))
         raise_divergence(instance, path, names, result["unlike_calls"])
@@ -159,7 +207,69 @@ class Emulator:
             raise kernel_error(instance, path, names, result["report"])
         self.counters = Counters(**result["counters"])
         if self._observe is not None:
-            self._observe(Launch(instance, math.prod(block_dim), shared_bytes), self.counters)
+            self._observe(Launch(instance, math.prod(block_dim), shared_bytes + library.shared_bytes), self.counters)
+
+    def write_variable(self, instance: str, name: str, value: Array) -> None:
+        """Gives a `__device__` or `__constant__` variable of a kernel's file the bytes of an array.
+
+        It has them in the launches that follow, of every kernel of that file. Raises LaunchError for a variable that
+        the instance does not use, or whose size is another.
+        """
+        library, source = self._library_of(instance)
+        self._variables.write(library, source, name, value)
+
+    def read_variable(self, instance: str, name: str, dtype: Any) -> Array:
+        """What such a variable holds, a flat array [n] of dtype; raises LaunchError as `write_variable` does."""
+        library, source = self._library_of(instance)
+        return self._variables.read(library, source, name, dtype)
+
+    def _library_of(self, instance: str) -> tuple[Any, Path]:
+        library = _load(self._runtime, self._compiler.library(instance, checked=self.checked))
+        return library, sources.find_kernel(instance, self._compiler.kernels).path
+
+    def _check_shared(self, instance: str, static: int, dynamic: int) -> None:
+        """Raises LaunchError where a kernel's __shared__ variables are more than a GPU has for them."""
+        if static > _MAX_STATIC_SHARED_BYTES:
+            raise LaunchError(
+                f"{instance} declares {static} bytes of __shared__ variables, a GPU has {_MAX_STATIC_SHARED_BYTES} for "
+                "them: use dynamic shared memory (extern __shared__)"
+            )
+        if static + dynamic > self.shared_bytes:
+            raise LaunchError(
+                f"{instance}: {static} bytes of __shared__ variables and {dynamic} of dynamic shared memory, a block "
+                f"has {self.shared_bytes}"
+            )
+
+    def drain(self, *, stream: int = 0) -> None:
+        """All launches of the stream end: what comes next there overlaps none of them, as after a copy."""
+        self._streams[stream].drain()
+
+    def note_launch(self, name: str, reads: Sequence[Array], writes: Sequence[Array], *, stream: int = 0) -> None:
+        """Another library's kernel ran in the stream, after all before it had ended; what it read and wrote."""
+        if self.checked:
+            self._streams.watch([*reads, *writes])
+            self._streams[stream].note_launch(name, rows_of(reads), rows_of(writes))
+
+    def _chosen_blocks(self, instance: str, grid: Dim) -> list[int] | None:
+        """The numbers of the blocks to run, each once; None for all. Raises LaunchError for one outside the grid."""
+        if self.only_blocks is None:
+            return None
+        numbers: dict[int, None] = {}
+        for block in self.only_blocks(instance, grid):
+            if any(not 0 <= index < size for index, size in zip(block, grid, strict=True)):
+                raise LaunchError(f"{instance}: block {block} is to be run, the grid is {grid}")
+            x, y, z = block
+            numbers[x + grid[0] * (y + grid[1] * z)] = None
+        return list(numbers)
+
+    def _sparse(self, shape: Sequence[int], dtype: Any, pattern: int) -> Array:
+        """Array that holds two bytes over and over, and takes room only where it is written."""
+        size = byte_count(shape, dtype)
+        try:
+            memory = self._runtime.SparseMemory(size, pattern)
+        except MemoryError as error:
+            raise DeviceError(f"{size} bytes of address space cannot be had") from error
+        return np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
 
     def _options(self) -> Any:
         sign = _SIGNS[self.approx]
@@ -168,6 +278,7 @@ class Emulator:
             schedule=_SCHEDULES[self.schedule],
             seed=self.seed % 2**64,
             workers=self.workers,
+            mma=_MMA_ROUNDINGS[self.mma],
             exp2_ulps=sign * _EXP2_ULPS,
             tanh_factor=1.0 + sign * _TANH_ERROR,
             rsqrt_factor=1.0 + sign * _RSQRT_ERROR,
@@ -216,9 +327,7 @@ def poisoned(shape: Sequence[int], dtype: Any) -> Array:
         data.view(np.uint16)[:] = POISON
     else:
         data[:] = POISON >> 8
-    if array.size and array.dtype.name not in _POISON_DTYPES:
-        _Written.keep(array)
-    return array
+    return _Written.kept(array)
 
 
 class _Written:
@@ -232,11 +341,13 @@ class _Written:
         self.bits = np.zeros(-(-array.nbytes // 64), np.uint64)
 
     @classmethod
-    def keep(cls, array: Array) -> None:
-        """Remembers the array for as long as its memory is in use."""
-        written = cls(array)
-        cls._kept[written.begin] = written
-        weakref.finalize(array.base, cls._kept.pop, written.begin, None)
+    def kept(cls, array: Array) -> Array:
+        """The array, of which what is written is remembered, if that is needed, for as long as its memory is in use."""
+        if array.size and array.dtype.name not in _POISON_DTYPES:
+            written = cls(array)
+            cls._kept[written.begin] = written
+            weakref.finalize(array.base, cls._kept.pop, written.begin, None)
+        return array
 
     @classmethod
     def of(cls, begin: int, end: int) -> _Written | None:
@@ -244,9 +355,14 @@ class _Written:
         return next((w for w in tuple(cls._kept.values()) if w.begin <= begin and end <= w.end), None)
 
 
+def byte_count(shape: Sequence[int], dtype: Any) -> int:
+    """What an array of the given shape takes."""
+    return math.prod(int(size) for size in shape) * int(np.dtype(dtype).itemsize)
+
+
 def aligned(shape: Sequence[int], dtype: Any) -> Array:
     """Array of the given shape at a multiple of 256 bytes, as cudaMalloc gives: counts do not depend on luck."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = byte_count(shape, dtype)
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
     return room[start : start + size].view(dtype).reshape(shape)
@@ -260,7 +376,7 @@ def _bind(
     for position, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
         if isinstance(value, np.ndarray):
             check_pointer(instance, position, parameter, value.dtype, read_only=not value.flags.writeable)
-            begin, end = np.lib.array_utils.byte_bounds(value) if value.size else (value.ctypes.data,) * 2
+            begin, end = bounds_of(value)
             packed.append(value.ctypes.data.to_bytes(8, "little"))
             has_poison = value.dtype.name in _POISON_DTYPES
             if end > begin:
@@ -305,7 +421,7 @@ def _merge(regions: list[_Region]) -> list[_Region]:
                 max(end, region[1]),
                 argument,
                 writable or region[3],
-                has_poison and region[4],
+                has_poison and region[4] and size == region[5],  # else one's numbers look like the other's poison
                 min(size, region[5]),
             )
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import KernelError
 from . import host_compiler
+from .kernel_variables import DEVICE_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ def _place(library: Path, place: int) -> _Place:
 
 
 def kernel_error(instance: str, library: Path, names: Sequence[str], report: dict[str, Any]) -> KernelError:
-    """The exception for a report of the runtime. names: of the kernel's parameters."""
+    """The exception for a report of the runtime. names: of the kernel's parameters and of its file's variables."""
     places = [_place(library, place) for place in report["places"]]
     # Messages name arguments as {arg0} and places as {0}.
     text = report["message"].format(
-        *(place.words for place in places), **{f"arg{i}": f"argument {i} ({name})" for i, name in enumerate(names)}
+        *(place.words for place in places), **{f"arg{i}": _argument(i, name) for i, name in enumerate(names)}
     )
     block = tuple(report["block"])
     return KernelError(
@@ -51,6 +52,10 @@ def kernel_error(instance: str, library: Path, names: Sequence[str], report: dic
         primitive=report["primitive"],
         address=report["address"],
     )
+
+
+def _argument(position: int, name: str) -> str:
+    return name if name.startswith(DEVICE_VARIABLE) else f"argument {position} ({name})"
 
 
 def raise_divergence(

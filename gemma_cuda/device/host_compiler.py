@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeviceError, LaunchError
-from . import precompiled, sources
+from . import dialect, precompiled, sources
+from .sources import KernelSource
 
 _FLAGS = (
     *(
@@ -36,9 +37,10 @@ _FLAGS = (
 _CHECKED_FLAGS = (
     *("-DEMULATOR_CHECKED", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
     "-fstack-clash-protection",
-    # An uninitialised variable has a value that nobody expects; copies in libc's functions are accesses, too.
+    # An uninitialised variable has a value that nobody expects.
     "-ftrivial-auto-var-init=pattern",
-    *(f"-Wl,--wrap={function}" for function in ("memcpy", "memmove", "memset")),
+    # Copies are accesses: they stay calls, and go to the runtime.
+    *(flag for name in ("memcpy", "memmove", "memset") for flag in (f"-fno-builtin-{name}", f"-Wl,--wrap={name}")),
     # An index beyond a local array stops at an illegal instruction, which the runtime reports.
     *("-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"),
 )
@@ -82,33 +84,50 @@ class HostCompiler:
         compiler.
         """
         kernel = sources.find_kernel(instance, self.kernels)
+        is_cuda = dialect.is_cuda(kernel, self._seam)
         files = [kernel.path, *sources.headers(self._seam)]
+        if is_cuda:
+            files += [*sources.cuda_headers(self._seam), *sources.local_headers(kernel.path)]
         state = sources.state_of(files)
         known = self._known.get((instance, checked))
         if known is not None and known[0] == state and known[1].exists():
             return known[1]
         flags = (*_FLAGS, *(_CHECKED_FLAGS if checked else _FAST_FLAGS), *_architecture_flags())
+        if is_cuda:
+            flags += (*dialect.FLAGS, *(dialect.CHECKED_FLAGS if checked else ()))
         name = sources.digest(files, instance, compiler_version(), *flags, *_LIBRARIES)
         path = self._cache / f"{kernel.name}-{name}{'-checked' if checked else ''}.so"
         if not path.exists():
-            self._compile(kernel.path, instance, flags, path)
+            self._compile(kernel, instance, flags, path, is_cuda=is_cuda)
         self._known[instance, checked] = (state, path)
         return path
 
-    def _compile(self, source: Path, instance: str, flags: tuple[str, ...], target: Path) -> None:
+    def _compile(
+        self, kernel: KernelSource, instance: str, flags: tuple[str, ...], target: Path, *, is_cuda: bool
+    ) -> None:
         """Writes the library to `target`, complete or not at all: other processes may be doing the same."""
         self._cache.mkdir(parents=True, exist_ok=True)
-        text = f'#include "{source.resolve()}"\n#include <entry.h>\nEMULATOR_KERNEL({instance})\n'
-        descriptor, partial = tempfile.mkstemp(suffix=".so", prefix=f".{source.stem}-", dir=self._cache)
+        if is_cuda:
+            dialect.check(kernel)
+        prelude = dialect.prelude(kernel, self._seam) if is_cuda else ""
+        text = f'{prelude}#include "{kernel.path.resolve()}"\n#include <entry.h>\n'
+        text += f"using namespace {kernel.scope};\n" if kernel.scope else ""
+        text += f"EMULATOR_KERNEL({sources.expression(instance, kernel)})\n"
+        descriptor, partial = tempfile.mkstemp(suffix=".so", prefix=f".{kernel.path.stem}-", dir=self._cache)
         os.close(descriptor)
-        command = [*compiler(), *flags, f"-I{self._seam}", f"-I{sources.kernel_directory()}"]
-        headers = sources.headers(self._seam)
-        command += precompiled.options(_PRELUDE, headers, command, compiler_version(), self._cache)
+        directories = [self._seam / "cuda"] if is_cuda else []
+        directories += [self._seam, sources.kernel_directory()]
+        command = [*compiler(), *flags, *(f"-I{directory}" for directory in directories)]
+        headers = [*sources.headers(self._seam), *(sources.cuda_headers(self._seam) if is_cuda else ())]
+        command += precompiled.options(prelude or _PRELUDE, headers, command, compiler_version(), self._cache)
         command += ["-x", "c++", "-", "-o", partial, "-x", "none", str(self._runtime), *_LIBRARIES]
         try:
             done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
             if done.returncode != 0:
-                raise LaunchError(f"{instance} does not compile: {_first_errors(done.stderr)}")
+                words = dialect.explain(done.stderr, self._seam) if is_cuda else None
+                raise LaunchError(f"{instance} does not compile: {words or _first_errors(done.stderr)}")
+            if is_cuda:
+                dialect.leave_dynamic_shared_open(Path(partial))
             os.replace(partial, target)
         finally:
             Path(partial).unlink(missing_ok=True)
@@ -169,7 +188,9 @@ def frames(library: Path, place: int) -> list[Frame]:
 
 def _frame(line: str) -> Frame | None:
     path, _, number = line.split(" ")[0].rpartition(":")
-    is_kernel = path.endswith((".cu", ".cuh")) and not path.startswith(str(sources.emulator_directory()))
+    is_kernel = path.endswith((".cu", ".cuh", ".h", ".hpp", ".inc")) and not path.startswith(
+        (str(sources.emulator_directory()), "/usr/")
+    )
     return Frame(path, int(number)) if is_kernel and number.isdigit() else None
 
 

@@ -20,9 +20,13 @@ _REMEDY = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12)"
 
 @dataclass(frozen=True)
 class Product:
-    """What NVRTC made of one program. names: lowered name of each name expression, in order."""
+    """What NVRTC made of one program. names: lowered name of each name expression, in order.
+
+    cubin: empty for a virtual architecture such as "compute_90a".
+    """
 
     cubin: bytes
+    ptx: str
     names: tuple[str, ...]
     log: str
 
@@ -75,7 +79,8 @@ def build(
             status, lowered = nvrtc.nvrtcGetLoweredName(program, expression.encode())
             _check(status)
             names.append(lowered.decode())
-        return Product(_read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN), tuple(names), log)
+        ptx = _read(program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX).rstrip(b"\0").decode()
+        return Product(_read(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN), ptx, tuple(names), log)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

@@ -32,6 +32,9 @@ class Device(Protocol):
     def copy(self, target: Array, source: Array) -> None:
         """Copies source to target, of one shape and dtype, each contiguous but for its first axis."""
 
+    def retire(self, array: Array) -> None:
+        """Keeps an array, which the caller drops, until what was launched by now is done, on whichever stream."""
+
     def free_bytes(self) -> int:
         """Memory that arrays can still take."""
 

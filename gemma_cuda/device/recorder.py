@@ -49,6 +49,9 @@ class Recorder:
     def copy(self, target: Array, source: Array) -> None:
         pass
 
+    def retire(self, array: Array) -> None:
+        pass
+
     def free_bytes(self) -> int:
         return sys.maxsize
 

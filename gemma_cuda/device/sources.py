@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -10,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LaunchError
+from . import declarations
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_INSTANCE = re.compile(r"(?P<kernel>[A-Za-z_]\w*)\s*(<[\w\s,:<>()+\-*/]*>)?\s*")
-_DECLARATION = re.compile(
-    r"(?:template\s*<(?P<template>[^{};]*?)>\s*)?"
-    r"__global__\s+void\s+(?:__launch_bounds__\s*\((?P<bounds>(?:[^()]|\([^()]*\))*)\)\s*)?(?P<name>\w+)\s*\((?P<parameters>[^)]*)\)"
-)
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_INSTANCE = re.compile(r"(?P<scope>(?:[A-Za-z_]\w*\s*::\s*)*)(?P<kernel>[A-Za-z_]\w*)\s*(<[\w\s,:<>()+\-*/]*>)?\s*")
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,8 @@ class KernelParameter:
     name: str
     type: str  # without const, * and __restrict__
     is_pointer: bool
-    is_const: bool
+    is_const: bool  # of the pointee
+    is_constant: bool  # const T* __restrict__: memory that no kernel writes while this one may run
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class KernelSource:
     parameters: tuple[KernelParameter, ...]
     template_parameters: tuple[str, ...]
     launch_bounds: str  # what __launch_bounds__ holds, "" without
+    scope: str = ""  # the namespaces it is in: "a::b"
+    includes: tuple[str, ...] = ()  # what its file includes, with quotes or brackets
 
 
 def source_root() -> Path:
@@ -63,6 +63,34 @@ def headers(seam: Path) -> list[Path]:
     return sorted([*kernel_directory().glob("common/*.cuh"), *seam.glob("*.cuh"), *filter(Path.exists, entry)])
 
 
+@functools.cache
+def cuda_headers(seam: Path) -> tuple[Path, ...]:
+    """The emulator's headers with CUDA's names, sorted: what a kernel that is written as for nvcc may include."""
+    return tuple(sorted(path for path in (seam / "cuda").rglob("*") if path.is_file()))
+
+
+def local_headers(path: Path) -> list[Path]:
+    """The files that a file includes by a path beside its own, and those that these include, sorted."""
+    found: set[Path] = set()
+    left = [path]
+    while left:
+        file = left.pop()
+        for name in includes(file):
+            header = file.parent / name[1:-1]
+            if name[0] == '"' and header not in found and header.is_file():
+                found.add(header)
+                left.append(header)
+    return sorted(found)
+
+
+def includes(path: Path) -> list[str]:
+    """What a file includes, with quotes or brackets. Read again where the file changed."""
+    state = state_of([path])
+    if path not in _included or _included[path][0] != state:
+        _included[path] = (state, declarations.includes(path.read_text(encoding="utf-8")))
+    return _included[path][1]
+
+
 def kernel_name(instance: str) -> str:
     """Name of the kernel of an instance; raises LaunchError for a string that is not an instance."""
     match = _INSTANCE.fullmatch(instance)
@@ -78,6 +106,11 @@ def find_kernel(instance: str, directory: Path | None = None) -> KernelSource:
     if name not in known:
         raise LaunchError(f"{instance}: no kernel is called {name}; there are {', '.join(sorted(known)) or 'none'}")
     return known[name]
+
+
+def expression(instance: str, kernel: KernelSource) -> str:
+    """The instance as C++ understands it where the kernel's namespace is in use: defaults of a template need <>."""
+    return f"{instance}<>" if kernel.template_parameters and "<" not in instance else instance
 
 
 def template_arguments(instance: str, kernel: KernelSource) -> dict[str, str]:
@@ -105,7 +138,12 @@ def kernels_in(directory: Path) -> dict[str, KernelSource]:
     for path in sorted(directory.glob("*.cu")):
         for kernel in _parse(path, state_of([path])):
             if kernel.name in found:
-                raise LaunchError(f"kernel {kernel.name} is defined in {found[kernel.name].path.name} and {path.name}")
+                first = found[kernel.name].path.name
+                raise LaunchError(
+                    f"kernel {kernel.name} is defined twice in {path.name}: overloads cannot be told apart by name"
+                    if first == path.name
+                    else f"kernel {kernel.name} is defined in {first} and {path.name}"
+                )
             found[kernel.name] = kernel
     return found
 
@@ -127,29 +165,26 @@ def digest(paths: Iterable[Path], *parts: str) -> str:
     return sha.hexdigest()[:32]
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: $GEMMA_CUDA_CACHE, or gemma-cuda in the user's cache directory."""
-    chosen = os.environ.get("GEMMA_CUDA_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma-cuda"
-
-
 _parsed: dict[Path, tuple[tuple[tuple[int, int], ...], list[KernelSource]]] = {}
+_included: dict[Path, tuple[tuple[tuple[int, int], ...], list[str]]] = {}
 
 
 def _parse(path: Path, state: tuple[tuple[int, int], ...]) -> list[KernelSource]:
     if path not in _parsed or _parsed[path][0] != state:
-        text = _COMMENT.sub(" ", path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        included = tuple(declarations.includes(text))
         kernels = [
             KernelSource(
-                match["name"],
+                found.name,
                 path,
-                tuple(_parameter(p) for p in split_list(match["parameters"])),
-                tuple(split_list(match["template"] or "")),
-                match["bounds"] or "",
+                tuple(_parameter(p) for p in split_list(found.parameters) if p != "void"),
+                tuple(split_list(found.template_parameters or "")),
+                found.launch_bounds,
+                found.scope,
+                included,
             )
-            for match in _DECLARATION.finditer(text)
+            for found in declarations.declarations(text)
+            if found.template_parameters != ""  # a specialisation: its template is the kernel
         ]
         _parsed[path] = (state, kernels)
     return _parsed[path][1]
@@ -168,6 +203,9 @@ def split_list(text: str) -> list[str]:
 
 
 def _parameter(declaration: str) -> KernelParameter:
+    declaration = declaration.partition("=")[0].strip()
+    if declaration.endswith("]"):  # an array is a pointer
+        declaration = re.sub(r"(\w+)\s*\[.*\]$", r"* \1", declaration)
     words = re.findall(r"\w+|\*|[^\w\s*]+", declaration)
     name = words.pop()
     is_pointer = "*" in words
@@ -178,4 +216,5 @@ def _parameter(declaration: str) -> KernelParameter:
         type=" ".join(word for word in words if word not in dropped),
         is_pointer=is_pointer,
         is_const=is_pointer and "const" in before_star,
+        is_constant=is_pointer and "const" in before_star and "__restrict__" in words,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,11 +15,18 @@ class StreamOrder:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._event: Any = None
-        self._stream = 0
 
     def __enter__(self) -> None:
-        if self._event is not None and self._cuda.stream != self._stream:
+        # On the same stream, too: its handle would not tell, since that of a destroyed stream is given again, and that
+        # of the default stream of each thread is one number for all of them.
+        if self._event is not None:
             self._cuda.wait_for(self._event)
 
+    def wait(self) -> None:
+        """Waits on the host for all that such blocks put anywhere."""
+        with suppress(RuntimeError):  # of work that has failed somebody else hears
+            if self._event is not None:
+                self._event.synchronize()
+
     def __exit__(self, *error: object) -> None:
-        self._stream, self._event = self._cuda.stream, self._cuda.mark(self._event)
+        self._event = self._cuda.mark(self._event)

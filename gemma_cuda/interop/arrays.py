@@ -14,6 +14,9 @@ from ..device.protocol import Array, Device
 from ..errors import InputError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Ops whose kernels declare parameters constant. The caller's own kernels may have just written what it passes there, so
+# these launches start when all before them has ended.
+_WITH_CONSTANTS = ("rms_norm", "qk_norm_rope")
 
 
 class Caller(Protocol):
@@ -216,7 +219,7 @@ def device_for(op: str, device: str | Device | None, caller: Caller) -> Device |
         if caller.place == "cpu" and name in ("numpy", "emulator"):
             return _emulator() if name == "emulator" else None
         if caller.place != "cpu" and name in ("cuda", caller.place):
-            return _cuda(int(caller.place.removeprefix("cuda:")))
+            return _cuda(int(caller.place.removeprefix("cuda:")), op not in _WITH_CONSTANTS)
     expected = "'numpy' or 'emulator'" if caller.place == "cpu" else f"'cuda' or {caller.place!r}"
     raise InputError(f"{op}: device is {name!r}, but the arrays are on {caller.place}: expected None, {expected}")
 
@@ -229,10 +232,10 @@ def _emulator() -> Device:
 
 
 @cache
-def _cuda(index: int) -> Device:
+def _cuda(index: int, overlap: bool) -> Device:
     from ..device.cuda import Cuda
 
-    return Cuda(index)
+    return Cuda(index, overlap=overlap)
 
 
 def overlap(a: Array, b: Array) -> bool:

@@ -15,6 +15,7 @@ from .checks import cpp_type
 _LOG2_E = math.log2(math.e)
 _COPY_BYTES = 16  # what cp.async moves at once
 _MAX_GRID_Y = 65535
+_MOST_PARTIAL_ROWS = 2**31 - 1
 _MERGE_THREADS = 128
 
 
@@ -78,7 +79,7 @@ def attend(
         return o
     partial_o = partial_lse = None
     if plan.partials:
-        rows = plan.partials * kv_heads * tiling.block_q
+        rows = _partial_rows(plan, kv_heads)
         partial_o, partial_lse = device.empty((rows, head_dim), np.float32), device.empty((rows,), np.float32)
     scalar = cpp_type("attention", "q", q)
     policy, factors = _logit_policy(scale, softcap, bias)
@@ -110,6 +111,11 @@ def attend(
                 overlap=True,
             )
     return o
+
+
+def _partial_rows(plan: AttentionPlan, kv_heads: int) -> int:
+    """Rows of partial results that blocks leave for attention_merge."""
+    return plan.partials * kv_heads * plan.tiling.block_q
 
 
 def _grids(rows: Array) -> list[Array]:
@@ -179,6 +185,11 @@ def _check(
     if out is not None and (tuple(out.shape) != tuple(q.shape) or out.dtype != q.dtype):
         raise InputError(
             f"attention: out is {out.dtype.name} {list(out.shape)}, expected {q.dtype.name} [N, H, D] = {list(q.shape)}"
+        )
+    if _partial_rows(plan, k.shape[2]) > _MOST_PARTIAL_ROWS:
+        raise InputError(
+            f"attention: split_keys cuts the keys of {k.shape[2]} KV heads into {plan.partials} partial results of "
+            f"{plan.tiling.block_q} rows, more than {_MOST_PARTIAL_ROWS} rows in all"
         )
     for name, array in (("q", q), ("k", k), ("v", v), ("out", out)):
         if array is not None:

@@ -49,6 +49,8 @@ SHORT_ROWS = 64
 # they are spread over several; each still takes 8 tiles of keys, so that a partial result costs little beside them.
 _LONG, _PART = 1024, 512
 _NEVER = 1 << 31  # keys, more than there are
+_MOST_INT = 2**31 - 1  # rows (queries · group) of a sequence
+_MOST_KEYS = _MOST_INT - 4 * BLOCK_K  # a block looks so far ahead, in int
 
 
 def choose_tiling(head_dim: int, max_rows: int, shared_bytes: int, *, is_plain: bool) -> Tiling:
@@ -115,6 +117,7 @@ def plan_attention(
         _check_packed_keys(key_end, cu_seqlens, cu_seqlens_k)
     _check_split(split_keys)
     queries = np.diff(cu_seqlens)
+    _check_sizes(int(key_end.max(initial=0)), int(queries.max(initial=0)), group)
     tiling = choose_tiling(head_dim, int(queries.max(initial=0)) * group, device.shared_bytes, is_plain=is_plain)
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
     table, merges, partials = _split(tiles, _part_sizes(tiles, queries * group, split_keys))
@@ -223,6 +226,13 @@ def _check_ranges(key_begin: Int32, key_end: Int32, cu_seqlens: Int32) -> None:
             raise InputError(
                 f"attention: {name}[{n}] = {array[n]} is below that of the query before; ranges rise within a sequence"
             )
+
+
+def _check_sizes(keys: int, queries: int, group: int) -> None:
+    if keys > _MOST_KEYS:
+        raise InputError(f"attention: key_end reaches {keys}, at most {_MOST_KEYS} keys are possible")
+    if queries * group > _MOST_INT:
+        raise InputError(f"attention: {queries} queries of {group} heads per KV head are more than {_MOST_INT} rows")
 
 
 def _check_packed_keys(key_end: Int32, cu_seqlens: Int32, cu_seqlens_k: Int32) -> None:

@@ -15,6 +15,7 @@ from .checks import check_array, check_vectors, cpp_type, cpp_type16, row_stride
 _BLOCK_K = 64
 _K_MULTIPLE = 8  # elements of the 16 bytes that are copied at once
 _MOST_BLOCKS = 2**31 - 1
+_MOST = 2**31 - 256  # rows, columns, depth: the last tile counts on, in int
 _MULTIPROCESSORS = 128  # about those of a large GPU
 _SPLIT_STEPS, _MOST_SPLITS = 4, 16  # a sum starts anew every 4 steps of _BLOCK_K, or more if that were too often
 _SPLIT_BELOW = 2 * _MULTIPROCESSORS * 16  # blocks · their rows: two blocks of 16 rows on each multiprocessor
@@ -181,6 +182,8 @@ def _check(op: str, x: Array, weight: Array, device: Device) -> list[int]:
         raise InputError(f"{op}: weight is {list(weight.shape)}, expected [N, K] = [{products}, {depth}]")
     if weight.dtype != x.dtype:
         raise InputError(f"{op}: weight is {weight.dtype.name}, expected {x.dtype.name} as x")
+    if max(x.shape[0], products, depth) > _MOST:
+        raise InputError(f"{op}: x is {list(x.shape)} and weight {list(weight.shape)}, no axis may exceed {_MOST}")
     if depth == 0 or depth % _K_MULTIPLE:
         raise InputError(f"{op}: x is {list(x.shape)}, expected [M, K] with K a multiple of {_K_MULTIPLE}")
     strides = [row_stride(op, name, array) for name, array in (("x", x), ("weight", weight))]

@@ -14,7 +14,7 @@ MOST_K = 64
 _VECTOR = 4  # elements of 16 bytes
 _SOFTCAP_THREADS = 256
 _THREADS, _SLICE = 512, 512 * 16
-_MOST_ROWS = 65535
+_MOST_ROWS, _MOST_LOGITS = 65535, 2**31 - _SLICE  # the last slice counts on, in int
 _SHARED_BYTES = 2 * _THREADS // 32 * 8
 
 
@@ -45,6 +45,8 @@ def top_k(z: Array, k: int, *, device: Device) -> tuple[Array, Array]:
     if rows > _MOST_ROWS:
         raise InputError(f"top_k: z has {rows} rows, at most {_MOST_ROWS} are possible")
     values, indices = device.empty((rows, k), np.float32), device.empty((rows, k), np.int32)
+    if width > _MOST_LOGITS:
+        raise InputError(f"top_k: z has {width} logits in a row, at most {_MOST_LOGITS} are possible")
     candidates, count = None, width
     while rows:
         slices = -(-count // _SLICE)

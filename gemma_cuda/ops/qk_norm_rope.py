@@ -12,7 +12,8 @@ HEAD_DIMS = (64, 128, 256, 512)
 _OP = "qk_norm_rope"
 _THREADS = 128
 _ELEMENTS_PER_LANE = 16  # 8 of a head's lower half, and their partners
-_MOST = 2**31 - 1
+_MOST = 2**31 - _THREADS  # heads: the last block counts on, in int
+_MOST_STRIDE = 2**31 - 1
 
 
 def qk_norm_rope(
@@ -55,6 +56,8 @@ def qk_norm_rope(
     _check_width(x, heads, kv_heads, head_dim, k_eq_v)
     stride = row_stride(_OP, "x", x)
     check_vectors(_OP, "x", device.address(x), stride * x.dtype.itemsize)
+    if stride > _MOST_STRIDE:
+        raise InputError(f"{_OP}: the rows of x are {stride} elements apart, more than {_MOST_STRIDE}")
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache is not None:
             check_array(_OP, name, cache, "rows, KH, D", (cache.shape[0], kv_heads, head_dim), x.dtype)

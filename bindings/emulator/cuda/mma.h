@@ -1,0 +1,1 @@
+#error "wmma is not emulated: use ldmatrix and mma of <mma.cuh>"

@@ -1,0 +1,49 @@
+"""Kernels that show what the lanes of a warp hold of numbered elements: what the tests of layouts launch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_cuda.device.sources import kernel_directory
+from tests.compare import DTYPES
+from tests.emulated import checked
+from tests.golden import KERNELS
+from tests.isa.layouts import Array
+
+TYPES = {"bf16": DTYPES["bfloat16"], "half": DTYPES["float16"]}
+CUTE = {"bf16": "bf16", "half": "f16"}
+
+
+def launch(
+    instance: str, args: list[Any], kernels: Path = KERNELS, *, grid: int = 1, block: int = 32, shared: int = 0
+) -> None:
+    """Runs a kernel of a directory; with pytest --gpu on a GPU."""
+    checked(kernels=kernels, checked=False).launch(instance, (grid,), (block,), shared, args)
+
+
+def probe(directory: Path, of: str, mutation: tuple[str, str] | None = None) -> Path:
+    """`directory`, with a .cu file: kernels/OF, the headers of kernels/common inside it, then tests/isa/*_probe.cu.
+
+    mutation: (before, after), of which the first is in the text once.
+    """
+
+    def text_of(name: str) -> str:
+        return (kernel_directory() / name).read_text(encoding="utf-8")
+
+    text = re.sub(r'#include "(common/\w+\.cuh)"', lambda match: text_of(match[1]), text_of(of))
+    text = text.replace("#pragma once", "")
+    if mutation is not None:
+        assert text.count(mutation[0]) == 1, f"{mutation[0]!r} is {text.count(mutation[0])} times in {of}"
+        text = text.replace(*mutation)
+    text += (Path(__file__).parent / f"{Path(of).stem}_probe.cu").read_text(encoding="utf-8")
+    (directory / "probe.cu").write_text(text, encoding="utf-8")
+    return directory
+
+
+def halves(registers: Array) -> Array:
+    """uint16 values of each lane's 32-bit registers, in CuTe's order of values."""
+    return registers.view(np.uint16)

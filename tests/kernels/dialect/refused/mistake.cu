@@ -1,0 +1,3 @@
+__global__ void mistake(float* out) {
+  out[threadIdx.x] = undeclared;
+}
