@@ -74,8 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     golden.record_to(config.getoption("--golden"))
 
 
-# What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first; what is
-# left for the end is short, so that all processes end at about the same time.
+# What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first; what
+# is left for the end is short, so that all processes end at about the same time.
 _LONG = (
     *(
         "model_cuda",
