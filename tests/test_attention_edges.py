@@ -77,6 +77,17 @@ def test_ranges_of_a_whole_tile_of_rows(begin_at: int, end_at: int) -> None:
     assert_sees_its_keys(given, keys_at_edges(320), shared_bytes=227 * 1024)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("group", "kv_heads"), [(1, 3), (2, 2), (3, 2)])
+def test_each_sequence_head_and_query_has_its_own_bias(group: int, kv_heads: int, softcap: float | None) -> None:
+    """A bias of its own for every score, against the reference."""
+    given = causal_problem([35, 35], 70, group=group, kv_heads=kv_heads)
+    given.softcap = softcap
+    given.bias = 4 * np.random.default_rng(7).standard_normal((2, group * kv_heads, 35, 70)).astype(np.float32)
+    given.assert_right(given.run(checked()), "a bias per score")
+
+
 # --- no keys ---
 
 
