@@ -6,15 +6,18 @@ peers need torch and transformers. Sections, by value:
 
 device     what the GPU is, the bandwidth of a copy and the rate of a library's product   device.json
 golden     what each primitive gives; copy the file to tests/golden/                      golden.zip
-tests      every kernel's tests, then whole models                                        tests.json
+tests      every kernel's tests, then whole models (tests.json also has those of golden)   tests.json
 sanitizer  memcheck and racecheck of a small test of each kernel                          tools.json
 bench      times of kernels beside peers, then of whole prefills                          bench.json, prefill.json
 ncu        bytes and bank conflicts beside the emulator's                                 tools.json
 compiled   a few times beside FlexAttention and compiled Transformers                     compiled.json
 
-Each part has a process of its own, so what crashes or hangs costs only itself. summary.txt is what is printed last.
+Each part has a process of its own, so what crashes or hangs costs only itself: it is killed at its limit, and all of it
+ends --minutes after the start, or half a minute later. What had no time is listed as not run. summary.txt is what is
+printed last; it is rewritten after each section, so that whoever ends the check-up finds what it knew by then.
 Exit code 1 if something was wrong: a test, a golden launch, a finding of the sanitizer, the output of a timed kernel.
---gpu fake rehearses all of it on the emulator, with no figure of any worth.
+--gpu fake rehearses all of it on the emulator, with no figure of any worth; --gpu fake-without-cublaslt does so as on a
+machine that has no cuBLASLt.
 """
 
 from __future__ import annotations
@@ -23,17 +26,19 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import profilers
-from .isolated_tests import ROOT, Result, run_isolated
+from .isolated_tests import Result, run_isolated
+from .processes import run_for, where
 
 GOLDEN = ("tests/test_primitives.py", "tests/test_layouts.py")
 KERNELS = tuple(f"tests/test_{name}.py" for name in (
@@ -42,12 +47,18 @@ KERNELS = tuple(f"tests/test_{name}.py" for name in (
 MODELS = ("tests/test_model_gpu.py",)
 TEST_LIMIT_S, MODEL_LIMIT_S, SANITIZER_LIMIT_S = 20.0, 60.0, 45.0
 _MOST_JOBS = 8
-_OUTCOMES = {"passed": "ok", "skipped": "skipped"}
+_OUTCOMES = {"passed": "ok", "skipped": "skipped", "not run": "not run"}
+_OVERTIME_S, _LEAST_S = 30.0, 20.0  # what a part that comes late still gets, and after the end of all nobody
+_NO_TIME = "no time was left"
+_OURS = ("device", "golden", "tests", "sanitizer", "bench")  # where a failure is not that of a tool or a compiler
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that was looked at. outcome: ok, failed or skipped; wrong: it failed, and not for want of a tool."""
+    """One thing that was looked at. outcome: ok, failed, skipped (it cannot be had here) or not run (for want of time).
+
+    wrong: it failed, and not for want of a tool.
+    """
 
     section: str
     name: str
@@ -69,6 +80,7 @@ class Checkup:
     items: list[Item] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     tools: dict[str, Any] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
 
     def deadline(self, fraction: float) -> float:
         return self.begin + fraction * self.seconds
@@ -81,52 +93,60 @@ class Checkup:
         self.tools[name] = value
         self.write("tools.json", self.tools)
 
-    def part(self, name: str, file: str, limit_s: float) -> dict[str, Any]:
-        """What a part of benchmarks/gpu_parts.py wrote until its end, or until the limit.
+    def seconds_for(self, deadline: float) -> float:
+        """What a part that should end at `deadline` gets; 0 where all is over."""
+        left = self.deadline(1.0) + _OVERTIME_S - time.monotonic()
+        return max(min(max(deadline - time.monotonic(), _LEAST_S), left), 0.0)
 
-        Raises SubprocessError where it wrote nothing.
-        """
-        path = (self.out / file).resolve()
+    def part(self, section: str, name: str, file: str, deadline: float) -> dict[str, Any] | None:
+        """What a part of benchmarks/gpu_parts.py wrote until its end, its limit or its crash, which is an item then."""
+        path, limit_s = (self.out / file).resolve(), self.seconds_for(deadline)
         path.unlink(missing_ok=True)
+        if limit_s < 1:
+            self.items.append(Item(section, name, "not run", _NO_TIME))
+            return None
         command = [sys.executable, "-m", "benchmarks.gpu_parts", name, "--gpu", self.gpu, "--json", str(path)]
-        try:
-            done = subprocess.run(
-                [*command, "--seconds", str(max(limit_s - 20, 10))],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=max(limit_s, 20),
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            if not path.exists():
-                raise
+        end = ("--seconds", str(max(limit_s - 20, limit_s / 2)), "--traceback", str(0.9 * limit_s))
+        done = run_for(limit_s, [*command, *end])
+        result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        if done.code is None:
+            outcome = "failed" if result is None else "not run"
+            detail = f"it took more than {limit_s:.0f} s and was ended{where(done.error)}"
+        elif done.code != 0:
+            outcome, detail = "failed", f"exit code {done.code}: {_last_line(done.out + done.error)}"
         else:
-            if done.returncode:
-                raise subprocess.SubprocessError(done.stdout[-1500:])
-        result: dict[str, Any] = json.loads(path.read_text())
+            return result
+        self.items.append(Item(section, name, outcome, detail, wrong=outcome == "failed" and section in _OURS))
         return result
 
-    def run_tests(
-        self, section: str, files: Sequence[str], limit_s: float, deadline: float, *more: str
-    ) -> list[Result]:
-        results: list[Result] = []
+    def run_tests(self, section: str, files: Sequence[str], limit_s: float, deadline: float, *more: str) -> None:
+        """Runs a section's tests, each of which is an item; tests.json has those of all sections so far."""
         if not files:
-            return results
+            return
         wanted = self.tests.get(section, ())
         arguments = [f"--gpu={self.gpu}", *more, *files, *wanted]
         jobs = 1 if more else min(_MOST_JOBS, max(1, (os.cpu_count() or 1) // 2))  # a golden file has one writer
-        for result in run_isolated(arguments, limit_s=self.limit_s or limit_s, deadline=deadline, jobs=jobs):
-            results.append(result)
-            outcome = _OUTCOMES.get(result.outcome, "failed")
-            detail = "" if outcome == "ok" else f"{result.outcome}: {_last_line(result.detail)}"
-            self.items.append(Item(section, result.test, outcome, detail, wrong=outcome == "failed"))
-        return results
+        try:
+            for result in run_isolated(arguments, limit_s=self.limit_s or limit_s, deadline=deadline, jobs=jobs):
+                self.results.append(result)
+                outcome = _OUTCOMES.get(result.outcome, "failed")
+                kind = f"{result.outcome}: " if outcome == "failed" else ""
+                detail = "" if outcome == "ok" else kind + _last_line(result.detail)
+                self.items.append(Item(section, result.test, outcome, detail, wrong=outcome == "failed"))
+        finally:
+            self.write("tests.json", [asdict(result) for result in self.results])
 
 
 def device(run: Checkup) -> Iterator[Item]:
-    run.facts = run.part("facts", "device.json", run.deadline(0.12) - time.monotonic())
+    facts = run.part("device", "facts", "device.json", run.deadline(0.12))
+    if facts is None:
+        return
+    run.facts = facts
     yield Item("device", f"{run.facts['gpu']}, {run.facts['architecture']}", "ok")
     top = run.facts["ceilings"]
     yield Item("device", f"copy {top['copy_bytes_per_s'] / 1e9:.0f} GB/s", "ok")
     if top["product_flops_per_s"] is None:
-        yield Item("device", "product", "skipped", "neither nvmath-python nor torch can multiply here")
+        yield Item("device", "product", "skipped", "neither cuBLASLt nor torch can multiply here")
     else:
         yield Item("device", f"product {top['product_flops_per_s'] / 1e12:.0f} TFLOP/s by {top['product_by']}", "ok")
 
@@ -139,9 +159,8 @@ def golden(run: Checkup) -> Iterator[Item]:
 
 
 def tests(run: Checkup) -> Iterator[Item]:
-    results = run.run_tests("tests", KERNELS, TEST_LIMIT_S, run.deadline(0.45))
-    results += run.run_tests("models", MODELS, MODEL_LIMIT_S, run.deadline(0.55))
-    run.write("tests.json", [asdict(result) for result in results])
+    run.run_tests("tests", KERNELS, TEST_LIMIT_S, run.deadline(0.45))
+    run.run_tests("models", MODELS, MODEL_LIMIT_S, run.deadline(0.55))
     yield from ()
 
 
@@ -154,29 +173,34 @@ def sanitizer(run: Checkup) -> Iterator[Item]:
         for tool in ("memcheck", "racecheck"):
             left = run.deadline(0.63) - time.monotonic()
             if left < 5:
-                yield Item("sanitizer", f"{tool} {test}", "skipped", "no time was left")
+                yield Item("sanitizer", f"{tool} {test}", "not run", _NO_TIME)
                 continue
             verdict = profilers.sanitize(tool, test, run.gpu, min(left, SANITIZER_LIMIT_S))
             verdicts.append(verdict)
-            outcome = {"ok": "ok", "found": "failed"}.get(verdict.outcome, "skipped")
+            outcome = {"ok": "ok", "found": "failed"}.get(verdict.outcome, "not run")
             detail = "" if outcome == "ok" else f"{verdict.outcome}: {_last_line(verdict.text)}"
             yield Item("sanitizer", f"{tool} {test}", outcome, detail, wrong=verdict.outcome == "found")
     run.write_tool("sanitizer", [asdict(verdict) for verdict in verdicts])
 
 
 def bench(run: Checkup) -> Iterator[Item]:
-    yield from _kernels("bench", run.part("bench", "bench.json", run.deadline(0.78) - time.monotonic()))
-    yield from _prefills("bench", run.part("prefill", "prefill.json", run.deadline(0.88) - time.monotonic()))
+    kernels = run.part("bench", "bench", "bench.json", run.deadline(0.78))
+    yield from _kernels("bench", kernels or {"rows": []})
+    prefills = run.part("bench", "prefill", "prefill.json", run.deadline(0.88))
+    yield from _prefills("bench", prefills or {"rows": []})
 
 
 def compiled(run: Checkup) -> Iterator[Item]:
-    result = run.part("compiled", "compiled.json", run.deadline(1.0) - time.monotonic())
-    yield from _kernels("compiled", result["kernels"])
-    yield from _prefills("compiled", result["prefill"])
+    result = run.part("compiled", "compiled", "compiled.json", run.deadline(1.0))
+    if result is not None:
+        yield from _kernels("compiled", result["kernels"])
+        yield from _prefills("compiled", result["prefill"])
 
 
 def _kernels(section: str, result: dict[str, Any]) -> Iterator[Item]:
     """Of a result of gemma_cuda/bench/run.py."""
+    if result.get("left_out"):
+        yield Item(section, f"{result['left_out']} cases", "not run", _NO_TIME)
     for row in result["rows"]:
         name = f"{row['op']} {row['model']} {row['shape']}"
         outcome = "ok" if row["wrong"] is None else "failed"
@@ -187,6 +211,7 @@ def _kernels(section: str, result: dict[str, Any]) -> Iterator[Item]:
 
 def _prefills(section: str, result: dict[str, Any]) -> Iterator[Item]:
     """Of a result of gemma_cuda/bench/prefill.py."""
+    yield from (Item(section, f"prefill {name}", "not run", _NO_TIME) for name in result.get("left_out", ()))
     for row in result["rows"]:
         name = f"prefill {row['model']} {row['tokens']}"
         yield Item(section, name, "ok")
@@ -198,7 +223,10 @@ def ncu(run: Checkup) -> Iterator[Item]:
         yield Item("ncu", "all", "skipped", "ncu is not on the PATH")
         return
     command = [sys.executable, "-m", "benchmarks.gpu_parts", "launches", "--gpu", run.gpu]
-    kernels = profilers.profile(command, max(run.deadline(0.94) - time.monotonic(), 20))
+    if (limit_s := run.seconds_for(run.deadline(0.94))) < 1:
+        yield Item("ncu", "all", "not run", _NO_TIME)
+        return
+    kernels = profilers.profile(command, limit_s)
     run.write_tool("ncu", kernels)  # as they are, should they not fit the cases
     rows = list(profilers.beside_counters(kernels))
     run.write_tool("ncu", rows)
@@ -220,19 +248,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the result files, at most eight")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given several times")
-    parser.add_argument("--gpu", choices=["real", "fake"], default="real")
+    parser.add_argument("--gpu", choices=["real", "fake", "fake-without-cublaslt"], default="real")
     parser.add_argument("--test-limit", type=float, metavar="SECONDS", help="for one test, instead of 20 (models 60)")
     parser.add_argument("--tests", action="append", default=[], metavar="SECTION=EXPRESSION", help="pytest's -k of it")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = {name: ("-k", expression) for name, _, expression in (given.partition("=") for given in options.tests)}
     run = Checkup(options.out, options.gpu, time.monotonic(), 60 * options.minutes, options.test_limit, chosen)
-    for name in options.only or SECTIONS:
-        _run_section(run, name)
-    text = summary(run.items, run.facts, time.monotonic() - run.begin)
-    (options.out / "summary.txt").write_text(text)
-    print(text, end="")
-    return int(any(item.wrong for item in run.items))
+    left = list(options.only or SECTIONS)
+    try:
+        with _ended_by_signals():
+            while left:
+                _run_section(run, left[0])
+                left.pop(0)
+                write_summary(run)
+    except _EndedError as error:
+        run.items += [Item(name, name, "not run", str(error)) for name in left]
+    print(write_summary(run), end="")
+    return int(any(item.wrong for item in run.items) or bool(left))
+
+
+class _EndedError(BaseException):
+    """Somebody ends the check-up; no section's own handling of errors is to keep that from it."""
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within it SIGTERM and Ctrl-C are an _EndedError: processes are ended, and what is known is written."""
+
+    def end(number: int, frame: object) -> None:
+        raise _EndedError(f"the check-up was ended by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_section(run: Checkup, name: str) -> None:
@@ -241,27 +293,38 @@ def _run_section(run: Checkup, name: str) -> None:
     try:
         for item in SECTIONS[name](run):
             run.items.append(item)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except Exception as error:  # the next section may still tell something
         text = f"{type(error).__name__}: {_last_line(str(error))}"
-        run.items.append(Item(name, name, "failed", text, wrong=name not in ("ncu", "compiled")))
+        run.items.append(Item(name, name, "failed", text, wrong=name in _OURS))
     for item in run.items[before:]:
         print(f"{item.outcome:<8} {item.section:<10} {item.name}  {item.detail}".rstrip(), flush=True)
 
 
+def write_summary(run: Checkup) -> str:
+    """The summary of what is known by now, which it writes."""
+    text = summary(run.items, run.facts, time.monotonic() - run.begin)
+    (run.out / "summary.txt").write_text(text)
+    return text
+
+
 def summary(items: Iterable[Item], facts: dict[str, Any], seconds: float) -> str:
-    """One page: counts of each section, then everything that failed, then what was skipped and why."""
+    """One page: counts of each section, then everything that failed, then what was skipped or not run and why."""
     items = list(items)
     lines = ["", f"check-up of {facts.get('gpu', 'a GPU of which nothing is known')}, {seconds:.0f} s", ""]
     for section in dict.fromkeys(item.section for item in items):
         counts = Counter(item.outcome for item in items if item.section == section)
-        numbers = "  ".join(f"{counts[outcome]:>4} {outcome}" for outcome in ("ok", "failed", "skipped"))
+        numbers = "  ".join(f"{counts[outcome]:>4} {outcome}" for outcome in ("ok", "failed", "skipped", "not run"))
         lines.append(f"{section:<10} {numbers}")
     failed = [item for item in items if item.outcome == "failed"]
     lines += ["", *(f"failed   {item.name}  {item.detail}"[:200] for item in failed[:25])]
     lines += [f"and {len(failed) - 25} more"] if len(failed) > 25 else []
-    reasons = Counter((item.section, item.detail) for item in items if item.outcome == "skipped")
-    lines += [f"skipped  {section}: {count}, {detail}"[:200] for (section, detail), count in reasons.most_common(8)]
-    lines.append("WRONG" if any(item.wrong for item in items) else "nothing was wrong")
+    for outcome in ("skipped", "not run"):
+        reasons = Counter((item.section, item.detail) for item in items if item.outcome == outcome)
+        lines += [f"{outcome:<8} {section}: {count}, {detail}"[:200] for (section, detail), count in
+                  reasons.most_common(8)]  # fmt: skip
+    not_run = sum(item.outcome == "not run" for item in items)
+    verdict = "WRONG" if any(item.wrong for item in items) else "nothing was wrong"
+    lines.append(f"{verdict}; {not_run} not run" if not_run else verdict)
     return "\n".join(lines) + "\n"
 
 

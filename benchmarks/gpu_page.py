@@ -68,7 +68,10 @@ def _rows(bench: dict[str, Any]) -> Iterator[list[str]]:
             continue
         rate = f"{row['gbytes_per_s']:.0f} GB/s" if row["tflops"] is None else f"{row['tflops']:.1f} TFLOP/s"
         share = _NOBODY if row["share"] is None else f"{100 * row['share']:.0f}"
-        peers = ", ".join(f"{name} ×{peer['ours_to_peer']:.2f}" for name, peer in row["peers"].items())
+        peers = ", ".join(
+            f"{name} ×{peer['ours_to_peer']:.2f}{'' if peer.get('is_graph', True) else ' (not a graph)'}"
+            for name, peer in row["peers"].items()
+        )
         time = f"{row['median_us']:.1f} ({row['low_us']:.1f} to {row['high_us']:.1f})"
         yield [row["op"], f"{row['model']} {row['shape']}", time, rate, share, peers]
 

@@ -10,6 +10,7 @@ launches  each case of benchmarks/cost_cases.py once, for a profiler
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.metadata
 import json
 import platform
@@ -31,14 +32,18 @@ _PACKAGES = ("cupy-cuda13x", "cuda-bindings", "nvidia-cuda-nvrtc", "nvmath-pytho
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts")
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--gpu", choices=["real", "fake"], default="real")
+    parser.add_argument("--gpu", choices=["real", "fake", "fake-without-cublaslt"], default="real")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--traceback", type=float, help="seconds after which it prints where it is, and goes on")
     options = parser.parse_args()
-    if options.gpu == "fake":
+    if options.traceback is not None:
+        faulthandler.dump_traceback_later(options.traceback)
+    is_rehearsal = options.gpu != "real"
+    if is_rehearsal:
         from tests import fake_gpu
 
-        fake_gpu.install(pytest.MonkeyPatch())
+        fake_gpu.install(pytest.MonkeyPatch(), has_cublaslt=fake_gpu.FAKES[options.gpu])
 
     def save(result: dict[str, Any]) -> None:
         if options.json is not None:
@@ -46,7 +51,7 @@ def main() -> None:
             draft.write_text(json.dumps(result, indent=1) + "\n")
             draft.replace(options.json)
 
-    save(PARTS[options.part](options.gpu == "fake", options.seconds, save))
+    save(PARTS[options.part](is_rehearsal, options.seconds, save))
 
 
 def facts(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:

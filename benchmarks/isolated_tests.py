@@ -6,24 +6,24 @@ import json
 import os
 import queue
 import select
-import signal
-import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from .processes import Child, where
+
 _COLLECT_S = 90.0  # to import and to collect, with a GPU context and torch
+_POLL_S = 0.25  # how late it is seen that a silent process has ended
+_GRACE_S = 30.0  # after the last test's limit, for processes to be ended
 
 
 @dataclass(frozen=True)
 class Result:
-    """outcome: passed, failed, skipped, hung (it ran past its limit and was killed), or died (its process did)."""
+    """outcome: passed, failed, skipped, hung (it ran past its limit and was killed), died (its process did), or not run
+    (detail says why)."""
 
     test: str
     outcome: str
@@ -32,103 +32,154 @@ class Result:
 
 
 def run_isolated(arguments: Sequence[str], *, limit_s: float, deadline: float, jobs: int = 1) -> Iterator[Result]:
-    """Results of the tests that pytest collects with these arguments, as they come.
+    """Results of the tests that pytest collects with these arguments, as they come: one for each, whatever happens.
 
     Each of `jobs` processes goes on until a test fails or takes more than limit_s seconds, compilation apart; another
-    one runs what is left. Tests that had not started at `deadline` (of time.monotonic) are skipped.
+    one runs what is left. Tests that had not started at `deadline` (of time.monotonic) are not run; what runs then is
+    ended limit_s later at the latest.
     """
-    with _Child(["--collect-only", *arguments]) as child:
-        collected = child.next_event(_COLLECT_S)
-        if collected is None or child.exit_code() != 0:
+    if time.monotonic() >= deadline:
+        yield Result(" ".join(arguments), "not run", 0.0, "no time was left")
+        return
+    with _PytestChild(["--collect-only", *arguments], threading.Event()) as child:
+        collected = child.next_event(min(_COLLECT_S, deadline + limit_s - time.monotonic()))
+        code = child.exit_code()
+        if collected is None or code not in (0, None):
             yield Result(" ".join(arguments), "died", 0.0, f"no tests were collected: {child.output()}")
             return
     tests, options = collected["tests"], [argument for argument in arguments if argument.startswith("--")]
     results: queue.SimpleQueue[Result] = queue.SimpleQueue()
-    with ThreadPoolExecutor(jobs) as pool:
-        for i in range(jobs):
-            pool.submit(_run_all, tests[i::jobs], options, limit_s, deadline, results.put)
-        for _ in tests:
-            yield results.get()
+    is_over = threading.Event()
+    workers = [
+        threading.Thread(
+            target=_run_all, args=(tests[i::jobs], options, limit_s, deadline, is_over, results.put), daemon=True
+        )
+        for i in range(jobs)
+    ]
+    left = dict.fromkeys(tests)
+    try:
+        for worker in workers:
+            worker.start()
+        while left:
+            try:
+                result = results.get(timeout=max(deadline + limit_s + _GRACE_S - time.monotonic(), 0.0))
+            except queue.Empty:
+                break
+            left.pop(result.test, None)
+            yield result
+    finally:
+        is_over.set()
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join(_GRACE_S)
+    for test in left:
+        yield Result(test, "not run", 0.0, "the process that was to run it did not end")
 
 
 def _run_all(
-    tests: Sequence[str], options: Sequence[str], limit_s: float, deadline: float, report: Callable[[Result], None]
+    tests: Sequence[str],
+    options: Sequence[str],
+    limit_s: float,
+    deadline: float,
+    is_over: threading.Event,
+    report: Callable[[Result], None],
 ) -> None:
+    """Reports every test."""
     left = list(tests)
-    while left and time.monotonic() < deadline:
-        with _Child([*options, *left]) as child:
-            if child.next_event(_COLLECT_S) is None:
-                report(Result(left.pop(0), "died", 0.0, child.output()))
-                continue
-            while left and time.monotonic() < deadline:
-                result = _one(child, left[0], limit_s)
-                left.pop(0)
-                report(result)
-                if result.outcome in ("failed", "hung", "died"):
-                    break
+    while left and time.monotonic() < deadline and not is_over.is_set():
+        count = len(left)
+        try:
+            _run_some(left, options, limit_s, deadline, is_over, report)
+        except Exception as error:  # of the machine, or of a process that says what we do not understand
+            if len(left) == count:
+                report(Result(left.pop(0), "died", 0.0, f"{type(error).__name__}: {error}"))
     for test in left:
-        report(Result(test, "skipped", 0.0, "no time was left"))
+        report(Result(test, "not run", 0.0, "no time was left"))
 
 
-def _one(child: _Child, test: str, limit_s: float) -> Result:
+def _run_some(
+    left: list[str],
+    options: Sequence[str],
+    limit_s: float,
+    deadline: float,
+    is_over: threading.Event,
+    report: Callable[[Result], None],
+) -> None:
+    """Runs tests in one process, and takes those that it reports from `left`: one at least, or the time is over."""
+    end = deadline + limit_s
+    traceback = ("-o", f"faulthandler_timeout={0.9 * limit_s:g}")  # where a test hangs
+    with _PytestChild([*traceback, *options, *left], is_over) as child:
+        if child.next_event(min(_COLLECT_S, end - time.monotonic())) is None:
+            if time.monotonic() < end:
+                report(Result(left.pop(0), "died", 0.0, child.output()))
+            return
+        while left and time.monotonic() < deadline and not is_over.is_set():
+            result = _one(child, left[0], limit_s, end)
+            left.pop(0)
+            report(result)
+            if result.outcome in ("failed", "hung", "died"):
+                return
+
+
+def _one(child: _PytestChild, test: str, limit_s: float, end: float) -> Result:
     """The result of the next test."""
     began = time.monotonic()
-    event = child.next_event(_COLLECT_S)
+    event = child.next_event(min(_COLLECT_S, end - began))
     while event is not None and event["event"] != "end":
-        event = child.next_event(limit_s)
-    if event is not None:
-        return Result(event["test"], event["outcome"], event["seconds"], event["detail"])
+        event = child.next_event(min(limit_s, end - time.monotonic()))
     seconds = time.monotonic() - began
-    if child.is_alive():
-        return Result(test, "hung", seconds, f"it took more than {limit_s:.0f} s and was ended")
+    if event is not None:
+        if event["test"] != test:
+            return Result(test, "died", seconds, f"its process ran {event['test']} instead")
+        return Result(test, event["outcome"], event["seconds"], event["detail"])
+    if not child.has_ended():
+        said, limit = "".join(child.printed()), min(limit_s, seconds)
+        why = f"it took more than {limit:.0f} s and was ended{where(said)}"
+        return Result(test, "hung", seconds, f"{said[-2000:]}\n{why}")
     return Result(test, "died", seconds, child.output())
 
 
-class _Child:
+class _PytestChild(Child):
     """A pytest process and the pipe through which benchmarks/pytest_progress.py speaks."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], is_over: threading.Event) -> None:
         self._pipe, inner = os.pipe()
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "benchmarks.pytest_progress", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PROGRESS_FD": str(inner)},
-            pass_fds=[inner],
-            stdin=subprocess.DEVNULL,
-            stdout=self._printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        os.close(inner)
-        self._text = b""
+        self._is_over, self._text = is_over, b""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "benchmarks.pytest_progress", *arguments]
+        try:
+            super().__init__(command, environment={"PROGRESS_FD": str(inner)}, pass_fds=[inner])
+        except BaseException:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(inner)
 
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.is_alive():
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
         os.close(self._pipe)
-        self._printed.close()
 
-    def exit_code(self) -> int:
-        return self._process.wait()
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def exit_code(self) -> int | None:
+        """Of a process that has nothing more to do: None if it does not end by itself."""
+        is_over = self.wait(_GRACE_S)
+        code = self.end()
+        return code if is_over else None
 
     def next_event(self, limit_s: float) -> dict[str, Any] | None:
-        """What it says next; None if it says nothing for so long, or ends."""
+        """What it says next; None if it says nothing for so long, or has ended, or nobody wants to know any more."""
         deadline = time.monotonic() + limit_s
         while b"\n" not in self._text:
-            wait = deadline - time.monotonic()
-            if wait <= 0 or not select.select([self._pipe], [], [], wait)[0]:
+            # Asked for first: what it said before it ended is then in the pipe. The pipe's own end says nothing, since
+            # whatever the process started may hold it open.
+            has_ended, left = self.has_ended(), deadline - time.monotonic()
+            if self._is_over.is_set() or left <= 0:
                 return None
+            if not select.select([self._pipe], [], [], 0 if has_ended else min(left, _POLL_S))[0]:
+                if has_ended:
+                    return None
+                continue
             data = os.read(self._pipe, 1 << 16)
-            if not data:
-                self._process.wait(5)
+            if not data:  # closed: it cannot say anything any more
+                self.wait(min(left, _GRACE_S))
                 return None
             self._text += data
         line, _, self._text = self._text.partition(b"\n")
@@ -137,7 +188,6 @@ class _Child:
 
     def output(self) -> str:
         """The end of what it printed, once it is over."""
-        if self.is_alive():
+        if not self.has_ended():
             return "it says nothing"
-        self._printed.seek(0)
-        return self._printed.read().decode(errors="replace")[-2000:]
+        return "".join(self.printed())[-2000:]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from .processes import run_for
+
 COST = Path(__file__).parent / "results" / "cost-emulator.json"
 SANITIZED = (  # a test of each kernel that is small and reaches its barriers, copies and edges
     "tests/test_rms_norm.py::test_any_alignment_gives_the_same_values",
@@ -56,12 +57,11 @@ def sanitize(tool: str, test: str, gpu: str, limit_s: float) -> Verdict:
         "compute-sanitizer", "--tool", tool, "--error-exitcode", str(_FOUND), "--target-processes", "all",
         sys.executable, "-m", "pytest", "-x", "-q", f"--gpu={gpu}", "--no-pool", test,
     ]  # fmt: skip
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired:
+    done = run_for(limit_s, command)
+    if done.code is None:
         return Verdict(tool, test, "no verdict", f"more than {limit_s:.0f} s")
-    text = done.stdout + done.stderr
-    outcome = {0: "ok", _FOUND: "found"}.get(done.returncode, "no verdict")
+    text = done.out + done.error
+    outcome = {0: "ok", _FOUND: "found"}.get(done.code, "no verdict")
     return Verdict(tool, test, outcome, "" if outcome == "ok" else text[-4000:])
 
 
@@ -71,8 +71,11 @@ def profile(command: Sequence[str], limit_s: float) -> list[dict[str, Any]]:
     Raises subprocess.SubprocessError where ncu does not get that far.
     """
     arguments = ["ncu", "--csv", "--clock-control", "none", "--metrics", ",".join(METRICS), "--target-processes", "all"]
-    done = subprocess.run([*arguments, *command], cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=True)
-    return parse(done.stdout)
+    done = run_for(limit_s, [*arguments, *command])
+    if done.code != 0:
+        why = f"more than {limit_s:.0f} s" if done.code is None else f"exit code {done.code}\n{done.out}{done.error}"
+        raise subprocess.SubprocessError(f"ncu: {why[-2000:]}")
+    return parse(done.out)
 
 
 def parse(text: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 from gemma_cuda.device import cuda
 
 _compile = cuda.compile_kernel
+_reports: list[pytest.TestReport] = []
 
 
 def _tell(**message: object) -> None:
@@ -33,10 +34,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
+    _reports.clear()
     _tell(event="start", test=nodeid)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        detail = report.longreprtext if report.failed else str(report.longrepr) if report.skipped else ""
-        _tell(event="end", test=report.nodeid, outcome=report.outcome, seconds=report.duration, detail=detail)
+    _reports.append(report)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """One end of each test, after its teardown, in which it may still fail."""
+    kinds = {report.outcome: report for report in reversed(_reports)}  # the first of each
+    outcome = next(kind for kind in ("failed", "skipped", "passed") if kind in kinds)
+    told = kinds[outcome]
+    why = told.longrepr[2] if isinstance(told.longrepr, tuple) else told.longreprtext  # of a skip, and else
+    detail = "" if told.passed else why.removeprefix("Skipped: ")
+    _tell(event="end", test=nodeid, outcome=outcome, seconds=sum(r.duration for r in _reports), detail=detail)

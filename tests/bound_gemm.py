@@ -1,6 +1,7 @@
-"""`python -m tests.bound_gemm LIBCUDA LIBCUBLASLT CACHE`: a product by the real nvmath-python and libraries of ours.
+"""`python -m tests.bound_gemm BINDINGS LIBCUDA LIBCUBLASLT CACHE`: a product by real bindings and libraries of ours.
 
-Both are loaded first, so that nvmath-python finds them instead of NVIDIA's.
+BINDINGS: nvmath, for which both libraries are loaded first, so that it finds them instead of NVIDIA's; or ctypes, as
+where nvmath-python is not installed: LIBCUBLASLT lies where ctypes finds it.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ class HostCuda:
         return SimpleNamespace(memory=memory, data=SimpleNamespace(ptr=memory.ctypes.data))
 
 
-def main(libcuda: str, libcublaslt: str, cache: str) -> None:
-    kept = [ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in (libcuda, libcublaslt)]
+def main(bindings: str, libcuda: str, libcublaslt: str, cache: str) -> None:
+    kept = []
+    if bindings == "nvmath":
+        kept = [ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in (libcuda, libcublaslt)]
+    else:
+        sys.modules["nvmath"] = None  # type: ignore[assignment]
     cuda: Any = HostCuda()
     gemms = Gemms(cuda, cache=Path(cache))
+    print(gemms.bindings, gemms.version)
     x = np.arange(3 * 16, dtype=np.float32).reshape(3, 16).astype(ml_dtypes.bfloat16)
     weight = np.arange(5 * 8, dtype=np.float32).reshape(5, 8).astype(ml_dtypes.bfloat16)
     out = np.full((3, 8), -1, np.float32)
@@ -47,7 +53,7 @@ def main(libcuda: str, libcublaslt: str, cache: str) -> None:
         gemms.plan(1, 8, 8, np.float16)
     except LaunchError as error:
         print(error)
-    library = kept[1]
+    library = kept[1] if kept else ctypes.CDLL(libcublaslt)
     print(ctypes.c_void_p.in_dll(library, "last_stream").value, ctypes.c_int.in_dll(library, "alive").value)
     gemms.close()
     print(ctypes.c_int.in_dll(library, "alive").value)

@@ -47,7 +47,7 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--gpu",
-        choices=["real", "fake"],
+        choices=["real", "fake", "fake-without-cublaslt"],
         help="run the tests marked gpu, and no others, on a GPU or on our fake of one",
     )
     parser.addoption("--mma", choices=["fast", "ampere", "hopper"], help="how the emulator's mma rounds in every test")
@@ -64,22 +64,33 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = config.getoption("--gpu")
     if wanted is None:
         return
-    if wanted == "fake":
-        from tests.fake_gpu import install
+    if wanted != "real":
+        from tests.fake_gpu import FAKES, install
 
-        install(pytest.MonkeyPatch())
+        install(pytest.MonkeyPatch(), has_cublaslt=FAKES[wanted])
     elif config.getoption("--no-pool"):
         importlib.import_module("cupy").cuda.set_allocator(None)
     emulated.use_gpu()
     golden.record_to(config.getoption("--golden"))
 
 
-# What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first.
+# What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first; what
+# is left for the end is short, so that all processes end at about the same time.
 _LONG = (
-    *("embeddings", "tokenizer_gemma3", "hub", "cublaslt", "interop_attention", "reference", "emulator", "primitives"),
-    *("model_inputs", "interop_transformers", "compile_cache", "model_cache", "rms_norm", "bench_peers", "bench"),
-    *("compile", "packaging", "cli_demo", "model", "linear", "model_emulator", "checkup", "cli_kernels", "attention"),
-    "model_cuda",
+    *(
+        "model_cuda",
+        "attention",
+        "cli_kernels",
+        "checkup",
+        "model_emulator",
+        "linear",
+        "model",
+        "cli_demo",
+        "packaging",
+    ),
+    *("compile", "bench", "bench_peers", "rms_norm", "model_cache", "compile_cache", "interop_transformers"),
+    *("model_inputs", "primitives", "emulator", "reference", "interop_attention", "cublaslt", "hub"),
+    *("tokenizer_gemma3", "embeddings"),
 )
 
 

@@ -40,6 +40,12 @@ COMPUTE_32F, REAL_32F, TRANSPOSE, REDUCE_IN_COMPUTE_TYPE = 68, 0, 1, 2
 VERSION = 130100
 
 
+def hide_nvmath(patch: pytest.MonkeyPatch) -> None:
+    """From now on nvmath-python is not installed."""
+    for name in ("nvmath", "nvmath.bindings", "nvmath.bindings.cublasLt"):
+        patch.setitem(sys.modules, name, None)
+
+
 class Status(enum.IntEnum):
     """cublasStatus_t."""
 
@@ -163,6 +169,7 @@ class CublasLt:
         self.launched: list[int] = []
         self.refused: set[int] = set()
         self.version = VERSION
+        self.slowdown: Callable[[], float] = lambda: 1.0  # of a launch, at the time when it runs
         self._numbers = itertools.count(0x7000)
         self._workspace_users: dict[int, Stream] = {}
 
@@ -265,7 +272,7 @@ class CublasLt:
         def run() -> None:
             machine.emulator.note_launch("matmul", [x, weight], [out], stream=machine.running.ptr)
             out[...] = (x.astype(np.float32) @ weight.astype(np.float32).T).astype(out.dtype)
-            machine.clock += known.milliseconds
+            machine.clock += known.milliseconds * self.slowdown()
 
         queue.put(Work("matmul", run, [scratch, weight_at, x_at, out_at]))
         self.launched.append(known.number)

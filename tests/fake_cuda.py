@@ -26,6 +26,7 @@ import cuda.bindings.runtime  # and torch imports this
 import numpy as np
 import pytest
 
+from gemma_cuda.device import cublaslt_bindings
 from gemma_cuda.device.emulator import Emulator
 from tests.fake_streams import Allocation, CUDARuntimeError, Event, HostArray, Stream, Work, elapsed_time
 
@@ -415,6 +416,9 @@ class Machine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *, bindings: bool = True) -> None:
         """Makes this machine what `import cupy` and, with `bindings`, `from cuda.bindings import driver` find."""
+        # What lies in this machine's memory is for no cuBLASLt that is really there.
+        monkeypatch.setattr(cublaslt_bindings, "libraries", lambda: iter(()))
+        monkeypatch.delenv(cublaslt_bindings.LIBRARY_VARIABLE, raising=False)
         runtime = types.SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=self.device_count,

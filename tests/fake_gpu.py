@@ -11,11 +11,13 @@ from gemma_cuda.device import sources
 from gemma_cuda.device.cublaslt import Gemms
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
-from tests.fake_cublaslt import CublasLt
+from tests.fake_cublaslt import CublasLt, hide_nvmath
 from tests.fake_cuda import Machine
 from tests.golden import KERNELS
 
-WORK_MS = 1e-3  # what events make of a launch or a copy; no time of anything
+FAKES = {"fake": True, "fake-without-cublaslt": False}
+"""What --gpu takes besides "real", and whether there is a cuBLASLt then."""
+WORK_MS = 1.0  # what events make of a launch or a copy; no time of anything, but enough to be timed at once
 
 
 class _AnyKernels(Emulator):
@@ -31,12 +33,15 @@ class _AnyKernels(Emulator):
         launch(instance, *arguments, **options)
 
 
-def install(patch: pytest.MonkeyPatch) -> Machine:
-    """Makes both what `import cupy` and nvmath-python's bindings find."""
+def install(patch: pytest.MonkeyPatch, *, has_cublaslt: bool = True) -> Machine:
+    """Makes both what `import cupy` and nvmath-python's bindings find. has_cublaslt: whether there is one."""
     machine = Machine(_AnyKernels(workers=2), memory=2**33)
     machine.work_ms = WORK_MS
     machine.install(patch)
-    CublasLt(machine).install(patch)
+    if has_cublaslt:
+        CublasLt(machine).install(patch)
+    else:
+        hide_nvmath(patch)
     return machine
 
 

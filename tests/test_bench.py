@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from benchmarks import cost, cycles_page
 from gemma_cuda.bench import cases, counted, peers, prefill, run, sass, tables
 from gemma_cuda.bench.matrix_cases import ranges
 from gemma_cuda.bench.measure import Ceilings, Recording, Timing, noise
+from gemma_cuda.bench.transformers_peers import Peers
 from gemma_cuda.cli import main
 from gemma_cuda.config import GemmaConfig
 from gemma_cuda.device import nvrtc
@@ -103,6 +104,20 @@ def test_the_shapes_of_flash_attention_3() -> None:
         assert p["batch"] * p["tokens"] == 16384 and p["heads"] * p["head_dim"] == 2048
         share = 0.5 + 0.5 / p["tokens"] if p["causal"] else 1.0
         assert case.flops == 4 * p["batch"] * p["heads"] * p["head_dim"] * p["tokens"] ** 2 * share
+
+
+def test_no_case_is_timed_twice() -> None:
+    names = [(case.op, case.model, case.shape) for case in cases.default()]
+    assert len(names) == len(set(names)) and names[0][:2] == ("attention", "gemma-2-2b")
+
+
+def test_a_row_says_whether_the_cache_may_hold_its_inputs(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = cases.chosen(["geglu"], [SMALL], [1])
+    for cache_bytes, is_held in ((case.bytes // 2, False), (100 * case.bytes, True)):
+        monkeypatch.setattr(cuda, "cache_bytes", cache_bytes)
+        (row,) = run.run(cuda, [case], [], is_rehearsal=True)["rows"]
+        assert row["cache_holds_inputs"] == is_held
+        assert ("(inputs in L2)" in tables.timed_line(row)) == is_held
 
 
 def test_noise_is_random_and_reaches_every_element(cuda: Cuda) -> None:
@@ -195,6 +210,24 @@ def test_a_random_model_is_timed_by_kernel(cuda: Cuda) -> None:
     assert row["median_ms"] > 0 and row["launches"] > row["launches_per_layer"] > 5
     assert {"embed", "rms_norm", "qk_norm_rope", "attention"} <= set(row["kernels_ms"])
     assert "×" in tables.prefill_line(row)
+
+
+def test_each_row_of_a_prefill_is_saved_before_the_next_one(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends the process has what was measured, and the prompts that no time was left for are named."""
+    saved: list[list[int]] = []
+
+    def save(result: Any) -> None:
+        saved.append([row["tokens"] for row in result["rows"]])
+        if saved[-1] == [3, 5]:
+            monkeypatch.setattr(prefill.time, "monotonic", lambda: float("inf"))  # the end
+
+    result: Any = {"gpu": "a GPU", "ceilings": asdict(Ceilings(1e12, None, None)), "rows": [], "left_out": []}
+    config = GemmaConfig.from_dict(FIELDS, source="test")
+    prefill._model(
+        cuda, lambda: prefill.random_gemma(config, cuda), "small", [3, 5, 7], result, lambda: Peers({}, {}), 1e12, save
+    )
+    assert saved[:2] == [[3], [3, 5]] and saved[-1] == [3, 5]
+    assert result["left_out"] == ["small 7"]
 
 
 def test_the_command_times_and_writes(

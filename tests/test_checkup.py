@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import checkup, profilers
+from benchmarks import checkup, processes, profilers
 from tests import golden
 
 FILES = {
@@ -50,23 +52,92 @@ def test_what_was_saved_before_the_compiled_part_was_ended_is_kept(
 ) -> None:
     """A peer hangs while it is compiled; ours has its time, and nothing is called wrong."""
     hang = """
-import time
+import sys, time
 from benchmarks import gpu_parts
 from gemma_cuda.bench import run
 run.peers.absent = lambda name, cuda: None
 run._peer = lambda *arguments: time.sleep(1000)
+sys.argv[sys.argv.index("--seconds") + 1] = "1000"  # until the peer, however long ours is compiled
 gpu_parts.main()
 """
-    started = subprocess.run
-
-    def patched(command: list[str], **options: Any) -> Any:
-        return started([sys.executable, "-c", hang, *command[3:]], **options)
-
-    monkeypatch.setattr(checkup.subprocess, "run", patched)
-    assert checkup.main(["--gpu=fake", f"--out={tmp_path}", "--only=compiled", "--minutes=0.3"]) == 0
+    parts_by(hang, monkeypatch)
+    assert checkup.main(["--gpu=fake", f"--out={tmp_path}", "--only=compiled", "--minutes=0.5"]) == 0
     (row,) = json.loads((tmp_path / "compiled.json").read_text())["kernels"]["rows"]
     assert row["wrong"] is None and row["median_us"] > 0
-    assert "   1 ok     0 failed     0 skipped" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "   1 ok     0 failed     0 skipped     1 not run" in printed
+    assert "not run  compiled: 1, it took more than 30 s and was ended in run, run.py:" in printed
+    assert printed.endswith("nothing was wrong; 1 not run\n")
+
+
+def parts_by(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the check-up's parts are this program, with the arguments of benchmarks/gpu_parts.py."""
+
+    def run_for(limit_s: float, command: list[str]) -> processes.Ended:
+        return processes.run_for(limit_s, [sys.executable, "-c", script, *command[3:]])
+
+    monkeypatch.setattr(checkup, "run_for", run_for)
+
+
+SAVE = """
+import json, os, sys
+def save(value):
+    open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps(value))
+"""
+ROW = {"op": "geglu", "model": "m", "shape": "[1]", "wrong": None, "refused": {}}
+
+
+def test_a_part_that_breaks_keeps_what_it_saved_and_is_called_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"rows": [ROW], "left_out": 3}
+    parts_by(f"{SAVE}\nif sys.argv[1] == 'bench': save({result!r})\nprint('out of luck'); os._exit(7)", monkeypatch)
+    assert checkup.main(["--gpu=fake", f"--out={tmp_path}", "--only=bench"]) == 1
+    page = capsys.readouterr().out
+    assert "bench         1 ok     2 failed     0 skipped     1 not run" in page
+    assert "failed   bench  exit code 7: out of luck" in page and "failed   prefill  exit code 7: out of luck" in page
+    assert "not run  bench: 1, no time was left" in page  # the cases that bench had no time for
+
+
+def test_an_error_of_the_check_up_itself_costs_one_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts_by(f"{SAVE}\nsave({{'gpu': 'a GPU'}})", monkeypatch)
+    monkeypatch.setattr(checkup, "GOLDEN", ())
+    assert checkup.main(["--gpu=fake", f"--out={tmp_path}", "--only=device", "--only=golden"]) == 1
+    assert "failed   device  KeyError: 'architecture'" in capsys.readouterr().out
+
+
+def test_no_part_begins_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    run = checkup.Checkup(tmp_path, "fake", now - 100, 120, None, {})
+    assert 19 < run.seconds_for(run.deadline(0.5)) <= 20 < 40 < run.seconds_for(now + 1e6) <= 50
+    late = checkup.Checkup(tmp_path, "fake", now - 200, 120, None, {})
+    assert late.seconds_for(now + 1e6) == 0 and late.part("bench", "bench", "bench.json", now + 1e6) is None
+    assert [(item.outcome, item.detail) for item in late.items] == [("not run", "no time was left")]
+
+
+def test_whoever_ends_the_check_up_finds_what_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts: list[int] = []
+
+    def well(run: checkup.Checkup) -> Any:
+        yield checkup.Item("device", "well", "ok")
+
+    def long(run: checkup.Checkup) -> Any:
+        with processes.Child(["sleep", "1000"]) as child:
+            parts.append(child._process.pid)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(100)
+        yield
+
+    monkeypatch.setattr(checkup, "SECTIONS", {"device": well, "golden": long, "tests": well})
+    assert checkup.main(["--gpu=fake", f"--out={tmp_path}"]) == 1
+    page = (tmp_path / "summary.txt").read_text()
+    assert "device        1 ok" in page and "not run  golden: 1, the check-up was ended by SIGTERM" in page
+    assert page.endswith("nothing was wrong; 2 not run\n") and capsys.readouterr().out.endswith(page)
+    assert not Path(f"/proc/{parts[0]}").exists()
 
 
 def test_a_wrong_kernel_and_a_hang_cost_one_test_each(
@@ -82,7 +153,7 @@ def test_a_wrong_kernel_and_a_hang_cost_one_test_each(
     }  # fmt: skip
     page = capsys.readouterr().out
     assert "2 ok     2 failed     0 skipped" in page and page.endswith("WRONG\n")
-    assert "failed   tests/planted_gpu.py::test_hangs  hung: it took more than 8 s and was ended" in page
+    assert "failed   tests/planted_gpu.py::test_hangs  hung: it took more than 8 s and was ended in launch, " in page
     assert "failed   tests/planted_gpu.py::test_wrong  failed: AssertionError: assert False" in page
 
 

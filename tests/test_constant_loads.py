@@ -20,6 +20,8 @@ from tests import cases
 from tests.ptx import UNKNOWN, ReadOnlyLoad, compile_ptx
 from tests.test_compile import of_published_models, one_of_each_kind
 
+# Before sm_90 a launch begins when the one before it has ended: what that wrote is as good as constant.
+WITH_OVERLAP = [name for name in ARCHITECTURES if int(re.sub(r"\D", "", name)) >= 90]
 _IN_ONE_PROGRAM = 8  # instances
 
 
@@ -75,7 +77,7 @@ def test_kernels_read_only_constants_by_the_non_coherent_path() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", WITH_OVERLAP)
 def test_every_instance_reads_only_constants_by_the_non_coherent_path(architecture: str) -> None:
     launches = {*cases.every_launch(architecture), *of_published_models(architecture)}
     check_all((launch.instance for launch in launches), architecture)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.metadata
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gemma_cuda.device import cublaslt, cublaslt_handles
-from gemma_cuda.device.algorithm_cache import ALGORITHM_BYTES, FORMAT, AlgorithmCache
+from gemma_cuda.device import cublaslt, cublaslt_bindings, cublaslt_handles
+from gemma_cuda.device.algorithm_cache import ALGORITHM_BYTES, FORMAT, AlgorithmCache, Entry
 from gemma_cuda.device.cublaslt import GemmPlan, Gemms
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Emulator
@@ -174,12 +177,15 @@ def test_a_damaged_or_foreign_file_counts_as_none(library: CublasLt, tmp_path: P
     gemms.tune(40, 64, 128, np.float16)
     (path,) = (tmp_path / "cublaslt").iterdir()
     good = json.loads(path.read_text())
-    product = next(iter(good["algorithms"]))
+    ((product, entry),) = good["algorithms"].items()
     damaged = [
         "", "{", "[]", "null", '{"algorithms": 3}', json.dumps({**good, "format": FORMAT + 1}),
-        json.dumps({**good, "gpu": "another"}), json.dumps({**good, "algorithms": {product: "zz"}}),
-        json.dumps({**good, "algorithms": {product: "00"}}), json.dumps({**good, "algorithms": {product: 7}}),
-        json.dumps({**good, "algorithms": {product: "ff" * ALGORITHM_BYTES}}),  # of another library
+        json.dumps({**good, "gpu": "another"}), json.dumps({**good, "algorithms": {product: 7}}),
+        *(
+            json.dumps({**good, "algorithms": {product: {**entry, **changes}}})
+            for changes in ({"algorithm": "zz"}, {"algorithm": "00"}, {"algorithm": None}, {"unknown": 1},
+                            {"algorithm": "ff" * ALGORITHM_BYTES})  # the last one is of another library
+        ),
     ]  # fmt: skip
     for text in damaged:
         path.write_text(text)
@@ -204,13 +210,14 @@ def test_another_version_of_the_library_is_measured_anew(library: CublasLt, gemm
 
 
 def test_writers_keep_what_others_wrote(tmp_path: Path) -> None:
-    def entry(i: int) -> bytes:
-        return bytes([i]) * ALGORITHM_BYTES
+    def entry(i: int) -> Entry:
+        return Entry(bytes([i]) * ALGORITHM_BYTES, "it was the fastest", 1.0, 2.0, 1.0, 0.5)
 
     one, two = AlgorithmCache(tmp_path, "GPU", 1), AlgorithmCache(tmp_path, "GPU", 1)
     one.put("a", entry(1))
     two.put("b", entry(2))
-    assert [AlgorithmCache(tmp_path, "GPU", 1).get(name) for name in "ab"] == [entry(1), entry(2)]
+    found = [AlgorithmCache(tmp_path, "GPU", 1).get(name) for name in "ab"]
+    assert found == [entry(1).algorithm, entry(2).algorithm]
     threads = [
         threading.Thread(target=AlgorithmCache(tmp_path, "GPU", 1).put, args=(str(i), entry(i))) for i in range(8)
     ]
@@ -219,7 +226,8 @@ def test_writers_keep_what_others_wrote(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     after = AlgorithmCache(tmp_path, "GPU", 1)
-    assert after.get("a") == entry(1) and any(after.get(str(i)) == entry(i) for i in range(8))
+    assert after.get("a") == entry(1).algorithm
+    assert any(after.get(str(i)) == entry(i).algorithm for i in range(8))
     assert [path.name for path in tmp_path.iterdir()] == [after.path.name]
 
 
@@ -368,9 +376,11 @@ def test_no_algorithm_at_all(library: CublasLt, tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("nvmath", "nvmath.bindings"):  # another test may have imported both
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DeviceError, match=r"need nvmath-python .*: pip install 'gemma-cuda\[cuda13\]'"):
+    fake_cublaslt.hide_nvmath(monkeypatch)
+    monkeypatch.setattr(cublaslt_bindings, "libraries", lambda: iter(["libcublasLt.so.99"]))
+    with pytest.raises(
+        DeviceError, match=r"nvmath-python: .*; libcublasLt.so.99: .*: pip install 'gemma-cuda\[cuda13\]'"
+    ):
         Gemms(Cuda())
 
 
@@ -385,12 +395,17 @@ def test_a_library_that_does_not_load_or_start_is_told(
     def refused() -> int:
         raise fake_cublaslt.cuBLASLtError(fake_cublaslt.Status.NOT_INITIALIZED, "create")
 
+    create = lt.create
     monkeypatch.setattr(lt, "create", missing)
-    with pytest.raises(DeviceError, match=r"cannot be loaded \(libcublasLt.so.13 is not found\): pip install"):
+    with pytest.raises(DeviceError, match=r"nvmath-python: libcublasLt.so.13 is not found\): pip install"):
         Gemms(Cuda(), cache=tmp_path)
     monkeypatch.setattr(lt, "create", refused)
-    with pytest.raises(DeviceError, match=r"cuBLASLt cannot be used: CUBLAS_STATUS_NOT_INITIALIZED"):
+    with pytest.raises(DeviceError, match=r"cuBLASLt cannot be used \(nvmath-python: CUBLAS_STATUS_NOT_INITIALIZED"):
         Gemms(Cuda(), cache=tmp_path)
+    # The next one that is there is taken.
+    other = types.SimpleNamespace(**{**vars(lt), "create": create})
+    monkeypatch.setattr(cublaslt_handles, "bindings", lambda reasons: iter([("first", lt), ("second", other)]))
+    assert Gemms(Cuda(), cache=tmp_path).bindings == "second"
 
 
 def test_the_fake_has_the_names_values_and_types_of_the_real_bindings() -> None:
@@ -420,6 +435,55 @@ def test_the_fake_has_the_names_values_and_types_of_the_real_bindings() -> None:
     assert issubclass(cublasLt.cuBLASLtError, Exception)
 
 
+def test_ctypes_and_the_fake_agree(library: CublasLt) -> None:
+    """On names, values and types; the fake's are compared with nvmath-python's."""
+    fake, ours = sys.modules["nvmath.bindings.cublasLt"], cublaslt_bindings.CtypesBindings
+    for name in ("MatmulDescAttribute", "MatmulPreferenceAttribute"):
+        assert getattr(ours, name).__members__ == getattr(fake, name).__members__
+    for attribute in fake.MatmulPreferenceAttribute:
+        assert ours.get_matmul_preference_attribute_dtype(attribute) == fake_cublaslt.PREFERENCE_DTYPES[attribute]
+    assert ours.get_matmul_desc_attribute_dtype(3) == fake_cublaslt.DESC_DTYPES[3]
+    assert ours.matmul_algo_dtype == fake.matmul_algo_dtype
+    assert ours.matmul_heuristic_result_dtype == fake.matmul_heuristic_result_dtype
+
+
+def test_ctypes_passes_as_many_arguments_as_the_library_takes() -> None:
+    """By the declarations that nvmath-python ships, of each function that returns a status."""
+    declaration = importlib.metadata.distribution("nvmath-python").locate_file("nvmath/bindings/cycublasLt.pxd")
+    text = Path(str(declaration)).read_text()
+    declared = dict(re.findall(r"^cdef cublasStatus_t (\w+)\((.*?)\) ", text, re.MULTILINE))
+    for name, parameters in cublaslt_bindings._PARAMETERS.items():
+        kinds = [kind_of(parameter) for parameter in declared[name].split(",")]
+        assert kinds == list(parameters), name
+
+
+def kind_of(parameter: str) -> Any:
+    """The ctypes type of a parameter as Cython declares it."""
+    kind = parameter.strip().rpartition(" ")[0].removeprefix("const ").strip()
+    by_value = {"size_t": ctypes.c_size_t, "uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64, "int": ctypes.c_int}
+    is_enum = kind in ("cublasComputeType_t", "cudaDataType_t", "cudaDataType") or kind.endswith("Attributes_t")
+    return ctypes.c_int if is_enum else by_value.get(kind, ctypes.c_void_p)
+
+
+def test_where_ctypes_looks_for_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In packages on the path, unpacked or installed, in toolkits, and by name; CUDA 13's before CUDA 12's."""
+    there = (
+        "site/nvidia/cu13/lib/libcublasLt.so.13", "site/nvidia/cublas/lib/libcublasLt.so.12",
+        "other/torch/lib/libcublasLt.so.12", "toolkit/lib64/libcublasLt.so.13",
+    )  # fmt: skip
+    for path in there:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    for name in ("CUDA_PATH", "CONDA_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), str(tmp_path / "other")])
+    found = [path.removeprefix(f"{tmp_path}/") for path in cublaslt_bindings.libraries()]
+    assert [path for path in found if not path.startswith("/usr")] == [
+        there[0], there[3], "libcublasLt.so.13", there[1], there[2], "libcublasLt.so.12"
+    ]  # fmt: skip
+
+
 def test_the_fake_has_the_functions_of_the_real_bindings_with_their_parameters(library: CublasLt) -> None:
     fake = sys.modules["nvmath.bindings.cublasLt"]
     declared = real_signatures()
@@ -443,18 +507,22 @@ def real_signatures() -> dict[str, int]:
     return {name: len([p for p in parameters.split(",") if p]) for name, parameters in found}
 
 
-def test_the_real_bindings_pass_on_what_they_are_given(tmp_path: Path) -> None:
-    """nvmath-python itself, on a libcublasLt and a libcuda of ours that live in host memory."""
+@pytest.mark.parametrize("bindings", ["nvmath", "ctypes"])
+def test_the_real_bindings_pass_on_what_they_are_given(bindings: str, tmp_path: Path) -> None:
+    """nvmath-python itself and ctypes, on a libcublasLt and a libcuda of ours that live in host memory."""
     tests = Path(__file__).parent
-    libraries = {"fake_libcuda.c": "libcuda.so.1", "fake_libcublaslt.c": "libcublasLt.so.13"}
+    libraries = {"fake_libcuda.c": "libcuda.so.1", "fake_libcublaslt.c": "nvidia/cu13/lib/libcublasLt.so.13"}
     for source, name in libraries.items():
-        flags = ["-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{name}"]
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{Path(name).name}"]
         subprocess.run(["cc", *flags, "-o", str(tmp_path / name), str(tests / source)], check=True)
-    command = [sys.executable, "-m", "tests.bound_gemm", *(str(tmp_path / name) for name in libraries.values())]
+    paths = [str(tmp_path / name) for name in libraries.values()]
     done = subprocess.run(
-        [*command, str(tmp_path / "cache")], cwd=tests.parent, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "tests.bound_gemm", bindings, *paths, str(tmp_path / "cache")],
+        cwd=tests.parent, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    refusal, launched, closed = done.stdout.splitlines()
+    used, refusal, launched, closed = done.stdout.splitlines()
+    assert used == f"{'nvmath-python' if bindings == 'nvmath' else paths[1]} 130100"
     assert refusal.startswith("gemm float16 [1, 8] · [8, 8]ᵀ to float16") and "NOT_SUPPORTED" in refusal
     assert launched.split()[0] == "77" and int(launched.split()[1]) >= 6 and closed == "0"

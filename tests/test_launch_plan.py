@@ -153,7 +153,7 @@ def test_a_place_of_the_arena_that_is_free_is_refused(cuda: Cuda) -> None:
 @pytest.mark.parametrize(
     "what",
     ["fill", "zeros", "copy", "from_host", "write", "to_host", "upload", "synchronize", "mark", "wait_for",
-     "elapsed", "start", "capture", "launch_graph", "recording"],
+     "graph_times", "start", "capture", "launch_graph", "recording"],
 )  # fmt: skip
 def test_what_would_run_once_cannot_be_recorded(cuda: Cuda, machine: Machine, what: str) -> None:
     x, pinned, event = cuda.from_host(floats(4)), cuda.pinned(16), cuda.mark(None)
@@ -163,7 +163,7 @@ def test_what_would_run_once_cannot_be_recorded(cuda: Cuda, machine: Machine, wh
     arguments: dict[str, tuple[Any, ...]] = {
         "fill": (x, 0), "zeros": ((4,), np.float32), "copy": (x, x), "from_host": (floats(4),),
         "write": (x, floats(4)), "to_host": (x,), "upload": (x, pinned, 16), "synchronize": (), "mark": (event,),
-        "wait_for": (event,), "elapsed": (lambda: None,), "start": (plan,), "capture": (plan,),
+        "wait_for": (event,), "graph_times": ([captured],), "start": (plan,), "capture": (plan,),
         "launch_graph": (captured,), "recording": (Arena(1024), memory),
     }  # fmt: skip
     waiting = len(machine.stream.queue)

@@ -25,10 +25,15 @@ from tests.test_model_emulator import GRAPHS, MODELS, SIZE, load, numpy_model, p
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine(Emulator(checked=True))
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A GPU that checks what kernels do, but where a test says unchecked."""
+    machine = Machine(Emulator(checked=getattr(request, "param", "checked") != "unchecked"))
     machine.install(monkeypatch)
     return machine
+
+
+# For what takes long and launches nothing that other tests do not.
+unchecked = pytest.mark.parametrize("machine", ["unchecked"], indirect=True)
 
 
 @functools.cache
@@ -83,6 +88,7 @@ def test_chunks_rows_and_decoding_share_the_graphs(machine: Machine) -> None:
     assert machine.graphs_launched == 4
 
 
+@unchecked
 def test_a_graph_splits_few_queries_over_many_keys(machine: Machine) -> None:
     gpu, emulator = load("gemma2", Cuda(), gemm="kernel"), emulator_model("gemma2")
     report = gpu.warmup(lengths=(1, 1200), kv_capacity=1300)
@@ -317,6 +323,7 @@ def test_the_command_prefills_by_a_graph(
     assert machine.graphs_launched == 1 and tops[0] == tops[1]
 
 
+@unchecked
 @pytest.mark.real_weights
 def test_the_command_decodes_by_graphs(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -270,9 +270,9 @@ Overflow& Shadow::overflow(Cell& cell) {
   return *cell.more;
 }
 
-// Each cell keeps the overflow that it has once been given.
-void Shadow::copy(Cell& to, const Cell& from) {
-  Overflow* const more = to.more;
+// Each cell keeps the overflow that it has once been given. A fresh one is not read: its page would be mapped twice.
+void Shadow::copy(Cell& to, const Cell& from, bool is_fresh) {
+  Overflow* const more = is_fresh ? nullptr : to.more;
   to = from;
   to.more = more;
   if (from.has_readers || from.has_atomics || from.has_sources) overflow(to) = *from.more;
@@ -281,11 +281,12 @@ void Shadow::copy(Cell& to, const Cell& from) {
 void Shadow::split(Line& line, Cell* parts, unsigned cell_bytes) {
   const unsigned count = kLineBytes / cell_bytes;
   if (line.cell_bytes == 4) {
-    for (unsigned i = count; i-- > 1;) copy(parts[i], parts[i * cell_bytes / 4]);
+    for (unsigned i = count; i-- > 1;) copy(parts[i], parts[i * cell_bytes / 4], false);
   } else {
-    for (unsigned i = 0; i < count; ++i) copy(parts[i], line.whole);
+    for (unsigned i = 0; i < count; ++i) copy(parts[i], line.whole, !line.has_parts);
   }
   line.cell_bytes = static_cast<std::uint8_t>(cell_bytes);
+  line.has_parts = true;
 }
 
 template <bool kLocked, class Touch>
@@ -316,7 +317,7 @@ Conflict Shadow::apply(bool is_write, std::uintptr_t address, std::size_t bytes,
       }
       // A write of the whole line leaves its parts alike.
       if (covers_line && is_write && conflict.kind == Conflict::kNone) {
-        copy(line.whole, parts[0]);
+        copy(line.whole, parts[0], false);
         line.cell_bytes = kLineBytes;
       }
     }

@@ -92,6 +92,7 @@ class Shadow {
   struct Line {
     Cell whole;
     std::uint8_t cell_bytes;  // 16 (or 0): `whole` holds the state, else the parts do
+    bool has_parts;           // they have been used before
     std::atomic_flag lock;
   };
   // Applies `touch` to the state of [address, address + bytes); stops at the first conflict.
@@ -100,7 +101,7 @@ class Shadow {
 
  private:
   void unmap();
-  void copy(Cell& to, const Cell& from);
+  void copy(Cell& to, const Cell& from, bool is_fresh);
   void split(Line& line, Cell* parts, unsigned cell_bytes);
   std::uintptr_t base_ = 0;
   std::size_t line_count_ = 0, mapped_bytes_ = 0;

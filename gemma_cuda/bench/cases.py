@@ -31,7 +31,8 @@ def default() -> list[Case]:
     ops = ("attention", "linear", "linear_geglu", "rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "softcap",
            "top_k")  # fmt: skip
     first = chosen(ops, ("gemma-2-2b",), (1, 128, 2048))
-    return [*first, *chosen(["attention"], [FA3], TOKENS), *chosen(ops, DEFAULT_MODELS, TOKENS)]
+    found = [*first, *chosen(["attention"], [FA3], TOKENS), *chosen(ops, DEFAULT_MODELS, TOKENS)]
+    return list({(case.op, case.model, case.shape): case for case in found}.values())
 
 
 def chosen(ops: Sequence[str], models: Sequence[str], tokens: Sequence[int]) -> list[Case]:

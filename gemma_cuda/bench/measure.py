@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..device.arena import Arena
 from ..device.cuda import Cuda
+from ..device.graph_timing import Step, captured
 from ..device.launch_plan import LaunchPlan
 from ..device.protocol import Array, Device
 from ..device.recorder import Recorder
@@ -23,17 +25,22 @@ from ..errors import GemmaError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 7, 100, 0.3
+LEAST_GRAPH_MS, MOST_REPEATS = 0.2, 64  # a shorter graph is repeated inside a longer one; the host starts one in 10 us
 _BLOCK = 1 << 22  # random values that are drawn; larger arrays repeat them
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one launch: the median and the 10th and 90th percentile of `rounds` rounds, in microseconds."""
+    """Of one launch: the median and the 10th and 90th percentile of `rounds` rounds, in microseconds.
+
+    is_graph: what was timed is a CUDA graph; without one the host's own time may be part of it.
+    """
 
     median_us: float
     low_us: float
     high_us: float
     rounds: int
+    is_graph: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,7 @@ class Recording:
             self.outputs = [call(cuda) for call in calls]
         del kept
         self.poison()
-        cuda.start(self.plan)  # what loads at a first launch does so before the capture
-        cuda.synchronize()
-        self._graph = cuda.capture(self.plan)
+        self._graph = captured(cuda, self.plan.steps)
 
     def poison(self) -> None:
         """Makes every output NaN."""
@@ -75,20 +80,43 @@ class Recording:
         self._cuda.launch_graph(self._graph)
 
     def time(self) -> Timing:
-        """Of one call, after a few that are not counted."""
-        return timed(lambda: self._cuda.elapsed(self.replay), self.count)
+        """Of one call."""
+        return timed_steps(self._cuda, self.plan.steps, self.count)
 
 
-def timed(elapsed_ms: Callable[[], float], count: int = 1) -> Timing:
-    """The Timing of something that takes elapsed_ms() milliseconds for `count` of what is meant."""
-    for _ in range(2):
-        elapsed_ms()
+def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: float | None = None) -> Timing:
+    """The Timing of steps that make up `count` of what is meant, in one CUDA graph, several times if they are short.
+
+    enough_s: seconds after which no round is added to the fewest (None: ENOUGH_SECONDS).
+    """
+    graph = captured(cuda, steps)
+    repeats = repeats_for(min(cuda.graph_times([graph] * 2)))
+    if repeats > 1:
+        graph = captured(cuda, [*steps] * repeats)
+    return timed(lambda rounds: cuda.graph_times([graph] * rounds), count * repeats, enough_s=enough_s)
+
+
+def repeats_for(graph_ms: float) -> int:
+    """How often what takes so long is repeated in a graph, so that the host gets ahead of the GPU."""
+    return max(1, min(math.ceil(LEAST_GRAPH_MS / max(graph_ms, 1e-6)), MOST_REPEATS))
+
+
+def timed(
+    times_ms: Callable[[int], Sequence[float]],
+    count: int = 1,
+    *,
+    is_graph: bool = True,
+    enough_s: float | None = None,
+) -> Timing:
+    """The Timing of something of which times_ms(n) are n times, in milliseconds, for `count` of what is meant."""
+    times_ms(2)  # not counted
     times: list[float] = []
+    enough_s = ENOUGH_SECONDS if enough_s is None else enough_s
     start = time.perf_counter()
-    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < ENOUGH_SECONDS):
-        times.append(1e3 * elapsed_ms() / count)
-    deciles = statistics.quantiles(times, n=10)
-    return Timing(statistics.median(times), deciles[0], deciles[-1], len(times))
+    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < enough_s):
+        times += [1e3 * ms / count for ms in times_ms(FEWEST_ROUNDS)]
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
+    return Timing(statistics.median(times), deciles[0], deciles[-1], len(times), is_graph)
 
 
 @functools.cache
@@ -123,7 +151,7 @@ def ceilings(cuda: Cuda, *, copy_bytes: int = 2**30, size: int = 8192) -> Ceilin
 def _copy_us(cuda: Cuda, size: int) -> float:
     source = noise(cuda, 0, (1, size // 2))
     target = cuda.empty(source.shape, source.dtype)
-    return timed(lambda: cuda.elapsed(lambda: cuda.copy(target, source))).median_us
+    return timed_steps(cuda, [lambda stream: cuda.copy(target, source)]).median_us  # a capture's stream is current
 
 
 def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
@@ -135,7 +163,7 @@ def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
         plan = gemms.tune(size, size, size, BF16)
         x, weight = noise(cuda, 1, (size, size)), noise(cuda, 2, (size, size))
         out = cuda.empty((size, size), BF16)
-        result = timed(lambda: cuda.elapsed(lambda: gemms.run(plan, out, x, weight)))
+        result = timed_steps(cuda, [partial(plan.launch, *(cuda.address(each) for each in (out, x, weight)))])
         return 1e-3 * result.median_us, f"cuBLASLt {gemms.version}"
     except GemmaError:
         pass

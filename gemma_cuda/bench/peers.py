@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from .case import Case
-from .measure import Timing, timed
+from .measure import Timing, repeats_for, timed
 
 if TYPE_CHECKING:
     from ..device.cuda import Cuda
@@ -94,29 +95,48 @@ def torch_timing(*calls: Call) -> Timing:
         for call in calls:
             call()
 
+    torch.cuda.synchronize()  # inputs were made on another stream
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()
     torch.cuda.synchronize()
-    replay = run
-    try:
+
+    def captured(repeats: int) -> Call:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            run()
-        replay = graph.replay
+            for _ in range(repeats):
+                run()
+        replay: Call = graph.replay
+        return replay
+
+    def times_of(replay: Call, rounds: int) -> list[float]:
+        """As of Cuda.graph_times."""
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+        replay()
+        events[0].record()
+        for event in events[1:]:
+            replay()
+            event.record()
+        events[-1].synchronize()
+        return [float(begin.elapsed_time(end)) for begin, end in itertools.pairwise(events)]
+
+    try:
+        replay, is_graph = captured(1), True
     except RuntimeError:
         torch.cuda.synchronize()
+        replay, is_graph = run, False
+    repeats = repeats_for(min(times_of(replay, 2)))
+    if repeats > 1 and is_graph:
+        replay = captured(repeats)
+    elif repeats > 1:
+        replay = functools.partial(_repeated, run, repeats)
+    return timed(lambda rounds: times_of(replay, rounds), len(calls) * repeats, is_graph=is_graph)
 
-    def elapsed() -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        replay()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
 
-    return timed(elapsed, len(calls))
+def _repeated(run: Call, count: int) -> None:
+    for _ in range(count):
+        run()
 
 
 def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]], Array] | None]:

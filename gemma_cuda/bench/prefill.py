@@ -17,14 +17,15 @@ import numpy as np
 from ..config import GemmaConfig
 from ..device import DeviceChoice
 from ..device.cuda import Cuda
+from ..device.graph_timing import Step
 from ..errors import InputError
 from ..gemma import Gemma
 from ..hub import resolve
 from ..ops.instances import published, text_fields
-from ..ops.kernel_ops import kernel_ops, missing_kernels
+from ..ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
 from ..weights import LayerWeights, Weights
 from . import transformers_peers
-from .measure import Ceilings, ceilings, noise
+from .measure import Ceilings, ceilings, noise, timed_steps
 from .peers import why
 from .transformers_peers import Peers
 
@@ -99,7 +100,7 @@ def run_random(
     peers: Sequence[str] = transformers_peers.NAMES,
     save: Save = lambda result: None,
 ) -> Row:
-    """{gpu, ceilings, rows} of random models of published sizes.
+    """{gpu, ceilings, rows, left_out: "model tokens" without time} of random models of published sizes.
 
     peers: of transformers_peers.NAMES. save: called with all that there is, as it grows.
     """
@@ -148,7 +149,7 @@ def _gpu(cuda: Cuda) -> str:
 
 
 def _result(cuda: Cuda, top: Ceilings) -> Row:
-    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": []}
+    return {"gpu": cuda.gpu_name, "ceilings": asdict(top), "rows": [], "left_out": []}
 
 
 def _model(
@@ -163,9 +164,12 @@ def _model(
 ) -> None:
     """Adds a model's rows to the result: ours first, then, in the memory that ours no longer takes, the peers'."""
     top = Ceilings(**result["ceilings"])
-    rows = measure(cuda, make_gemma(), name, tokens, top, end=end)
-    result["rows"] += rows
-    save(result)
+    rows: list[Row] = []
+    for row in measure(cuda, make_gemma(), name, tokens, top, end=end):
+        rows.append(row)
+        result["rows"].append(row)
+        save(result)
+    result["left_out"] += [f"{name} {count}" for count in tokens[len(rows) :]]
     gc.collect()
     cuda.release()
     for _ in beside(rows, make_peers(), end=end):
@@ -178,14 +182,15 @@ def _model(
 
 def measure(
     cuda: Cuda, gemma: Gemma, name: str, tokens: Sequence[int], top: Ceilings, *, end: float = float("inf")
-) -> list[Row]:
+) -> Iterator[Row]:
     """A row for each number of tokens, begun before `end` of time.monotonic: milliseconds to the logits on the host.
 
-    host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, launched one by one. floor_ms: as of
+    host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, of all its launches. floor_ms: as of
     bench.run. peers, absent: empty; see `beside`. vocab_size: of the ids.
     """
+    ops = gemma._ops
+    assert isinstance(ops, KernelOps)
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
-    rows: list[Row] = []
     for count in tokens:
         if time.monotonic() > end:
             break
@@ -196,22 +201,20 @@ def measure(
         floor = bytes_moved / top.copy_bytes_per_s if rate is None else max(
             bytes_moved / top.copy_bytes_per_s, operations / rate
         )  # fmt: skip
-        rows.append(
-            {
-                "model": name,
-                "tokens": count,
-                "vocab_size": vocabulary,
-                **timing,
-                "floor_ms": 1e3 * floor,
-                "times_floor": timing["median_ms"] / (1e3 * floor),
-                "launches": report[count].launches,
-                "launches_per_layer": report[count].launches_per_layer,
-                "kernels_ms": _by_kernel(cuda, gemma, count),
-                "peers": {},
-                "absent": {},
-            }
-        )
-    return rows
+        yield {
+            "model": name,
+            "tokens": count,
+            "vocab_size": vocabulary,
+            **timing,
+            "floor_ms": 1e3 * floor,
+            "times_floor": timing["median_ms"] / (1e3 * floor),
+            "products_by": ops.gemm.name,
+            "launches": report[count].launches,
+            "launches_per_layer": report[count].launches_per_layer,
+            "kernels_ms": _by_kernel(cuda, gemma, count),
+            "peers": {},
+            "absent": {},
+        }
 
 
 def beside(rows: Sequence[Row], peers: Peers, *, end: float = float("inf")) -> Iterator[None]:
@@ -266,17 +269,18 @@ def _first_token(gemma: Gemma, ids: Any) -> Row:
 
 
 def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
-    """Milliseconds of each kernel in one prefill of the kind that ran last, the median of several."""
+    """Milliseconds of all launches of each kernel in one prefill of the kind that ran last.
+
+    They are timed as one graph, in which each layer reads its own weights.
+    """
     graphs = gemma._graphs
     bucket = None if graphs is None else graphs.bucket(tokens, 1)
     if bucket is None:
         return {}
-    works = [partial(step, cuda.stream) for step in bucket.plan.steps]
-    rounds = np.median([cuda.timeline(works) for _ in range(5)], axis=0)
-    sums: dict[str, float] = defaultdict(float)
-    for name, milliseconds in zip(bucket.plan.names, rounds, strict=True):
-        sums[name.partition("<")[0]] += float(milliseconds)
-    return dict(sums)
+    steps: dict[str, list[Step]] = defaultdict(list)
+    for name, step in zip(bucket.plan.names, bucket.plan.steps, strict=True):
+        steps[name.partition("<")[0]].append(step)
+    return {name: 1e-3 * timed_steps(cuda, own, enough_s=0.0).median_us for name, own in steps.items()}
 
 
 def _peer_ms(prefill: Callable[[Any], Any], ids: Any) -> float:

@@ -14,7 +14,7 @@ from .case import Case, Inputs
 from .measure import Ceilings, Recording, Timing, ceilings
 
 PEERS = peers.NAMES
-_MOST_SETS, _MOST_TORCH_SETS = 20, 8
+_MOST_SETS = 20
 Row = dict[str, Any]
 
 
@@ -31,8 +31,9 @@ def run(
     """{gpu, architecture, ceilings, versions and absent: of peers, rows, left_out: cases without time}.
 
     versions: peer -> which module it is. absent: peer -> why it is not there. A row's peers: name -> Timing and
-    ours_to_peer; its refused: name -> why a peer that has the op did not do the case. report, save: called with each
-    row as it comes, and with all that there is by then. is_rehearsal: small ceilings, whose figures mean nothing.
+    ours_to_peer; its refused: name -> why a peer that has the op did not do the case; its cache_holds_inputs: whether
+    what is read may come from the L2 cache. report, save: called with each row as it comes, and with all that there is
+    by then. is_rehearsal: small ceilings, whose figures mean nothing.
     """
     end = time.monotonic() + seconds
     sizes = {"copy_bytes": 2**12, "size": 64} if is_rehearsal else {}
@@ -83,7 +84,8 @@ def _row(cuda: Cuda, case: Case, top: Ceilings) -> Row:
         return row | {"wrong": f"{type(error).__name__}: {error}"}
     if wrong is not None or timing is None:
         return row | {"wrong": wrong}
-    return row | {"wrong": None, "sets": len(sets)} | figures(case, timing, top)
+    is_held = len(sets) * case.bytes <= cuda.cache_bytes
+    return row | {"wrong": None, "sets": len(sets), "cache_holds_inputs": is_held} | figures(case, timing, top)
 
 
 def figures(case: Case, timing: Timing, top: Ceilings) -> Row:
@@ -106,7 +108,7 @@ def figures(case: Case, timing: Timing, top: Ceilings) -> Row:
 
 
 def input_sets(cuda: Cuda, case: Case) -> list[Inputs]:
-    """Inputs of their own for each launch of a graph: more than the L2 cache holds, as far as memory allows."""
+    """Inputs of their own for each launch of a graph: more than the L2 cache holds, as far as that goes."""
     wanted = min(max(2, -(-2 * cuda.cache_bytes // max(case.bytes, 1)) + 1), _MOST_SETS)
     enough = cuda.free_bytes() // 2
     sets: list[Inputs] = []
@@ -127,5 +129,5 @@ def _peer(cuda: Cuda, case: Case, name: str, cublas: Any, count: int) -> dict[st
             return None
         sets = input_sets(cuda, case)
         return asdict(Recording(cuda, [_call(run, given) for given in sets]).time())
-    calls = [peers.torch_call(name, case) for _ in range(min(count, _MOST_TORCH_SETS))]
+    calls = [peers.torch_call(name, case) for _ in range(count)]
     return None if None in calls else asdict(peers.torch_timing(*(c for c in calls if c is not None)))

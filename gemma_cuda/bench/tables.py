@@ -20,9 +20,13 @@ def timed_line(row: Row) -> str:
     spread = f"{row['median_us']:>10.2f} us ({row['low_us']:.2f} to {row['high_us']:.2f})"
     rate = f"{row['gbytes_per_s']:.0f} GB/s" if row["tflops"] is None else f"{row['tflops']:.1f} TFLOP/s"
     share = "" if row["share"] is None else f"  {row['share']:.0%} of the ceiling"
-    peers = "".join(f"  {name} ×{peer['ours_to_peer']:.2f}" for name, peer in row["peers"].items())
+    peers = "".join(
+        f"  {name} ×{peer['ours_to_peer']:.2f}{'' if peer['is_graph'] else ' (not a graph)'}"
+        for name, peer in row["peers"].items()
+    )
     refused = "".join(f"  {name} refused ({why})" for name, why in row["refused"].items())
-    return f"{what} {spread}  {rate}{share}{peers}{refused}"
+    held = "  (inputs in L2)" if row["cache_holds_inputs"] else ""
+    return f"{what} {spread}  {rate}{share}{held}{peers}{refused}"
 
 
 def ceilings_line(result: dict[str, Any]) -> str:

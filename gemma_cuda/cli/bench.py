@@ -19,10 +19,10 @@ def add_parser(commands: common.Commands) -> None:
         "bench",
         help="time kernels, or whole prefills, on a GPU beside other libraries",
         description="Time kernels at the sizes of published models: medians of CUDA graphs over rotating random inputs "
-        "that the L2 cache does not hold, with the share of what this GPU's copy and product reach in the same "
-        "process. An output that is wrong is marked and has no time. `bench prefill` times whole models to the first "
-        "token. --device emulator counts instead: memory traffic, matrix operations, bank conflicts, registers, blocks "
-        "of a multiprocessor; no times, but an estimate of attention's speed on an H100.",
+        "that the L2 cache does not hold (or the row says so), with the share of what this GPU's copy and product "
+        "reach in the same process. An output that is wrong is marked and has no time. `bench prefill` times whole "
+        "models to the first token. --device emulator counts instead: memory traffic, matrix operations, bank "
+        "conflicts, registers, blocks of a multiprocessor; no times, but an estimate of attention's speed on an H100.",
         allow_abbrev=False,
     )
     parser.add_argument("op", nargs="*", metavar="OP", help=f"{', '.join(_OPS)}, or prefill alone (default: all ops)")

@@ -17,7 +17,7 @@ __all__ = [
 
 DEVICES = ("auto", "cuda", "emulator", "numpy")
 _CUDA = re.compile(r"cuda(?::(\d+))?")
-_PACKAGES = {"cupy": "CuPy", "cuda.bindings": "cuda-bindings", "nvmath": "nvmath-python"}
+_PACKAGES = {"cupy": "CuPy", "cuda.bindings": "cuda-bindings"}
 
 
 class DeviceChoice(NamedTuple):

@@ -1,16 +1,31 @@
-"""Which cuBLASLt algorithm was fastest, kept on disk: one JSON file per GPU, cuBLASLt version and format."""
+"""Which cuBLASLt algorithm is taken, and why, on disk: one JSON file per GPU, cuBLASLt version and format."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import atomic_path
 
-FORMAT = 1
+FORMAT = 2
 ALGORITHM_BYTES = 64
 """Size of cublasLtMatmulAlgo_t, which one version of cuBLASLt restores from its bytes."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The algorithm of a product. chosen: why this one, in words. Microseconds of a launch, as they were measured: of
+    this one, of cuBLASLt's first guess, of the fastest; noise_us: the spread of these times."""
+
+    algorithm: bytes
+    chosen: str
+    chosen_us: float
+    first_us: float
+    fastest_us: float
+    noise_us: float
 
 
 class AlgorithmCache:
@@ -25,16 +40,20 @@ class AlgorithmCache:
         name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
         self.path = directory / f"{name}-cublaslt-{version}-v{FORMAT}.json"
         self._identity = {"format": FORMAT, "gpu": gpu, "cublaslt": version}
-        self._algorithms = self._read()
+        self._entries = self._read()
 
     def get(self, product: str) -> bytes | None:
         """The bytes of the algorithm for a product, None if there is none."""
-        return self._algorithms.get(product)
+        entry = self._entries.get(product)
+        return None if entry is None else entry.algorithm
 
-    def put(self, product: str, algorithm: bytes) -> None:
+    def put(self, product: str, entry: Entry) -> None:
         """Remembers an algorithm, on disk where that can be."""
-        self._algorithms = {**self._algorithms, **self._read(), product: algorithm}
-        texts = {product: algorithm.hex() for product, algorithm in sorted(self._algorithms.items())}
+        self._entries = {**self._entries, **self._read(), product: entry}
+        texts = {
+            product: asdict(entry) | {"algorithm": entry.algorithm.hex()}
+            for product, entry in sorted(self._entries.items())
+        }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.path) as temporary:
@@ -42,11 +61,15 @@ class AlgorithmCache:
         except OSError:
             return  # it is still remembered by this object
 
-    def _read(self) -> dict[str, bytes]:
+    def _read(self) -> dict[str, Entry]:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            algorithms = {str(product): bytes.fromhex(text) for product, text in content.pop("algorithms").items()}
+            entries = {str(product): _entry(value) for product, value in content.pop("algorithms").items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-        whole = all(len(algorithm) == ALGORITHM_BYTES for algorithm in algorithms.values())
-        return algorithms if whole and content == self._identity else {}
+        whole = all(len(entry.algorithm) == ALGORITHM_BYTES for entry in entries.values())
+        return entries if whole and content == self._identity else {}
+
+
+def _entry(value: dict[str, Any]) -> Entry:
+    return Entry(**(value | {"algorithm": bytes.fromhex(value["algorithm"])}))

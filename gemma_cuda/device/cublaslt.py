@@ -1,10 +1,9 @@
-"""Products with weights by NVIDIA's cuBLASLt, through the low-level bindings of nvmath-python."""
+"""Products with weights by NVIDIA's cuBLASLt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ import numpy as np
 
 from ..errors import LaunchError
 from ..files import cache_directory
-from .algorithm_cache import AlgorithmCache
+from .algorithm_cache import AlgorithmCache, Entry
 from .cublaslt_handles import Descriptors, Library
 from .cuda import Cuda
 from .gemm_product import Product, check_array, product_of
+from .graph_timing import captured, fastest
 from .launch_plan import Use
 from .protocol import Array
 
 _CANDIDATES = 8  # of cuBLASLt's guesses, the best of which come first
-_FEWEST_LAUNCHES, _MOST_LAUNCHES, _TIMINGS = 16, 128, 3
+_FEWEST_LAUNCHES, _MANY_LAUNCHES, _MOST_LAUNCHES = 4, 16, 128  # in a graph that is timed
+_ENOUGH_OPERATIONS = 1e12  # of the products in it: a millisecond or more of any GPU, so that fewer launches do
 _MOST_PLANS = 4096
 _FACTORS = np.array([1.0, 0.0], np.float32)  # alpha and beta of out = alpha · product + beta · out
 _ONE, _ZERO = (int(_FACTORS[i:].ctypes.data) for i in range(2))
@@ -74,13 +75,13 @@ class Gemms:
 
     cache: directory in which the results of `tune` are kept (None: the user's). All products share one workspace, so
     they belong on one stream, or on streams that wait for each other. close(), or the garbage collector, frees what
-    cuBLASLt holds. Raises DeviceError without nvmath-python or cuBLASLt.
+    cuBLASLt holds. version: of cuBLASLt; bindings: who calls it. Raises DeviceError without cuBLASLt.
     """
 
     def __init__(self, cuda: Cuda, *, cache: Path | None = None) -> None:
         self._cuda = cuda
         self._library = Library(cuda)
-        self.version = self._library.version
+        self.version, self.bindings = self._library.version, self._library.name
         directory = (cache_directory() if cache is None else cache) / "cublaslt"
         self._known = AlgorithmCache(directory, cuda.gpu_name, self.version)
         self._plans: dict[Product, GemmPlan] = {}
@@ -104,13 +105,14 @@ class Gemms:
     ) -> GemmPlan:  # fmt: skip
         """As plan, with the fastest of cuBLASLt's first guesses: measured now, or before on such a GPU.
 
-        Measuring takes memory for the arrays, the weight several times over, and waits for the GPU.
+        The first guess is kept unless another is faster by more than the noise of the measurement. Measuring takes
+        memory for the arrays, the weight several times over, and waits for the GPU.
         """
         product = product_of(m, n, k, dtype, out_dtype, ldx, ldo, alignment)
         plan = self._from_cache(product)
         if plan is None:
-            plan = self._fastest(self._guesses(product, _CANDIDATES))
-            self._known.put(str(product), plan.algorithm)
+            plan, entry = self._fastest(self._guesses(product, _CANDIDATES))
+            self._known.put(str(product), entry)
         return self._keep(plan)
 
     def run(self, plan: GemmPlan, out: Array, x: Array, weight: Array) -> None:
@@ -169,8 +171,8 @@ class Gemms:
             raise LaunchError(f"gemm {product}: cuBLASLt has no algorithm for it")
         return [GemmPlan(library, described, results["algo"][i : i + 1].copy()) for i in usable]
 
-    def _fastest(self, plans: list[GemmPlan]) -> GemmPlan:
-        """The plan that takes least time where weights come from memory, as those of a model do."""
+    def _fastest(self, plans: list[GemmPlan]) -> tuple[GemmPlan, Entry]:
+        """The plan that takes least time where weights come from memory, as a model's do, and what was measured."""
         cuda, product = self._cuda, plans[0].product
         element = np.dtype(product.dtype).itemsize
         step = -(-product.n * product.k * element // product.alignment) * product.alignment
@@ -178,20 +180,27 @@ class Gemms:
         weights = _noise(cuda, copies * step // element, product.dtype)
         x = _noise(cuda, product.m * product.ldx, product.dtype)
         out = cuda.empty((product.m * product.ldo,), product.out_dtype)
-
-        def launches(plan: GemmPlan) -> None:
-            for i in range(max(copies, _FEWEST_LAUNCHES)):
-                plan.launch(out.data.ptr, x.data.ptr, weights.data.ptr + i % copies * step, cuda.stream)
-
-        def time(plan: GemmPlan) -> float:
-            try:
-                launches(plan)  # the first may load code
-            except LaunchError:  # not every guess can be run
-                return inf
-            return min(cuda.elapsed(lambda: launches(plan)) for _ in range(_TIMINGS))
-
+        enough = int(_ENOUGH_OPERATIONS / (2.0 * product.m * product.n * product.k))
+        count = max(copies, min(max(enough, _FEWEST_LAUNCHES), _MANY_LAUNCHES))
+        usable, graphs, refusal = [], [], None
         with cuda.current():
-            return min(plans, key=time)
+            for plan in plans:
+                places = [weights.data.ptr + i % copies * step for i in range(count)]
+                try:
+                    graph = captured(cuda, [partial(plan.launch, out.data.ptr, x.data.ptr, place) for place in places])
+                except LaunchError as error:  # not every guess can be run
+                    refusal = refusal or error
+                    continue
+                usable.append(plan)
+                graphs.append(graph)
+            if refusal is not None and not usable:
+                raise refusal
+            choice = fastest(cuda, graphs)
+        of_launch = 1e3 / count
+        why = "it was the fastest" if choice.is_measured else "the first guess: no other was faster beyond the noise"
+        times = (choice.chosen_ms, choice.first_ms, choice.fastest_ms, choice.noise_ms)
+        plan = usable[choice.index]
+        return plan, Entry(plan.algorithm, why, *(of_launch * ms for ms in times))
 
 
 def _noise(cuda: Cuda, elements: int, dtype: str) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import DeviceError, LaunchError
+from .cublaslt_bindings import bindings
 from .cuda import Cuda
 from .gemm_product import Product
 
@@ -18,7 +19,7 @@ DATA_TYPES = {"bfloat16": 14, "float16": 2, "float32": 0}
 TRANSPOSED, COMPUTE_FLOAT32, REDUCE_IN_FLOAT32 = 1, 68, 2
 
 _WORKSPACE_BYTES, _WORKSPACE_BYTES_SM90 = 8 << 20, 32 << 20
-_REMEDY = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12), or nvmath-python and nvidia-cublas alone"
+_REMEDY = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12), or nvidia-cublas alone"
 
 
 class Closable(Protocol):
@@ -28,23 +29,18 @@ class Closable(Protocol):
 
 
 class Library:
-    """cuBLASLt on one GPU: its handle, and the workspace that all products share."""
+    """cuBLASLt on one GPU: its handle, and the workspace that all products share.
+
+    name: "nvmath-python", or the library that ctypes calls. Raises DeviceError where there is none that works.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
-        self.bindings = lt = _bindings()
+        self.bindings, self.name, self.handle, self.version = _started(cuda)
+        self._destroy = weakref.finalize(self, self.bindings.destroy, self.handle)
         self.workspace_bytes = _WORKSPACE_BYTES_SM90 if cuda.compute_capability >= (9, 0) else _WORKSPACE_BYTES
         self.workspace = cuda.empty((self.workspace_bytes,), np.uint8)
-        self.error: type[Exception] = lt.cuBLASLtError
+        self.error: type[Exception] = self.bindings.cuBLASLtError
         self.plans: weakref.WeakSet[Closable] = weakref.WeakSet()
-        try:
-            with cuda.current(), self.reporting(DeviceError, "cuBLASLt cannot be used"):
-                self.handle: int = lt.create()
-                self._destroy = weakref.finalize(self, lt.destroy, self.handle)
-                self.version: int = lt.get_version()
-        except RuntimeError as error:  # the library itself is looked for by the first call
-            if isinstance(error, DeviceError):
-                raise
-            raise DeviceError(f"products need cuBLASLt, which cannot be loaded ({error}): {_REMEDY}") from error
 
     def open(self) -> Any:
         """The bindings; raises LaunchError after close()."""
@@ -114,10 +110,13 @@ def _destroy_all(made: list[tuple[Callable[[int], None], int]]) -> None:
         destroy(handle)
 
 
-def _bindings() -> Any:
-    """The module nvmath.bindings.cublasLt."""
-    try:
-        from nvmath.bindings import cublasLt
-    except ImportError as error:
-        raise DeviceError(f"products on a GPU need nvmath-python ({error}): {_REMEDY}") from error
-    return cublasLt
+def _started(cuda: Cuda) -> tuple[Any, str, int, int]:
+    """(bindings, what they are, handle, version of the library) of the first that works on this GPU."""
+    reasons: list[str] = []
+    for name, lt in bindings(reasons):
+        try:
+            with cuda.current():
+                return lt, name, lt.create(), lt.get_version()
+        except (lt.cuBLASLtError, RuntimeError) as error:  # nvmath-python looks for the library at the first call
+            reasons.append(f"{name}: {error}")
+    raise DeviceError(f"cuBLASLt cannot be used ({'; '.join(reasons)}): {_REMEDY}")

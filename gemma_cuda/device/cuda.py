@@ -18,7 +18,7 @@ from . import sources
 from .arena import Arena
 from .arguments import Parameter, check_count, check_dimensions, check_pointer, pack_scalar
 from .compile import CompiledKernel, architecture_of, compile_kernel, compile_kernels
-from .launch_plan import CapturedPlan, LaunchPlan, PreparedLaunch, Use
+from .launch_plan import CapturedPlan, LaunchPlan, PreparedLaunch, Startable, Use
 from .protocol import Argument, Array
 from .recorder import Launch
 from .reporting import Reporting
@@ -257,21 +257,22 @@ class Cuda:
         """`with cuda.current():` makes this GPU the one that CUDA's libraries use."""
         return self._gpu
 
-    def elapsed(self, work: Callable[[], None]) -> float:
-        """Milliseconds that the GPU takes for what work() puts on the current stream, which is waited for."""
-        return self.timeline([work])[0]
+    def graph_times(self, plans: Sequence[CapturedPlan]) -> list[float]:
+        """Milliseconds that each of these plans takes, started one after another on the current stream; waits for them.
 
-    def timeline(self, works: Sequence[Callable[[], None]]) -> list[float]:
-        """Milliseconds from the start of what each puts on the current stream to the start of the next one's."""
+        The first one is started once before them, uncounted: while the GPU is at it the host gets ahead, and stays
+        ahead where a graph takes longer than its start. Then no time of the host lies between two events.
+        """
         import cupy
 
-        self._check_not_recording("timeline")
+        self._check_not_recording("graph_times")
         with self._gpu, self._reporting:
             stream = cupy.cuda.get_current_stream()
-            events = [cupy.cuda.Event() for _ in range(len(works) + 1)]
+            events = [cupy.cuda.Event() for _ in range(len(plans) + 1)]
+            plans[0].graph.launch()
             events[0].record(stream)
-            for work, event in zip(works, events[1:], strict=True):
-                work()
+            for plan, event in zip(plans, events[1:], strict=True):
+                plan.graph.launch()
                 event.record(stream)
             events[-1].synchronize()
             return [float(cupy.cuda.get_elapsed_time(*pair)) for pair in itertools.pairwise(events)]
@@ -358,7 +359,7 @@ class Cuda:
         if self._plan is not None:
             raise DeviceError(f"{what} while a plan is recorded: it would run now, and not when the plan does")
 
-    def start(self, plan: LaunchPlan) -> None:
+    def start(self, plan: Startable) -> None:
         """Starts a plan's launches on the current stream."""
         self._check_not_recording("start")
         with self._gpu:
@@ -367,7 +368,7 @@ class Cuda:
             if self.wait:
                 self.synchronize()
 
-    def capture(self, plan: LaunchPlan) -> CapturedPlan:
+    def capture(self, plan: Startable) -> CapturedPlan:
         """The plan as a CUDA graph, which `launch_graph` starts as a whole. It holds the plan.
 
         Run it once before: at their first launch libraries load what cannot be loaded during a capture.

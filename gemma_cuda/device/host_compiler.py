@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeviceError, LaunchError
-from . import dialect, sources
+from . import dialect, precompiled, sources
 from .sources import KernelSource
 
 _FLAGS = (
@@ -47,6 +47,7 @@ _CHECKED_FLAGS = (
 _FAST_FLAGS = ("-fstack-clash-protection",)
 # The default libraries of -fsanitize=thread include libtsan; the runtime takes its place.
 _LIBRARIES = ("-nodefaultlibs", "-lm", "-lgcc", "-lc")
+_PRELUDE = "#include <platform.cuh>\n"  # every header of the seam does so itself
 _TIMEOUT_S = 300
 _PROBED_BYTES = 32
 
@@ -108,25 +109,18 @@ class HostCompiler:
         self._cache.mkdir(parents=True, exist_ok=True)
         if is_cuda:
             dialect.check(kernel)
-        text = dialect.prelude(kernel, self._seam) if is_cuda else ""
-        text += f'#include "{kernel.path.resolve()}"\n#include <entry.h>\n'
+        prelude = dialect.prelude(kernel, self._seam) if is_cuda else ""
+        text = f'{prelude}#include "{kernel.path.resolve()}"\n#include <entry.h>\n'
         text += f"using namespace {kernel.scope};\n" if kernel.scope else ""
         text += f"EMULATOR_KERNEL({sources.expression(instance, kernel)})\n"
         descriptor, partial = tempfile.mkstemp(suffix=".so", prefix=f".{kernel.path.stem}-", dir=self._cache)
         os.close(descriptor)
-        command = [
-            *compiler(),
-            *flags,
-            *((f"-I{self._seam / 'cuda'}",) if is_cuda else ()),
-            f"-I{self._seam}",
-            f"-I{sources.kernel_directory()}",
-            "-x",
-            "c++",
-            "-",
-            "-o",
-            partial,
-        ]
-        command += ["-x", "none", str(self._runtime), *_LIBRARIES]
+        directories = [self._seam / "cuda"] if is_cuda else []
+        directories += [self._seam, sources.kernel_directory()]
+        command = [*compiler(), *flags, *(f"-I{directory}" for directory in directories)]
+        headers = [*sources.headers(self._seam), *(sources.cuda_headers(self._seam) if is_cuda else ())]
+        command += precompiled.options(prelude or _PRELUDE, headers, command, compiler_version(), self._cache)
+        command += ["-x", "c++", "-", "-o", partial, "-x", "none", str(self._runtime), *_LIBRARIES]
         try:
             done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
             if done.returncode != 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import LaunchError
 from .arena import Arena
@@ -114,8 +114,15 @@ class LaunchPlan:
         self._held[id(memory)] = memory
 
 
+class Startable(Protocol):
+    """What is started as a whole: a LaunchPlan, or steps over memory that somebody else keeps."""
+
+    def start(self, stream: int) -> None:
+        """Starts all launches on a stream, one after another."""
+
+
 class CapturedPlan(NamedTuple):
     """A plan as a CUDA graph, which by itself holds no memory."""
 
     graph: Any
-    plan: LaunchPlan
+    plan: Startable

@@ -20,9 +20,12 @@ _FEW_ROWS = 64
 
 
 class Gemm(Protocol):
-    """Who multiplies with weights, each element of which takes `bytes_each` once it is placed."""
+    """Who multiplies with weights, each element of which takes `bytes_each` once it is placed; name: for reports."""
 
     bytes_each: int
+
+    @property
+    def name(self) -> str: ...
 
     def place(self, weight: NDArray[np.float32]) -> Array:
         """The weight [N, K], bfloat16 values in float32 on the host, as `product` takes it."""
@@ -37,7 +40,7 @@ class Gemm(Protocol):
 class BlasGemm:
     """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
 
-    bytes_each = 4
+    bytes_each, name = 4, "NumPy's BLAS"
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -55,7 +58,7 @@ class BlasGemm:
 class KernelGemm:
     """Products by kernels/linear.cu, on any device."""
 
-    bytes_each = 2
+    bytes_each, name = 2, "kernels/linear.cu"
 
     def __init__(self, device: Device) -> None:
         self.device, self.counters = device, split_counters(device)
@@ -73,7 +76,7 @@ class KernelGemm:
 class ShapeGemm:
     """Products of which only the shapes are known: for a Recorder. shapes: (M, N, K, dtype of the product) of each."""
 
-    bytes_each = 2
+    bytes_each, name = 2, "nobody"
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -99,6 +102,7 @@ class LibraryGemm:
         from ..device.cublaslt import Gemms
 
         self.device, self.gemms = device, Gemms(device)
+        self.name = f"cuBLASLt {self.gemms.version} by {self.gemms.bindings}"
 
     def place(self, weight: NDArray[np.float32]) -> Array:
         return self.device.from_host(weight.astype(_BF16))
@@ -125,6 +129,7 @@ class MixedGemm:
 
     def __init__(self, few: KernelGemm, many: LibraryGemm | ShapeGemm) -> None:
         self.few, self.many = few, many
+        self.name = f"{few.name} for up to {_FEW_ROWS} rows, else {many.name}"
 
     def place(self, weight: NDArray[np.float32]) -> Array:
         return self.few.place(weight)

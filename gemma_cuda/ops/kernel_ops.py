@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..config import GemmaConfig, RopeConfig
 from ..device.protocol import Array, Device
-from ..errors import InputError, OutOfMemoryError
+from ..errors import DeviceError, InputError, OutOfMemoryError
 from ..reference.precision import BFLOAT16
 from ..rope import Rope, cos_sin
 from .attention import attend
@@ -163,7 +164,8 @@ def kernel_ops(device: Device, gemm: str) -> KernelOps:
     """KernelOps on a device.
 
     gemm: "library" (cuBLASLt, BLAS on the emulator), "kernel" (kernels/linear.cu), or "auto": the library, on CUDA for
-    products of more than 64 rows. Raises InputError for another, DeviceError where the library is not installed.
+    products of more than 64 rows, and for none, with a RuntimeWarning, where there is no cuBLASLt. Raises InputError
+    for another, DeviceError for "library" where there is none.
     """
     if gemm not in GEMMS:
         raise InputError(f"gemm is {gemm!r}, expected one of {', '.join(GEMMS)}")
@@ -174,8 +176,19 @@ def kernel_ops(device: Device, gemm: str) -> KernelOps:
     from ..device.cuda import Cuda
 
     assert isinstance(device, Cuda)
-    library = LibraryGemm(device)
-    return KernelOps(device, library if gemm == "library" else MixedGemm(KernelGemm(device), library))
+    if gemm == "library":
+        return KernelOps(device, LibraryGemm(device))
+    by_kernel = KernelGemm(device)
+    try:
+        return KernelOps(device, MixedGemm(by_kernel, LibraryGemm(device)))
+    except DeviceError as error:
+        warnings.warn(
+            f"kernels/linear.cu does all products, those of long prompts, too, which are cuBLASLt's else: {error}. "
+            "gemm='kernel' asks for it without this warning",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return KernelOps(device, by_kernel)
 
 
 def missing_kernels(config: GemmaConfig) -> str | None:
