@@ -58,11 +58,6 @@ SEMANTIC: dict[str, list[Mistake]] = {
             ("a row too many is stored", "if (row >= rows) break;", "if (row > rows) break;"),
             ("a row too many has a sum", "r >= done.rows) continue;", "r > done.rows) continue;"),
             ("rows past the last are described", "min(r, work.rows - 1)", "r"),
-            (
-                "a part sees keys of the next",
-                "min(key_end[work.first_token + row.query], work.key_end)",
-                "key_end[work.first_token + row.query]",
-            ),
             ("lse without the scale", "softmax.max[m][half] * logit.exponent + log2f", "softmax.max[m][half] + log2f"),
             ("a row without keys is divided by its sum", "sum == 0.0f ? 0.0f : 1.0f / sum", "1.0f / sum"),
             ("the parts of the first tile of rows, always", "field[3] * part_stride", "0 * part_stride"),
@@ -73,7 +68,7 @@ SEMANTIC: dict[str, list[Mistake]] = {
                 "for (int i = 0; i < field[4]; ++i) {",
                 "for (int i = 1; i < field[4]; ++i) {",
             ),
-            ("no lse of merged rows but the first lane's head", "(field[1] + r) % heads", "r % heads"),
+            ("a merged row's head counted from its tile", "(field[1] + r) % heads", "r % heads"),
         ),
         *_of(
             "common/softmax.cuh",
