@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gemma_cuda.device import sources
 from gemma_cuda.device.emulator import Emulator, Schedule, missing
 from gemma_cuda.errors import DeviceError, KernelError, LaunchError
 
@@ -502,6 +504,21 @@ def test_an_edited_kernel_runs_at_the_next_call(tmp_path: Path) -> None:
         device.launch("constant", (1,), (1,), 0, [out])
         assert out[0] == value
     assert len(list((tmp_path / "cache" / "emulator").glob("constant-*.so"))) == 2
+
+
+def test_checkouts_share_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report names the kernel's lines, whichever checkout has compiled it."""
+    copy = tmp_path / "checkout" / "bindings" / "emulator"
+    shutil.copytree(sources.emulator_directory(), copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "emulator_directory", lambda: copy)
+        other = emulator(cache=tmp_path, checked=False)
+        path = other._compiler.library("divergent_helper", checked=False)
+    device = emulator(cache=tmp_path, checked=False)
+    assert device._compiler.library("divergent_helper", checked=False) == path
+    with pytest.raises(KernelError) as info:
+        device.launch("divergent_helper", (1,), (32,), 0, [floats(32)])
+    assert bug_lines("divergent_helper")[0] in str(info.value) and "platform.cuh" not in str(info.value)
 
 
 def test_processes_share_one_cache(tmp_path: Path) -> None:

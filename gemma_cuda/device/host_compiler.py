@@ -48,6 +48,8 @@ _FAST_FLAGS = ("-fstack-clash-protection",)
 # The default libraries of -fsanitize=thread include libtsan; the runtime takes its place.
 _LIBRARIES = ("-nodefaultlibs", "-lm", "-lgcc", "-lc")
 _PRELUDE = "#include <platform.cuh>\n"  # every header of the seam does so itself
+# What debug information calls the seam's directory: another checkout may have compiled a library of the cache.
+_SEAM_IN_DEBUG = "/emulator"
 _TIMEOUT_S = 300
 _PROBED_BYTES = 32
 
@@ -95,7 +97,7 @@ class HostCompiler:
         flags = (*_FLAGS, *(_CHECKED_FLAGS if checked else _FAST_FLAGS), *_architecture_flags())
         if is_cuda:
             flags += (*dialect.FLAGS, *(dialect.CHECKED_FLAGS if checked else ()))
-        name = sources.digest(files, instance, compiler_version(), *flags, *_LIBRARIES)
+        name = sources.digest(files, instance, compiler_version(), *flags, *_LIBRARIES, _SEAM_IN_DEBUG)
         path = self._cache / f"{kernel.name}-{name}{'-checked' if checked else ''}.so"
         if not path.exists():
             self._compile(kernel, instance, flags, path, is_cuda=is_cuda)
@@ -117,7 +119,8 @@ class HostCompiler:
         os.close(descriptor)
         directories = [self._seam / "cuda"] if is_cuda else []
         directories += [self._seam, sources.kernel_directory()]
-        command = [*compiler(), *flags, *(f"-I{directory}" for directory in directories)]
+        prefix_map = f"-fdebug-prefix-map={self._seam}={_SEAM_IN_DEBUG}"
+        command = [*compiler(), *flags, prefix_map, *(f"-I{directory}" for directory in directories)]
         headers = [*sources.headers(self._seam), *(sources.cuda_headers(self._seam) if is_cuda else ())]
         command += precompiled.options(prelude or _PRELUDE, headers, command, compiler_version(), self._cache)
         command += ["-x", "c++", "-", "-o", partial, "-x", "none", str(self._runtime), *_LIBRARIES]
@@ -189,7 +192,7 @@ def frames(library: Path, place: int) -> list[Frame]:
 def _frame(line: str) -> Frame | None:
     path, _, number = line.split(" ")[0].rpartition(":")
     is_kernel = path.endswith((".cu", ".cuh", ".h", ".hpp", ".inc")) and not path.startswith(
-        (str(sources.emulator_directory()), "/usr/")
+        (f"{_SEAM_IN_DEBUG}/", "/usr/")
     )
     return Frame(path, int(number)) if is_kernel and number.isdigit() else None
 
