@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.compulsory import Compulsory
-from gemma_cuda.device import emulator
+from gemma_cuda.device import emulator_memory
 from gemma_cuda.device.counters import Counters
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.emulator import Approximation, Emulator, MmaRounding, Schedule
@@ -101,7 +101,7 @@ def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> 
 
 def poisoned(*shape: int, dtype: str) -> Array:
     """Memory that a kernel may write, and that nothing may read before."""
-    return emulator.poisoned(shape, DTYPES[dtype])
+    return emulator_memory.poisoned(shape, DTYPES[dtype])
 
 
 def bounds(dtype: str, reference: Callable[[Precision], Any]) -> tuple[Any, Any]:

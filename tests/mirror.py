@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_cuda.device import emulator
+from gemma_cuda.device import emulator_memory
 from gemma_cuda.device.cuda import Cuda
 from gemma_cuda.device.protocol import Argument
 
@@ -33,7 +33,7 @@ class MirroredGpu:
         self.shared_bytes = min(shared_bytes or self._cuda.shared_bytes, self._cuda.shared_bytes)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        return emulator.poisoned(shape, dtype)
+        return emulator_memory.poisoned(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         return self.from_host(np.zeros(shape, dtype))
@@ -48,7 +48,7 @@ class MirroredGpu:
         return self._cuda.free_bytes()
 
     def from_host(self, array: Array) -> Array:
-        copy = emulator.aligned(array.shape, array.dtype)
+        copy = emulator_memory.aligned(array.shape, array.dtype)
         copy[...] = array
         return copy
 

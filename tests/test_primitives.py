@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device.counters import Counters
-from gemma_cuda.device.emulator import POISON, Approximation, Emulator
+from gemma_cuda.device.emulator import Approximation, Emulator
+from gemma_cuda.device.emulator_memory import POISON
 from gemma_cuda.device.recorder import Launch
 from gemma_cuda.errors import LaunchError
 from tests import golden

@@ -126,7 +126,7 @@ void BlockOrder::publish(AtomicVariable& variable, Scope scope, bool is_release,
     if (what.epoch == 0) return;
     const auto* mine = variable.of_block(block_);
     if (mine != nullptr && mine->back()->scope == whom && mine->back()->past == what &&
-        mine->back()->acquired.size() == acquired.size())
+        mine->back()->acquired == acquired)
       return;
     variable.append({block_, whom, 0, what, acquired});
   };

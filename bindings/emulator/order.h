@@ -66,6 +66,7 @@ struct Seen {
   std::uint32_t block;
   Scope scope;
   bool admits(const Publication& publication) const;
+  bool operator==(const Seen& other) const = default;
 };
 
 // What an atomic operation by a thread of `block` released: its own block's past, and what was acquired from others.

@@ -6,11 +6,10 @@ import importlib
 import math
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,14 +17,15 @@ from ..errors import DeviceError, LaunchError
 from ..files import cache_directory
 from ..memory import available_memory
 from . import host_compiler, sources
-from .arguments import Parameter, check_count, check_dimensions, check_pointer, names_of, pack_scalar
+from .arguments import Parameter, check_count, check_dimensions, names_of
 from .counters import Counters
+from .emulator_memory import Written, aligned, bind, byte_count, pattern_of, poisoned
 from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
 from .kernel_variables import KernelVariables
 from .protocol import Argument, Array, Dim
 from .recorder import Launch
-from .stream_memory import Streams, bounds_of, ranges_of, rows_of
+from .stream_memory import Streams, ranges_of, rows_of
 
 Schedule = Literal["forward", "reverse", "random"]
 Approximation = Literal["exact", "up", "down"]
@@ -36,18 +36,13 @@ ChooseBlocks = Callable[[str, Dim], Iterable[Dim]]
 
 MAX_SHARED_BYTES = 227 * 1024  # of a block on sm_90
 _MAX_STATIC_SHARED_BYTES = 48 * 1024  # of a kernel's __shared__ variables
-POISON = 0x7FA5
-"""Both halves of unwritten memory's words: a NaN in bfloat16, float16 and float32 that no arithmetic yields."""
-
 # Worst errors that the PTX ISA documents: units in the last place of ex2.approx.ftz.f32 beyond the correctly rounded
 # result, and relative errors of tanh.approx.f32, rsqrt.approx.ftz.f32 and rcp.approx.ftz.f32.
 _EXP2_ULPS, _TANH_ERROR, _RSQRT_ERROR, _RECIPROCAL_ERROR = 2, 2.0**-11, 2.0**-22.9, 2.0**-23
 _SIGNS: dict[str, int] = {"exact": 0, "up": 1, "down": -1}
-_ALIGNMENT = 256
 _MMA_ROUNDINGS = {"fast": 0, "ampere": 1, "hopper": 2}
 _SPARSE_BYTES = 1 << 30  # what is larger takes room only where it is written
 _SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
-_POISON_DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Emulator:
@@ -109,14 +104,13 @@ class Emulator:
         """
         if byte_count(shape, dtype) < _SPARSE_BYTES:
             return poisoned(shape, dtype)
-        array = self._sparse(shape, dtype, POISON if np.dtype(dtype).itemsize % 2 == 0 else (POISON >> 8) * 0x101)
-        return _Written.kept(array)
+        return Written.kept(self._sparse(shape, dtype, pattern_of(dtype)))
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         """Array of zeros. From 1 GiB on it takes room only where it is written."""
+        self.drain()
         if byte_count(shape, dtype) >= _SPARSE_BYTES:
             return self._sparse(shape, dtype, 0)
-        self.drain()
         array = aligned(shape, dtype)
         array.view(np.uint8)[...] = 0
         return array
@@ -179,7 +173,7 @@ class Emulator:
         ]
         check_count(instance, parameters, args)
         self._check_shared(instance, library.shared_bytes, shared_bytes)
-        packed, buffers = _bind(self._runtime, instance, parameters, args)
+        packed, buffers = bind(self._runtime, instance, parameters, args)
         if self.checked:
             self._streams.watch(args)
         with self._variables.of(library, kernel.path) as variables:
@@ -317,113 +311,3 @@ def _load(runtime: ModuleType, path: Path) -> Any:
         except RuntimeError as error:
             raise DeviceError(f"a compiled kernel cannot be loaded: {error}") from error
     return _libraries[path]
-
-
-def poisoned(shape: Sequence[int], dtype: Any) -> Array:
-    """Array of the given shape that holds poison, NaN in every float type."""
-    array = aligned(shape, dtype)
-    data = array.reshape(-1).view(np.uint8)
-    if array.dtype.itemsize % 2 == 0:
-        data.view(np.uint16)[:] = POISON
-    else:
-        data[:] = POISON >> 8
-    return _Written.kept(array)
-
-
-class _Written:
-    """Which bytes of a poisoned array kernels have written: a number may equal the poison, where a float cannot."""
-
-    _kept: ClassVar[dict[int, _Written]] = {}
-
-    def __init__(self, array: Array) -> None:
-        self.begin = array.ctypes.data
-        self.end = self.begin + array.nbytes
-        self.bits = np.zeros(-(-array.nbytes // 64), np.uint64)
-
-    @classmethod
-    def kept(cls, array: Array) -> Array:
-        """The array, of which what is written is remembered, if that is needed, for as long as its memory is in use."""
-        if array.size and array.dtype.name not in _POISON_DTYPES:
-            written = cls(array)
-            cls._kept[written.begin] = written
-            weakref.finalize(array.base, cls._kept.pop, written.begin, None)
-        return array
-
-    @classmethod
-    def of(cls, begin: int, end: int) -> _Written | None:
-        """That of the array which [begin, end) is part of."""
-        return next((w for w in tuple(cls._kept.values()) if w.begin <= begin and end <= w.end), None)
-
-
-def byte_count(shape: Sequence[int], dtype: Any) -> int:
-    """What an array of the given shape takes."""
-    return math.prod(int(size) for size in shape) * int(np.dtype(dtype).itemsize)
-
-
-def aligned(shape: Sequence[int], dtype: Any) -> Array:
-    """Array of the given shape at a multiple of 256 bytes, as cudaMalloc gives: counts do not depend on luck."""
-    size = byte_count(shape, dtype)
-    room = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
-
-
-def _bind(
-    runtime: ModuleType, instance: str, parameters: Sequence[Parameter], args: Sequence[Argument]
-) -> tuple[list[bytes], list[Any]]:
-    """The bytes of each argument, and the memory that the pointers among them open to the kernel."""
-    packed, regions = [], []
-    for position, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
-        if isinstance(value, np.ndarray):
-            check_pointer(instance, position, parameter, value.dtype, read_only=not value.flags.writeable)
-            begin, end = bounds_of(value)
-            packed.append(value.ctypes.data.to_bytes(8, "little"))
-            has_poison = value.dtype.name in _POISON_DTYPES
-            if end > begin:
-                regions.append((begin, end, position, not parameter.is_const, has_poison, value.dtype.itemsize))
-        elif parameter.kind == "pointer":
-            if value is not None:
-                given = f"argument {position} ({parameter.name}) is {type(value).__name__}"
-                raise LaunchError(f"{instance}: {given}, the kernel wants an array of {parameter.type}")
-            packed.append(bytes(8))
-        else:
-            packed.append(pack_scalar(instance, position, parameter, value))
-    return packed, [_buffer(runtime, *region) for region in _merge(regions)]
-
-
-def _buffer(
-    runtime: ModuleType, begin: int, end: int, argument: int, writable: bool, has_poison: bool, element_bytes: int
-) -> Any:
-    written = _Written.of(begin, end)
-    return runtime.Buffer(
-        begin=begin,
-        end=end,
-        argument=argument,
-        writable=writable,
-        has_poison=has_poison or written is not None,
-        element_bytes=element_bytes,
-        written=0 if written is None else written.bits.ctypes.data,
-        written_from=0 if written is None else written.begin,
-    )
-
-
-_Region = tuple[int, int, int, bool, bool, int]
-
-
-def _merge(regions: list[_Region]) -> list[_Region]:
-    """Regions that overlap, as views of one array do, become one; it may be written if one of them may."""
-    merged: list[_Region] = []
-    for region in sorted(regions):
-        if merged and region[0] < merged[-1][1]:
-            begin, end, argument, writable, has_poison, size = merged[-1]
-            merged[-1] = (
-                begin,
-                max(end, region[1]),
-                argument,
-                writable or region[3],
-                has_poison and region[4] and size == region[5],  # else one's numbers look like the other's poison
-                min(size, region[5]),
-            )
-        else:
-            merged.append(region)
-    return merged
