@@ -506,10 +506,14 @@ def test_an_edited_kernel_runs_at_the_next_call(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache" / "emulator").glob("constant-*.so"))) == 2
 
 
-def test_checkouts_share_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("checkout", ["a", "z"])  # names before and after that of kernels/
+def test_checkouts_share_one_cache(checkout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report names the kernel's lines, whichever checkout has compiled it."""
-    copy = tmp_path / "checkout" / "bindings" / "emulator"
+    copy = tmp_path / checkout / "bindings" / "emulator"
     shutil.copytree(sources.emulator_directory(), copy)
+    kernels = tmp_path / "kernels"
+    kernels.symlink_to(sources.kernel_directory())
+    monkeypatch.setattr(sources, "kernel_directory", lambda: kernels)
     with monkeypatch.context() as patch:
         patch.setattr(sources, "emulator_directory", lambda: copy)
         other = emulator(cache=tmp_path, checked=False)

@@ -58,9 +58,13 @@ def emulator_directory() -> Path:
 
 
 def headers(seam: Path) -> list[Path]:
-    """Every header that a kernel may include, sorted: those of kernels/common and of one half of the seam."""
+    """Every header that a kernel may include: those of kernels/common, then those of one half of the seam, each sorted.
+
+    The order is the same wherever the two directories are: it is part of the digest.
+    """
     entry = (seam / name for name in ("abi.h", "entry.h"))
-    return sorted([*kernel_directory().glob("common/*.cuh"), *seam.glob("*.cuh"), *filter(Path.exists, entry)])
+    common = sorted(kernel_directory().glob("common/*.cuh"))
+    return [*common, *sorted([*seam.glob("*.cuh"), *filter(Path.exists, entry)])]
 
 
 @functools.cache
