@@ -14,12 +14,13 @@ OLDEST_NVRTC := $(VENV)/nvrtc-13.0
 BUILD_FILES := pyproject.toml CMakeLists.txt $(wildcard bindings/*.cc bindings/*.h bindings/emulator/*)
 DEMO_PROMPT := examples/fibonacci.txt
 
-.PHONY: help demo test test-slow lint format bench bench-host doctor clean distclean
+.PHONY: help demo test test-slow fuzz lint format bench bench-host doctor clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       install, fetch the demo weights (Gemma terms apply) and run the main job on them'
 	@echo 'make test       install what the tests need and run them; make test-slow runs those of more than a minute'
+	@echo 'make fuzz       hostile files and arguments, 20 times as many as make test draws (TIMES=20, SEED=...)'
 	@echo 'make lint       ruff, mypy, clang-format'
 	@echo 'make format     rewrite the sources as make lint wants them'
 	@echo 'make bench      count what kernels cost and write docs/; make bench-host times NumPy, loaders and the host'
@@ -44,6 +45,10 @@ test-slow: $(VENV)/.dev $(VENV)/.nvrtc
 	  $(PYTEST) --mma $$mma -m "not slow" tests/test_attention.py tests/test_attention_edges.py tests/test_linear.py || exit 1; \
 	done
 	GEMMA_CUDA_NVRTC=$(OLDEST_NVRTC)/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/test_compile.py
+
+# Other files and arguments at each call, or those of SEED=1 again.
+fuzz: $(VENV)/.dev
+	$(PYTEST) tests/fuzz --fuzz $(or $(TIMES),20) $(if $(SEED),--hypothesis-seed $(SEED)) $(IN_PARALLEL)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -52,12 +52,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--mma", choices=["fast", "ampere", "hopper"], help="how the emulator's mma rounds in every test")
     parser.addoption("--golden", type=Path, help="with --gpu: add what the primitives' kernels gave to this file")
+    parser.addoption("--fuzz", type=int, default=1, help="draw so many times as many examples in tests/fuzz")
     parser.addoption("--no-pool", action="store_true", help="with --gpu: CuPy asks the driver for each array")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from tests import emulated, golden
+    from tests import emulated, fuzz, golden
 
+    fuzz.draw_times(config.getoption("--fuzz"))
     rounding = config.getoption("--mma")
     if rounding is not None:
         emulated.use_mma(rounding)
