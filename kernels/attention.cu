@@ -30,8 +30,6 @@
 #include "common/tile.cuh"
 #include "common/vec.cuh"
 
-constexpr float kLn2 = 0.69314718055994531f, kLog2E = 1.4426950408889634f;
-
 struct Strides {  // in elements
   int64_t batch, token, head;
 };
@@ -273,7 +271,7 @@ __device__ __forceinline__ void store_output(T* o, T* q_tile, const float (&out)
 
 template <class T, int D, int kBlockQ, int kBlockK, int kPairs, class Logit>
 __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2)
-    attention(T* o, float* lse, float* partial_o, float* partial_lse, const T* q, const T* k, const T* v,
+    attention(T* o, float* lse, float* partial_o, float* partial_softmax, const T* q, const T* k, const T* v,
               const typename Logit::Element* bias, const int* key_begin, const int* key_end, const int* table,
               Problem problem, Logit logit) {
   grid_dependency_wait();
@@ -333,12 +331,12 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
       inverse[m][half] = sum == 0.0f ? 0.0f : 1.0f / sum;
       const int r = first + 16 * m + lane / 4 + 8 * half;
       if (lane % 4 != 0 || r >= done.rows) continue;
-      const float row_lse = (softmax.max[m][half] * logit.exponent + log2f(sum)) * kLn2;
       const int64_t token = done.first_token + row_tile[r].query, head = kv_head * heads + row_tile[r].head;
       if (done.partial >= 0)
-        partial_lse[(done.partial * problem.kv_heads + kv_head) * kBlockQ + r] = row_lse;
+        Vec<float, 2>{softmax.max[m][half], sum}.store(
+            partial_softmax + 2 * ((static_cast<int64_t>(done.partial) * problem.kv_heads + kv_head) * kBlockQ + r));
       else if (lse != nullptr)
-        lse[token * (problem.kv_heads * heads) + head] = row_lse;
+        lse[token * (problem.kv_heads * heads) + head] = log_sum_exp(softmax.max[m][half], sum, logit.exponent);
     }
   }
   rescale(out, inverse);
@@ -363,13 +361,15 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
 }
 
 // attention_merge: o and lse of the rows whose keys several blocks shared, from their partial results in order.
-//   shapes    table [tiles, 5]: first_token, first_row, rows, first partial, partials
+//   shapes    partial_o [partials, KH, kBlockQ, D], partial_softmax [partials, KH, kBlockQ, 2]: max and sum of a row;
+//             table [tiles, 5]: first_token, first_row, rows, first partial, partials
 //   template  D; kBlockQ as of attention
 //   launch    grid (KH, tiles), block a multiple of 32; a warp does a row at a time
-//   numerics  o = sum of exp(lse_i - max lse) · o_i over the sum of these weights, in fp32, rounded once
+//   numerics  o = sum of weight_i · o_i over the sum of weight_i = sum_i · exp2(exponent · (max_i - max)), in fp32,
+//             rounded once
 template <class T, int D, int kBlockQ>
-__global__ void attention_merge(T* o, float* lse, const float* partial_o, const float* partial_lse, const int* table,
-                                Problem problem) {
+__global__ void attention_merge(T* o, float* lse, const float* partial_o, const float* partial_softmax,
+                                const int* table, Problem problem, float exponent) {
   grid_dependency_wait();
   grid_dependency_release();
   constexpr int kVec = D < 128 ? 2 : 4, kVecs = D / 32 / kVec;  // of a lane
@@ -379,11 +379,12 @@ __global__ void attention_merge(T* o, float* lse, const float* partial_o, const 
   for (int r = threadIdx.x / 32; r < field[2]; r += blockDim.x / 32) {
     const int64_t first_part = field[3] * part_stride + kv_head * kBlockQ + r;
     float top = -kInf, weights = 0.0f, sum[kVecs][kVec] = {};
-    for (int i = 0; i < field[4]; ++i) top = fmaxf(top, partial_lse[first_part + i * part_stride]);
+    for (int i = 0; i < field[4]; ++i) top = fmaxf(top, partial_softmax[2 * (first_part + i * part_stride)]);
     for (int i = 0; i < field[4]; ++i) {
       const int64_t part = first_part + i * part_stride;
-      if (partial_lse[part] == -kInf) continue;  // saw no key; and if no part did, the row is 0
-      const float weight = exp2_approx((partial_lse[part] - top) * kLog2E);
+      const auto [part_max, part_sum] = Vec<float, 2>::load(partial_softmax + 2 * part).element;
+      if (part_max == -kInf) continue;  // saw no key; and if no part did, the row is 0
+      const float weight = exp2_approx((part_max - top) * exponent) * part_sum;
       weights += weight;
 #pragma unroll
       for (int j = 0; j < kVecs; ++j) {
@@ -401,6 +402,7 @@ __global__ void attention_merge(T* o, float* lse, const float* partial_o, const 
       for (int c = 0; c < kVec; ++c) values.element[c] = from_float<T>(sum[j][c] * inverse);
       values.store(o + token * problem.o.token + head * problem.o.head + (32 * j + lane) * kVec);
     }
-    if (lse != nullptr && lane == 0) lse[token * (problem.kv_heads * heads) + head] = top + log2f(weights) * kLn2;
+    if (lse != nullptr && lane == 0)
+      lse[token * (problem.kv_heads * heads) + head] = log_sum_exp(top, weights, exponent);
   }
 }

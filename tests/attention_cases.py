@@ -126,11 +126,11 @@ class Problem:
         alone = replace(self, q=self.q[rows], k=self.k[cache], v=self.v[cache], bias=None, masks=masks)
         return rows, alone
 
-    def reference(self, precision: Precision) -> Array:
+    def reference(self, precision: Precision, *, lse: Array | None = None) -> Array:
         """What the reference makes of it."""
         q, k, v = (array.astype(precision.compute) for array in (self.q, self.k, self.v))
         bias = None if self.bias is None else self.bias.astype(precision.compute)
-        arguments = dict(scale=self.scale, softcap=self.softcap, bias=bias, precision=precision, **self.masks)
+        arguments = dict(scale=self.scale, softcap=self.softcap, bias=bias, precision=precision, lse=lse, **self.masks)
         return reference(q, k, v, **arguments)
 
     def assert_right(self, o: Array, what: str) -> None:

@@ -56,7 +56,7 @@ REPLACEMENTS: dict[str, tuple[str, ...]] = {
 # Each header with the kernel that uses all of it.
 HEADERS = {"attention": ("logit", "softmax", "tile"), "geglu": ("gelu", "vec"), "rms_norm": ("reduce",)}
 # Test files of a kernel where it has several.
-TESTS = {"attention": ("attention_edges", "attention")}
+TESTS = {"attention": ("attention_edges", "attention_extremes", "attention")}
 # A test that hangs costs CPU time, however busy the machine is.
 SPARE_CPU_S = 30
 WAIT_S = 3600

@@ -77,12 +77,12 @@ def attend(
     o = device.empty(q.shape, q.dtype) if out is None else out
     if len(q) == 0:
         return o
-    partial_o = partial_lse = None
+    partial_o = partial_softmax = None
     if plan.partials:
         rows = _partial_rows(plan, kv_heads)
-        partial_o, partial_lse = device.empty((rows, head_dim), np.float32), device.empty((rows,), np.float32)
+        partial_o, partial_softmax = device.empty((rows, head_dim), np.float32), device.empty((rows, 2), np.float32)
     scalar = cpp_type("attention", "q", q)
-    policy, factors = _logit_policy(scale, softcap, bias)
+    policy, exponent, factors = _logit_policy(scale, softcap, bias)
     bias_strides = (0, 0, 0) if bias is None else _strides(bias, (0, 1, 2))
     key_axes = (1, 1, 2) if plan.packed_keys else (0, 1, 2)
     problem = struct.pack(
@@ -97,7 +97,7 @@ def attend(
             (kv_heads, len(table)),
             (tiling.threads(head_dim),),
             tiling.shared_bytes(head_dim),
-            [o, lse, partial_o, partial_lse, *inputs, table, problem, factors],
+            [o, lse, partial_o, partial_softmax, *inputs, table, problem, factors],
             overlap=True,
         )
     if plan.merges is not None:
@@ -107,7 +107,7 @@ def attend(
                 (kv_heads, len(merges)),
                 (_MERGE_THREADS,),
                 0,
-                [o, lse, partial_o, partial_lse, merges, problem],
+                [o, lse, partial_o, partial_softmax, merges, problem, exponent],
                 overlap=True,
             )
     return o
@@ -123,14 +123,14 @@ def _grids(rows: Array) -> list[Array]:
     return [rows[start : start + _MAX_GRID_Y] for start in range(0, len(rows), _MAX_GRID_Y)]
 
 
-def _logit_policy(scale: float, softcap: float | None, bias: Array | None) -> tuple[str, bytes]:
-    """The policy's name and its LogitFactors: exponent, scale, cap."""
+def _logit_policy(scale: float, softcap: float | None, bias: Array | None) -> tuple[str, float, bytes]:
+    """The policy's name, its exponent, and its LogitFactors: exponent, scale, cap."""
     name = "Plain" if softcap is None else "SoftCap"
     exponent, cap = scale * _LOG2_E if softcap is None else softcap * _LOG2_E, softcap or 0.0
     if bias is not None:
         name = f"{'Bias' if softcap is None else 'SoftCapBias'}<{cpp_type('attention', 'bias', bias)}>"
         exponent = _LOG2_E
-    return name, struct.pack("<3f", exponent, scale if softcap is None else scale / softcap, cap)
+    return name, exponent, struct.pack("<3f", exponent, scale if softcap is None else scale / softcap, cap)
 
 
 def _strides(array: Array, axes: tuple[int | None, int, int] | tuple[int, int, int]) -> list[int]:
