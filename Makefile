@@ -19,7 +19,7 @@ DEMO_PROMPT := examples/fibonacci.txt
 
 help:
 	@echo 'make demo       install, fetch the demo weights (Gemma terms apply) and run the main job on them'
-	@echo 'make test       install what the tests need and run them; make test-slow runs those of more than a minute'
+	@echo 'make test       install what the tests need and run them; make test-slow runs those that take long'
 	@echo 'make fuzz       hostile files and arguments, 20 times as many as make test draws (TIMES=20, SEED=...)'
 	@echo 'make lint       ruff, mypy, clang-format'
 	@echo 'make format     rewrite the sources as make lint wants them'

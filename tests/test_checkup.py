@@ -47,6 +47,7 @@ def test_all_of_it_on_a_fake_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["absent"] for row in compiled["prefill"]["rows"]] == [{"transformers compiled": "torch sees no GPU"}]
 
 
+@pytest.mark.slow
 def test_what_was_saved_before_the_compiled_part_was_ended_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

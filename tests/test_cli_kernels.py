@@ -9,6 +9,7 @@ import pytest
 
 from gemma_cuda import cli
 from gemma_cuda.bench.occupancy import blocks_per_multiprocessor
+from gemma_cuda.cli import kernel_choice
 from gemma_cuda.device.compile import SHARED_BYTES, compile_kernel
 from gemma_cuda.device.recorder import Launch
 from gemma_cuda.ops.instances import launches, published
@@ -60,15 +61,23 @@ def test_kernels_of_an_attention_bias_come_on_request(capsys: pytest.CaptureFixt
 
 
 def test_kernels_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["kernels", *ONE, "--arch", "sm_120a", "--json", "--sass"]) == 0
+    assert cli.main(["kernels", *ONE, "--arch", "sm_120a", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["kernels"]
-    for row in rows:
-        assert (row["sass"]["HMMA"] > 0) == row["instance"].startswith(("linear<", "attention<"))
-        assert row["sass"]["LDL"] == row["sass"]["STL"] == 0
     assert [(row["instance"], row["architecture"]) for row in rows] == [
         (launch.instance, name) for name in ("sm_90a", "sm_120a") for launch in expected(name)
     ]
     assert all(row["registers"] > 0 and row["spill_store_bytes"] == 0 and row["notes"] == [] for row in rows)
+
+
+def test_kernels_counts_instructions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    first = {launch.instance.partition("<")[0]: launch for launch in expected()}  # one of each kernel
+    monkeypatch.setattr(kernel_choice, "chosen_launches", lambda *_: {"sm_90a": list(first.values())})
+    assert cli.main(["kernels", *ONE, "--json", "--sass"]) == 0
+    rows = json.loads(capsys.readouterr().out)["kernels"]
+    assert len(rows) == len(first) > 6
+    for row in rows:
+        assert (row["sass"]["HMMA"] > 0) == row["instance"].startswith(("linear<", "attention<"))
+        assert row["sass"]["LDL"] == row["sass"]["STL"] == 0
 
 
 def test_compile_fills_the_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -324,6 +324,7 @@ def test_the_command_prefills_by_a_graph(
 
 
 @unchecked
+@pytest.mark.slow
 @pytest.mark.real_weights
 def test_the_command_decodes_by_graphs(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -72,6 +72,7 @@ def test_with_the_library_it_says_so_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert name == "kernels/linear.cu for up to 64 rows, else cuBLASLt 130100 by nvmath-python"
 
 
+@pytest.mark.slow
 def test_the_check_up_goes_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
