@@ -1,0 +1,258 @@
+"""The arguments of public functions as checked values: everything that a caller may pass becomes one here, or an error.
+
+Each function takes the argument's name as the message is to call it, and raises InputError, or the class given.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import GemmaError, InputError, OutOfMemoryError
+
+Kind = type[GemmaError]
+_LONGEST_NAME = 255  # bytes of a file's name on the file systems that we know of
+_SHOWN = 80
+
+
+def integer(
+    name: str, value: Any, *, least: int | None = None, most: int | None = None, error: Kind = InputError
+) -> int:
+    """The int of an integer of Python, NumPy or any library; no bool, no float."""
+    given: int | None = None
+    if not isinstance(value, bool | np.bool_):
+        try:
+            given = operator.index(value)
+        except Exception:  # of whatever a stranger's __index__ raises
+            given = None
+    if given is None or (least is not None and given < least) or (most is not None and given > most):
+        raise error(f"{name} is {shown(value)}, expected an integer{_bounds(least, most)}")
+    return given
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    otherwise: str = "",
+    error: Kind = InputError,
+) -> float:
+    """The float of a finite real number of Python, NumPy or any library; no bool, no text.
+
+    otherwise: ends the message, as in ", or None for no cap".
+    """
+    given = _real(value)
+    is_inside = (
+        given is not None
+        and (least is None or given >= least)
+        and (above is None or given > above)
+        and (most is None or given <= most)
+    )
+    if given is None or not is_inside:
+        expected = (
+            "a positive number" if above == 0 and most is None else f"a finite number{_bounds(least, most, above)}"
+        )
+        raise error(f"{name} is {shown(value)}, expected {expected}{otherwise}")
+    return given
+
+
+def flag(name: str, value: Any, *, error: Kind = InputError) -> bool:
+    """The bool of True, False, NumPy's, or the integers 0 and 1."""
+    if isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
+        return bool(value)
+    raise error(f"{name} is {shown(value)}, expected True or False")
+
+
+def text(name: str, value: Any, *, error: Kind = InputError) -> str:
+    """The value, which is a str."""
+    if isinstance(value, str):
+        return value
+    raise error(f"{name} is {shown(value)}, expected a text (str)")
+
+
+def choice(name: str, value: Any, choices: Iterable[str], *, error: Kind = InputError) -> str:
+    """The value, which is one of some words."""
+    allowed = tuple(choices)
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise error(f"{name} is {shown(value)}, expected one of {', '.join(allowed)}")
+
+
+def path(name: str, value: Any, *, error: Kind = InputError) -> Path:
+    """The Path of a str or os.PathLike that can name a file."""
+    try:
+        given = os.fspath(value)
+    except Exception:
+        given = None
+    if not isinstance(given, str):
+        raise error(f"{name} is {shown(value)}, expected a path (str or os.PathLike)")
+    try:
+        encoded = os.fsencode(given)
+    except UnicodeEncodeError as cause:
+        raise error(f"{name} is {shown(given)}, which no file can be called") from cause
+    if b"\0" in encoded or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        why = "holds a NUL" if b"\0" in encoded else f"has a part of more than {_LONGEST_NAME} bytes"
+        raise error(f"{name} {why}: {shown(given)}")
+    return Path(given)
+
+
+def function(name: str, value: Any, *, error: Kind = InputError) -> Any:
+    """The value, which can be called; None stays None."""
+    if value is None or callable(value):
+        return value
+    raise error(f"{name} is {shown(value)}, expected a function or None")
+
+
+def mapping(name: str, value: Any, *, error: Kind = InputError) -> Mapping[Any, Any]:
+    """The value, which is a mapping."""
+    if isinstance(value, Mapping):
+        return value
+    raise error(f"{name} is {shown(value)}, expected a dictionary")
+
+
+def host_array(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[Any, Any]:
+    """The NumPy array of an array of any library, or of numbers in sequences of one length; values are not changed.
+
+    Of a GPU's array it is a copy. Whether its dtype and shape will do is the caller's to check; objects, texts, dates,
+    records and masked elements never do.
+    """
+    try:
+        array = np.asarray(_on_host(name, value, error))
+    except GemmaError:
+        raise
+    except MemoryError as cause:
+        raise OutOfMemoryError(f"{name}: {shown(value)} does not fit memory") from cause
+    except Exception as cause:  # of whatever a stranger's __array__, __len__ or __getitem__ raises
+        raise error(f"{name} cannot be taken as an array: {shown(value)} ({_first_line(cause)})") from cause
+    if array.dtype.kind in "OSUMmV" and not _is_small_float(array.dtype):
+        raise error(f"{name} is {shown(value)}, expected an array of numbers")
+    return array
+
+
+def integers(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[Any, Any]:
+    """int64 array of integers of any library, of any shape; an empty one may have any dtype of numbers."""
+    array = host_array(name, value, error=error)
+    if array.size and array.dtype.kind not in "iu":
+        raise error(f"{name} is {array.dtype}, expected integers")
+    if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
+        raise error(f"{name} holds {int(array.max())}, which is beyond 64 bits")
+    try:
+        return array.astype(np.int64)
+    except MemoryError as cause:
+        raise OutOfMemoryError(f"{name}: {shown(value)} does not fit memory as 64-bit integers") from cause
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: one printable line of at most 80 characters; arrays by dtype and shape."""
+    kind = f"a {type(value).__name__}"
+    shape, dtype = _attribute(value, "shape"), _attribute(value, "dtype")
+    if shape is not None and dtype is not None and not isinstance(value, np.generic):
+        return printable(f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}")
+    try:
+        return printable(_REPR.repr(value))
+    except Exception:
+        return printable(kind)
+
+
+def printable(line: str) -> str:
+    """The line without characters that a terminal obeys, cut to 80."""
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+    return safe if len(safe) <= _SHOWN else f"{safe[: _SHOWN - 1]}…"
+
+
+class _Repr(reprlib.Repr):
+    """repr that reads a few elements only, and looks into nothing but Python's own types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 60, 60, 40
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        try:
+            described = repr(x)
+        except Exception:
+            described = ""
+        return f"a {type(x).__name__}" if not described or " at 0x" in described else described
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 4096 else f"an integer of {x.bit_length()} bits"
+
+
+_REPR = _Repr()
+
+
+def _real(value: Any) -> float | None:
+    if isinstance(value, bool | np.bool_ | str | bytes | bytearray | np.datetime64 | np.timedelta64):
+        return None
+    if isinstance(value, np.ndarray) and value.ndim:
+        return None
+    try:
+        given = float(value)
+    except Exception:
+        return None
+    return given if math.isfinite(given) else None
+
+
+def _on_host(name: str, value: Any, error: Kind) -> Any:
+    """What NumPy can take: of a tensor its memory, of a GPU's array a copy."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise error(
+            f"{name} is a masked array with hidden elements; fill them, and say by attention_mask what is padding"
+        )
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type not in ("cpu", "cuda"):
+            raise error(f"{name} is {shown(value)} on {value.device}, expected a dense tensor on the CPU or a CUDA GPU")
+        tensor = value.detach().resolve_conj().resolve_neg().cpu()
+        if tensor.dtype == torch.bfloat16:
+            import ml_dtypes
+
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return value.get()
+    if isinstance(value, set | frozenset | Mapping | str | bytes | bytearray):
+        raise error(f"{name} is {shown(value)}, expected an array of numbers")
+    return value
+
+
+def _is_small_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it is one of ml_dtypes' floats, whose kind NumPy calls V."""
+    return dtype.kind == "V" and dtype.fields is None and dtype.type.__module__.startswith("ml_dtypes")
+
+
+def _bounds(least: float | None, most: float | None, above: float | None = None) -> str:
+    if above is not None:
+        return f" above {above:g}" + ("" if most is None else f" and up to {most:g}")
+    if least is None:
+        return "" if most is None else f" of at most {most}"
+    return f" of at least {least}" if most is None else f" from {least} to {most}"
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
+def _is_tuple(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _first_line(value: Any) -> str:
+    try:
+        return str(value).partition("\n")[0]
+    except Exception:
+        return f"a {type(value).__name__}"
