@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import CheckpointError, InputError
-from ..files import atomic_path
+from ..files import atomic_path, check_target
 
 if TYPE_CHECKING:
     from .. import Gemma, PrefillOutput
@@ -30,10 +30,10 @@ def top_tokens(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
 
 def check_destination(path: Path) -> None:
     """Raise InputError where `path` cannot become a file; called before the model is loaded."""
-    if path.is_dir():
-        raise InputError(f"--save {path}: is a directory, expected a file name")
-    if not path.parent.is_dir():
-        raise InputError(f"--save {path}: the directory {path.parent} does not exist")
+    try:
+        check_target(path)
+    except OSError as error:
+        raise InputError(f"--save {path}: {error.strerror}") from error
 
 
 def save_prefill(
