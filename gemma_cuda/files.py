@@ -31,8 +31,8 @@ def cache_directory() -> Path:
 def check_target(target: str | Path) -> None:
     """Raises OSError where `target` cannot become a regular file; nothing is touched.
 
-    What is there must be a regular file: a rename would put one in the place of a device, FIFO, socket or link. Links are
-    not followed, so that one planted in a shared directory leads nowhere.
+    What is there must be a regular file: a rename would put one in the place of a device, FIFO, socket or link. Links
+    are not followed, so that one planted in a shared directory leads nowhere.
     """
     target = Path(target)
     kind = _kind(target)
