@@ -79,12 +79,15 @@ def make_batch(
     if past is not None and past.batch_size != batch_size:
         raise CacheError(f"past_key_values has {past.batch_size} rows, the prompt has {batch_size}")
 
+    first_seen = None if past is None else past.starts
     if attention_mask is not None:
         if real is not None and not real.all():
             raise InputError(
                 "attention_mask: rows of different lengths already say which tokens are real; give one or the other"
             )
-        real = _padding(attention_mask, shape, past)
+        real, cached = _padding(attention_mask, shape, past)
+        if past is not None and cached is not None:
+            first_seen = _first_seen(cached, past)
     elif real is None:
         real = np.ones(shape, bool)
     if isinstance(embeds, np.ndarray) and not np.isfinite(embeds[real]).all():
@@ -108,19 +111,21 @@ def make_batch(
             raise InputError(f"position_ids: {int(given.min())} is negative")
         positions = given[real]
         if attention_mask is None and past is None:
-            packed = _packed_sequences(given)[real]
+            packed = np.cumsum(given == given[:, :1], axis=1)[real]
 
     types = None if token_type_ids is None else _per_token(token_type_ids, "token_type_ids", shape, past)[real]
     if types is not None and (types.min() < 0 or types.max() > AUDIO):
         raise InputError("token_type_ids: expected 0 text, 1 image, 2 video or 3 audio")
     row_spans = _spans(config, past, cu_seqlens, slots, types)
-    queries = _queries(past, cu_seqlens, slots, packed, row_spans)
+    queries = _queries(past, first_seen, cu_seqlens, slots, packed, row_spans)
 
     total = int(slots.max()) + 1 if past is None else max(past.seq_length, int(slots.max()) + 1)
     bias = _biases(attn_bias, config, batch_size, seq_len, total)
-    if bias and not real.all():
+    hides = past is not None and first_seen is not None and bool((first_seen != past.starts).any())
+    if bias and (hides or not real.all()):
         raise InputError(
-            "attn_bias: a row has padding; put it into the bias as -inf and give neither attention_mask nor ragged rows"
+            "attn_bias: a row has padding, or hides cached tokens; put it into the bias as -inf and give neither "
+            "attention_mask nor ragged rows"
         )
     return Batch(
         batch_size, seq_len, column, row, cu_seqlens, slots, positions, queries, row_spans,
@@ -190,7 +195,10 @@ def _per_token(value: ArrayLike, name: str, shape: tuple[int, int], past: KVCach
     return np.broadcast_to(array, shape)
 
 
-def _padding(value: ArrayLike, shape: tuple[int, int], past: KVCache | None) -> NDArray[np.bool_]:
+def _padding(
+    value: ArrayLike, shape: tuple[int, int], past: KVCache | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """(real [B, S], what a mask [B, T + S] says of the T cached slots, None where it is [B, S])."""
     array = np.asarray(value)
     if array.ndim == 4:
         raise InputError("attention_mask is 4-D: give a ready-made mask as attn_bias (0 where visible, -inf where not)")
@@ -203,13 +211,32 @@ def _padding(value: ArrayLike, shape: tuple[int, int], past: KVCache | None) -> 
             raise InputError(f"attention_mask: row {i} has no token")
         if len(tokens) != tokens[-1] - tokens[0] + 1:
             raise InputError(f"attention_mask: row {i} has padding between tokens; give such a mask as attn_bias")
-    return real
+    cached = np.atleast_2d(array)[:, : -shape[1]].astype(bool)
+    return real, np.broadcast_to(cached, (shape[0], cached.shape[1])) if cached.size else None
 
 
-def _packed_sequences(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[B, S]: which sequence of its row a token belongs to. As in HuggingFace, a step other than 1 starts a new one."""
-    steps = np.diff(positions, axis=1, prepend=positions[:, :1] - 1)
-    return np.asarray(np.cumsum(steps != 1, axis=1), np.int64)
+def _first_seen(cached: NDArray[np.bool_], past: KVCache) -> NDArray[np.int32]:
+    """[B]: the first slot that new tokens see, where a mask shows these of the T cached slots; InputError for gaps."""
+    first: NDArray[np.int32] = past.starts.copy()
+    for b, shown in enumerate(cached):
+        begin, end, seen = int(past.starts[b]), int(past.ends[b]), np.flatnonzero(shown)
+        where = f"attention_mask: row {b}"
+        if len(seen) == end - begin:
+            continue  # every token, wherever: behind padding on the right the caller's columns are no slots
+        if len(seen) == 0:
+            first[b] = end
+            continue
+        if end < past.seq_length:
+            raise InputError(
+                f"{where} shows {len(seen)} of {end - begin} cached tokens, but was padded on the right, so that the "
+                "mask does not tell which; pad left"
+            )
+        if seen[0] < begin:
+            raise InputError(f"{where} shows cached column {seen[0]}, where the cache has padding")
+        if len(seen) != end - seen[0]:
+            raise InputError(f"{where} hides cached tokens behind some that it shows; give such a mask as attn_bias")
+        first[b] = seen[0]
+    return first
 
 
 def _spans(
@@ -239,6 +266,7 @@ def _spans(
 
 def _queries(
     past: KVCache | None,
+    first_seen: NDArray[np.int32] | None,
     cu_seqlens: NDArray[np.int32],
     slots: NDArray[np.int32],
     packed: NDArray[np.int64],
@@ -251,7 +279,7 @@ def _queries(
         start = slots[rows.start]
         _, begin, which, size = np.unique(packed[rows], return_index=True, return_inverse=True, return_counts=True)
         has_past = past is not None and past.ends[b] > past.starts[b]
-        first[rows] = past.starts[b] if past is not None and has_past else start + begin[which]
+        first[rows] = first_seen[b] if first_seen is not None and has_past else start + begin[which]
         last[rows] = start + (begin + size)[which]
         for begin_slot, end_slot in row_spans[b]:
             tokens = slice(rows.start + begin_slot - start, rows.start + end_slot - start)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,11 @@ from .outputs import decoder_hook, is_in_place, kept_columns, placed
 from .placement import choose, make_ops, stream_order
 from .reference import ReferenceOps
 from .reference.precision import Array
-from .sampling import Sampler
+from .sampling import Sampler, require_finite
 from .step import BatchStep, Kept
 from .weights import Progress, Weights, load_weights
 
 if TYPE_CHECKING:
-    from .prefill_bucket import Bucket
     from .prefill_graphs import BucketReport, PrefillGraphs
     from .tokenizer import Tokenizer
 
@@ -236,14 +235,19 @@ class Gemma:
         torch's current stream is the one that is worked on if they are torch's. NaN and infinity are refused on the
         host only.
         attention_mask [B, S] (or [B, T + S] with a cache): 1 token, 0 padding, left or right; positions then count
-        tokens only.
-        position_ids [S] or [B, S]. token_type_ids (or mm_token_type_ids) [B, S]: 0 text, 1 image, 2 video, 3 audio;
-        see `token_types`.
+        tokens only. Cached tokens before the first that it shows are not seen by these tokens, and keep their
+        positions; a mask that hides others is refused. Padding takes no room in the cache after the first chunk, so
+        that a window does not count it, as it does in HuggingFace's.
+        position_ids [S] or [B, S], with any gaps. Without mask and cache a row's first position starts a packed
+        sequence wherever it comes again, as in HuggingFace's without use_cache.
+        token_type_ids (or mm_token_type_ids) [B, S]: 0 text, 1 image, 2 video, 3 audio; see `token_types`.
         attn_bias [B or 1, H or 1, S, T] float: added to the scores after the cap, in place of every layer's mask; a
         dict by layer type ("full_attention", "sliding_attention") replaces the masks of those layers only. T counts the
         cached tokens, too.
         past_key_values: the cache to continue, which is appended to in place. A refused call leaves it as it was.
-        logits_to_keep: outputs of the last n tokens of each row (0: all, in the caller's layout), or columns [K].
+        logits_to_keep: outputs of the last n tokens of each row, at most S, its last token always in the last column;
+        0: of all, in the caller's layout; or of columns [K] of it. Where a row has no token, logits are NaN and hidden
+        states 0.
         trim_sliding: sliding layers of the returned cache keep only what later tokens can see, their last w - 1
         positions.
         layer_hook(layer, hidden_states [B, S, E]) is called with each layer's output, and may return a replacement.
@@ -251,44 +255,62 @@ class Gemma:
         """
         if token_type_ids is not None and mm_token_type_ids is not None:
             raise InputError("token_type_ids and mm_token_type_ids are two names of one argument; give one")
-        ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids
         past = past_key_values
-        others = (
-            inputs_embeds, attention_mask, position_ids, token_type_ids, mm_token_type_ids, attn_bias, layer_hook
-        )  # fmt: skip
-        graphs = self._graphs
+        if past is not None and not isinstance(past, KVCache):
+            raise CacheError(f"past_key_values is a {type(past).__name__}, expected a KVCache")
+        ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids
+        types = token_type_ids if token_type_ids is not None else mm_token_type_ids
+        others = inputs_embeds, attention_mask, position_ids, types, attn_bias, layer_hook
         is_last = isinstance(logits_to_keep, int) and logits_to_keep == 1 and not (output_hidden_states or trim_sliding)
-        if graphs is not None and is_last and all(x is None for x in others) and isinstance(past, KVCache | None):
-            quick = self._replay_text(graphs, ids, past)
-            if quick is not None:
-                return quick
-        if past is not None:
-            if not isinstance(past, KVCache):
-                raise CacheError(f"past_key_values is a {type(past).__name__}, expected a KVCache")
-            past.check_model(self.config, self.fingerprint, self.dtype)
-        batch = make_batch(
-            self.config,
-            input_ids=ids,
-            inputs_embeds=None if inputs_embeds is None else embeddings.view(inputs_embeds, self._memory),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids if token_type_ids is not None else mm_token_type_ids,
-            attn_bias=attn_bias,
-            past=past,
-        )
+        with nullcontext() if past is None else past.in_use():
+            if self._graphs is not None and is_last and all(x is None for x in others):
+                quick = self._replay_text(self._graphs, ids, past)
+                if quick is not None:
+                    return quick
+            if past is not None:
+                past.check_model(self.config, self.fingerprint, self.dtype)
+            batch = make_batch(
+                self.config,
+                input_ids=ids,
+                inputs_embeds=None if inputs_embeds is None else embeddings.view(inputs_embeds, self._memory),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                token_type_ids=types,
+                attn_bias=attn_bias,
+                past=past,
+            )
+            wanted, columns = kept_columns(batch, logits_to_keep)
+            self._require_memory(batch, int(wanted.sum()))
+            cache = past if past is not None else self._new_cache(batch.batch_size)
+            with self._appending(past, int(batch.slots.max()) + 1):
+                output = self._output(batch, cache, wanted, columns, output_hidden_states, layer_hook)
+                cache.extend(batch)
+                if trim_sliding:
+                    cache.trim()
+            return output
+
+    def _output(
+        self,
+        batch: Batch,
+        cache: KVCache,
+        wanted: NDArray[np.bool_],
+        columns: NDArray[np.int64] | int,
+        output_hidden_states: bool,
+        layer_hook: Hook | None,
+    ) -> PrefillOutput:
+        """What a prefill of the batch gives; K and V are written to the cache, which does not count them yet."""
         every_row = output_hidden_states or layer_hook is not None
-        wanted, columns = kept_columns(batch, logits_to_keep)
-        self._require_memory(batch, int(wanted.sum()))
         states: list[Array] | None = [] if output_hidden_states else None
         hook = decoder_hook(batch, states, layer_hook, self._ops) if every_row else None
-        cache = past if past is not None else self._new_cache(batch.batch_size)
-        if graphs is not None and hook is None and np.array_equal(np.flatnonzero(wanted), batch.cu_seqlens[1:] - 1):
+        graphs = self._graphs
+        is_last = is_in_place(batch, wanted, columns) and int(wanted.sum()) == batch.batch_size
+        if graphs is not None and hook is None and is_last and wanted[batch.cu_seqlens[1:] - 1].all():
             bucket = graphs.serves(batch, cache)
             if bucket is not None:
-                return self._replay(graphs, bucket, batch, cache, trim_sliding)
+                ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
+                last, last_logits = graphs.run(bucket, batch, ids, cache)
+                return PrefillOutput(last_logits, last, cache)
         hidden = self._forward(batch, cache, np.ones(len(wanted), bool) if every_row else wanted, hook)
-        if trim_sliding:
-            cache.trim_sliding()
         if states is not None:
             # HuggingFace's convention: the last entry has passed the final norm.
             states[-1] = batch.unpack(self._ops.to_host(hidden))
@@ -296,8 +318,8 @@ class Gemma:
             hidden = self._ops.take(hidden, self._ops.index(np.flatnonzero(wanted)))
         logits = self._decoder.logits(hidden)
         return PrefillOutput(
-            logits=self._place(batch, wanted, columns, logits),
-            last_hidden_state=self._place(batch, wanted, columns, hidden),
+            logits=self._place(batch, wanted, columns, logits, empty=np.nan),
+            last_hidden_state=self._place(batch, wanted, columns, hidden, empty=0),
             past_key_values=cache,
             hidden_states=None if states is None else tuple(states),
         )
@@ -356,6 +378,7 @@ class Gemma:
         temperature 0 takes the likeliest token; above, tokens are drawn from the smallest set of probability top_p
         with `seed`.
         on_token(text) is called as text becomes final; a character is never cut.
+        CheckpointError if the logits are not finite.
         """
         ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
         stream = self.tokenizer.stream()
@@ -390,7 +413,10 @@ class Gemma:
 
     @_one_after_another
     def score(self, input_ids: str | Ids) -> Array:
-        """log p(token s + 1 | tokens to s), float [S - 1], of one row of at least two ids or of a text."""
+        """log p(token s + 1 | tokens to s), float [S - 1], of one row of at least two ids or of a text.
+
+        CheckpointError if the logits are not finite.
+        """
         ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids
         batch = make_batch(
             self.config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None,
@@ -406,9 +432,11 @@ class Gemma:
         for start in range(0, len(scores), _SCORE_ROWS):
             rows = slice(start, min(start + _SCORE_ROWS, len(scores)))
             logits = self._ops.to_host(self._decoder.logits(hidden[rows]))
+            require_finite(float(logits.max()))
             logits -= logits.max(axis=-1, keepdims=True)
             chosen = logits[np.arange(len(logits)), tokens[1:][rows]]
             scores[rows] = chosen - np.log(np.exp(logits).sum(axis=-1))
+        require_finite(float(scores.min()))
         return scores
 
     def _generated(self, ids: list[int], max_new_tokens: int, sampler: Sampler) -> Any:
@@ -417,7 +445,8 @@ class Gemma:
             out = self.prefill(ids, past_key_values=cache)
             cache = out.past_key_values
             if sampler.temperature == 0:
-                token = self._ops.argmax(out.logits[0, -1:])
+                token = self._ops.argmax(out.logits[0, -1:])  # NaN before all others, on every device
+                require_finite(float(self._ops.to_host(out.logits[0, -1, token : token + 1])[0]))
             else:
                 token = sampler.sample(self._ops.to_host(out.logits)[0, -1])
             if token in self.eos_token_ids:
@@ -442,15 +471,9 @@ class Gemma:
             )
         return cache
 
-    def _replay(
-        self, graphs: PrefillGraphs, bucket: Bucket, batch: Batch, cache: KVCache, trim_sliding: bool
-    ) -> PrefillOutput:
-        """The last token's outputs of each row, by launches recorded before."""
-        ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
-        hidden, logits = graphs.run(bucket, batch, ids, cache)
-        if trim_sliding:
-            cache.trim_sliding()
-        return PrefillOutput(logits, hidden, cache)
+    def _appending(self, past: KVCache | None, slots: int) -> AbstractContextManager[None]:
+        """What leaves a caller's cache as it was if its prefill fails."""
+        return nullcontext() if past is None else past.appending(slots, self._memory, self._ops.hidden_dtype)
 
     def _replay_text(self, graphs: PrefillGraphs, input_ids: Any, past: KVCache | None) -> PrefillOutput | None:
         """The shortest way for one prompt of ids without images; None if it is not one, or no graph serves it."""
@@ -459,10 +482,13 @@ class Gemma:
         ids = np.asarray(input_ids)
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or (past is not None and past.batch_size != 1):
             return None
+        if past is not None and past.memory is not self._memory:
+            return None
         if ids.min() < 0 or ids.max() >= self._first_placeholder:
             return None
         cache = past if past is not None else self._new_cache(1)
-        outputs = graphs.run_text(ids, cache)
+        with self._appending(past, cache.seq_length + len(ids)):
+            outputs = graphs.run_text(ids, cache)
         return None if outputs is None else PrefillOutput(outputs[1], outputs[0], cache)
 
     @cached_property
@@ -474,10 +500,8 @@ class Gemma:
 
     def _forward(self, batch: Batch, cache: KVCache, wanted: NDArray[np.bool_], hook: Hook | None) -> Array:
         """Last hidden state [M, E] of the wanted tokens; K and V of all tokens go to the cache."""
-        ops, dtype = self._ops, self._ops.hidden_dtype
-        if cache.memory is not self._memory:
-            cache.place(self._memory, dtype)
-        cache.reserve(max(cache.seq_length, int(batch.slots.max()) + 1))
+        ops = self._ops
+        cache.make_room(max(cache.seq_length, int(batch.slots.max()) + 1))
         ids = None if batch.input_ids is None else multimodal.embeddable(self.config, batch.input_ids)
         if batch.inputs_embeds is not None:
             x = embeddings.packed(batch, ops)
@@ -486,15 +510,15 @@ class Gemma:
             assert ids is not None
             x = self._decoder.embed(ids)
         step = BatchStep(self.config, ops, batch, Kept.of(wanted, batch.cu_seqlens))
-        hidden = self._decoder.forward(x, ids, step, cache.layers, hook)
-        cache.extend(batch)
-        return hidden
+        return self._decoder.forward(x, ids, step, cache.layers, hook)
 
-    def _place(self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
-        """[B, keep, …] of the values [M, …] of the wanted tokens, where they are."""
+    def _place(
+        self, batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array, *, empty: float
+    ) -> Array:
+        """[B, keep, …] of the values [M, …] of the wanted tokens, where they are; `empty` where there is none."""
         if is_in_place(batch, wanted, columns):
             return values.reshape(batch.batch_size, len(values) // batch.batch_size, *values.shape[1:])
-        return self._memory.from_host(placed(batch, wanted, columns, self._ops.to_host(values)))
+        return self._memory.from_host(placed(batch, wanted, columns, self._ops.to_host(values), empty=empty))
 
     def _require_memory(self, batch: Batch, kept: int) -> None:
         config, size = self.config, np.dtype(self._ops.hidden_dtype).itemsize

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .config import GemmaConfig
-from .errors import CacheError
-from .files import atomic_path
+from .errors import CacheError, OutOfMemoryError
 from .reference.precision import Array
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .batch import Batch
 
-_FORMAT = "gemma_cuda.kv.1"
+_MOST_SLOTS = 2**31 - 1  # slots are int32
 
 
 class Memory(Protocol):
@@ -46,7 +46,10 @@ class HostMemory:
     """NumPy arrays."""
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
-        return np.zeros(shape, dtype)
+        try:
+            return np.zeros(shape, dtype)
+        except (MemoryError, ValueError) as error:  # ValueError: more than an address can count
+            raise OutOfMemoryError(f"a KV cache of {list(shape)} {np.dtype(dtype)}: {error}") from error
 
     def copy(self, target: Array, source: Array) -> None:
         np.copyto(target, source)
@@ -78,9 +81,11 @@ class KVCache:
     """Per layer K and V of the tokens seen so far, as `Gemma.prefill` returns and continues them.
 
     cache[i] is (k, v), views [B, KH, T, D]: K after its norm and RoPE, V after its norm, heads not repeated; None for
-    a layer that reads another layer's. Row b holds its tokens in the slots starts[b] : ends[b]; the others hold zeros.
+    a layer that reads another layer's. Row b holds its tokens in the slots starts[b] : ends[b]; the others hold zeros,
+    but in rows that `Gemma.warmup` has prepared, whatever was there.
     `Gemma.prefill(past_key_values=cache)` appends to it in place, as HuggingFace's DynamicCache does; `copy` first
-    to branch.
+    to branch. A call that fails leaves it as it was. One call uses it at a time: CacheError for another one meanwhile,
+    from another thread or from a hook.
     """
 
     layers: list[LayerKV | None]
@@ -93,6 +98,7 @@ class KVCache:
     spans: list[list[tuple[int, int]]] = field(default_factory=list)
     memory: Memory = field(default_factory=HostMemory)
     lease: object = None  # of rows in a KVPool, while the cache lies there
+    _user: dict[str, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def empty(
@@ -155,22 +161,77 @@ class KVCache:
         """Bytes of all layers' storage."""
         return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers if layer is not None)
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within it the cache is the caller's alone; CacheError if it is another's already."""
+        mine = object()
+        try:  # setdefault is atomic, and whatever interrupts it, what it has set is taken away again
+            if self._user.setdefault("call", mine) is not mine:
+                raise CacheError(
+                    "the KV cache is in use by another call, which is not done; give each thread a copy of it"
+                )
+            yield
+        finally:
+            if self._user.get("call") is mine:
+                del self._user["call"]
+
+    @contextmanager
+    def appending(self, slots: int, memory: Memory, dtype: np.dtype[Any]) -> Iterator[None]:
+        """Within it tokens are written to slots below `slots`, of `dtype` in `memory`.
+
+        If it ends by an exception, the cache is as it was: its tokens, and zeros behind them.
+        """
+        before = self.starts, self.ends, self.spans
+        own = None if self.memory is memory else (self.memory, self._storage())
+        try:
+            if own is not None:
+                self._move(memory, dtype)
+            yield
+        except BaseException:
+            self.starts, self.ends, self.spans = before
+            if own is not None:
+                self.memory = own[0]
+                _put(own[1])
+            else:
+                with suppress(Exception):  # a device that has failed: the tokens are as they were
+                    self._clear(slots)
+            raise
+
     def reserve(self, slots: int) -> None:
-        """Makes room for slots 0 : slots on every layer; what is stored stays, new storage is zero."""
-        for stored in self.layers:
-            if stored is None or stored.k.shape[1] >= slots - stored.first_slot:
-                continue
-            used = stored.k.shape[1]
-            # An empty cache is sized exactly; one that grows token by token must not copy itself at every step.
-            capacity = slots - stored.first_slot if used == 0 else max(slots - stored.first_slot, used + used // 2, 64)
-            for name in ("k", "v"):
-                old: Array = getattr(stored, name)
-                grown = self.memory.zeros((old.shape[0], capacity, *old.shape[2:]), old.dtype)
-                if used:
-                    self.memory.copy(grown[:, :used], old)
-                    self.memory.retire(old)
-                setattr(stored, name, grown)
+        """Makes room for slots 0 : slots on every layer; what is stored stays, new storage is zero.
+
+        CacheError for what is no number of slots, OutOfMemoryError.
+        """
+        wanted = _integer("reserve: slots", slots)
+        if not 0 <= wanted <= _MOST_SLOTS:
+            raise CacheError(f"reserve: slots is {wanted}, expected 0 to {_MOST_SLOTS}")
+        with self.in_use():
+            self.make_room(wanted)
+
+    def make_room(self, slots: int) -> None:
+        """`reserve` for a caller whose the cache is."""
+        leased = None if self.lease is None else self._storage()  # all layers lie in its pool, or none
+        try:
+            for stored in self.layers:
+                if stored is not None and stored.k.shape[1] < slots - stored.first_slot:
+                    self._grow(stored, slots - stored.first_slot)
+        except BaseException:
+            _put(leased or [])
+            raise
+        if leased is not None and any(s.k is not k for s, k, _ in leased):
             self.lease = None
+
+    def _grow(self, stored: LayerKV, rows: int) -> None:
+        """Storage of at least so many rows for a layer: of both K and V, or of neither."""
+        used = stored.k.shape[1]
+        # An empty cache is sized exactly; one that grows token by token must not copy itself at every step.
+        capacity = rows if used == 0 else max(rows, used + used // 2, 64)
+        k, v = (self.memory.zeros((x.shape[0], capacity, *x.shape[2:]), x.dtype) for x in (stored.k, stored.v))
+        for grown, old in ((k, stored.k), (v, stored.v)):
+            if used:
+                self.memory.copy(grown[:, :used], old)
+                self.memory.retire(old)
+        stored.k, stored.v = k, v
 
     def extend(self, batch: Batch) -> None:
         """Takes up the tokens that a prefill has written; until this call they do not count."""
@@ -182,9 +243,27 @@ class KVCache:
     def crop(self, length: int) -> None:
         """Forgets the slots from `length` on.
 
-        A negative length forgets the last |length| slots, as HuggingFace's does.
+        A negative length forgets the last |length| slots, as HuggingFace's does. CacheError for what is no length, or
+        cuts what belongs together.
         """
-        keep = length if length >= 0 else self.seq_length + length
+        asked = _integer("crop: length", length)
+        with self.in_use():
+            keep = asked if asked >= 0 else self.seq_length + asked
+            self._check_crop(asked, keep)
+            forgotten = [
+                part for s in self.layers if s is not None for x in (s.k, s.v)
+                if (part := x[:, keep - s.first_slot : self.seq_length - s.first_slot]).size
+            ]  # fmt: skip
+            # What may fail comes first.
+            zeros = {(x.shape, x.dtype): self.memory.zeros(x.shape, x.dtype) for x in forgotten}
+            ends = np.minimum(self.ends, keep).astype(np.int32)
+            self.starts, self.ends, self.spans = (
+                np.minimum(self.starts, ends), ends, [[span for span in row if span[1] <= keep] for row in self.spans]
+            )  # fmt: skip
+            for part in forgotten:
+                self.memory.copy(part, zeros[part.shape, part.dtype])
+
+    def _check_crop(self, length: int, keep: int) -> None:
         if keep < 0 or keep > self.seq_length:
             raise CacheError(f"crop: length {length} is outside the cache's {self.seq_length} tokens")
         for row, begin, end in self._spans():
@@ -197,112 +276,73 @@ class KVCache:
                 raise CacheError(
                     f"crop: layer {index} was trimmed to its sliding window and no longer holds the keys before {keep}"
                 )
-        self.ends = np.minimum(self.ends, keep).astype(np.int32)
-        self.starts = np.minimum(self.starts, self.ends)
-        self.spans = [[span for span in row if span[1] <= keep] for row in self.spans]
-        for stored in self.layers:
-            if stored is not None:
-                for array in (stored.k, stored.v):
-                    forgotten = array[:, keep - stored.first_slot :]
-                    if forgotten.size:
-                        self.memory.copy(forgotten, self.memory.zeros(forgotten.shape, array.dtype))
 
     def trim_sliding(self) -> None:
         """Frees what no later query can see.
 
         Sliding layers keep their last w - 1 slots, as HuggingFace's DynamicCache does.
         """
-        shortest = int(self.ends.min())
+        with self.in_use():
+            self.trim()
+
+    def trim(self) -> None:
+        """`trim_sliding` for a caller whose the cache is."""
+        shortest, trimmed = int(self.ends.min()), []
         for stored, window in zip(self.layers, self.sliding_windows, strict=True):
-            if stored is None or window is None:
+            if stored is None:
                 continue
-            drop = max(0, shortest - window + 1) - stored.first_slot
-            if drop > 0:
-                used = self.seq_length - stored.first_slot
-                for array in (stored.k, stored.v):
-                    self.memory.retire(array)
-                stored.k, stored.v = (self._copied(array[:, drop:used]) for array in (stored.k, stored.v))
-                self.lease = None
-                stored.first_slot += drop
+            drop = 0 if window is None else max(0, max(0, shortest - window + 1) - stored.first_slot)
+            if drop or self.lease is not None:  # where one layer leaves its pool, all do
+                rest = slice(drop, self.seq_length - stored.first_slot)
+                k, v = (self._copied(array[:, rest]) for array in (stored.k, stored.v))
+                trimmed.append((stored, k, v, stored.first_slot + drop))
+        if not any(first_slot > stored.first_slot for stored, _, _, first_slot in trimmed):
+            return
+        for stored, k, v, first_slot in trimmed:
+            for array in (stored.k, stored.v):
+                self.memory.retire(array)
+            stored.k, stored.v, stored.first_slot = k, v, first_slot
+        self.lease = None
 
     def place(self, memory: Memory, dtype: np.dtype[Any]) -> None:
         """Moves the cache to where, and to the dtype in which, the model that continues it works."""
-        for stored in self.layers:
-            if stored is not None:
-                stored.k, stored.v = (
-                    memory.from_host(self.memory.to_host(x).astype(dtype)) for x in (stored.k, stored.v)
-                )
+        with self.in_use():
+            self._move(memory, dtype)
+
+    def _move(self, memory: Memory, dtype: np.dtype[Any]) -> None:
+        def moved(array: Array) -> Array:
+            return memory.from_host(self.memory.to_host(array).astype(dtype))
+
+        _put([(stored, moved(k), moved(v)) for stored, k, v in self._storage()])
         self.memory, self.lease = memory, None
 
     def copy(self) -> KVCache:
         """An independent copy."""
-        layers = [
-            None if s is None else LayerKV(self._copied(s.k), self._copied(s.v), s.first_slot) for s in self.layers
-        ]
-        return KVCache(
-            layers, self.starts.copy(), self.ends.copy(), self.fingerprint, self.dtype, self.sliding_windows,
-            [list(row) for row in self.spans], self.memory,
-        )  # fmt: skip
+        with self.in_use():
+            layers = [
+                None if s is None else LayerKV(self._copied(s.k), self._copied(s.v), s.first_slot) for s in self.layers
+            ]
+            return KVCache(
+                layers, self.starts.copy(), self.ends.copy(), self.fingerprint, self.dtype, self.sliding_windows,
+                [list(row) for row in self.spans], self.memory,
+            )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Writes the cache as a safetensors file (`layers.N.k`, `layers.N.v` [B, KH, T, D]), whole or not at all."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        """Writes the cache as a safetensors file (`layers.N.k`, `layers.N.v` [B, KH, T, D]), whole or not at all.
 
-        tensors = {}
-        for i, pair in enumerate(self):
-            if pair is not None:
-                tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"] = (
-                    np.ascontiguousarray(self.memory.to_host(x)) for x in pair
-                )
-        described = {
-            "starts": self.starts.tolist(),
-            "ends": self.ends.tolist(),
-            "fingerprint": self.fingerprint,
-            "dtype": self.dtype,
-            "sliding_windows": self.sliding_windows,
-            "first_slots": [None if s is None else s.first_slot for s in self.layers],
-            "spans": self.spans,
-        }
-        try:
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata={"format": _FORMAT, "cache": json.dumps(described)})
-        except (SafetensorError, OSError) as error:
-            raise CacheError(f"{path}: the KV cache cannot be written: {error}") from error
+        CacheError where it cannot be written, or where something other than a regular file is.
+        """
+        from .kv_file import save
+
+        with self.in_use():
+            save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> KVCache:
-        """The cache that `save` wrote. CacheError for a file that is not one."""
-        from safetensors import SafetensorError, safe_open
+        """The cache that `save` wrote. CacheError for a file that is not one, or was changed since."""
+        from .kv_file import load
 
-        try:
-            with safe_open(str(path), "numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise CacheError(f"{path} is not a saved KV cache (no {_FORMAT} in its metadata)")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            d = json.loads(metadata["cache"])
-            layers: list[LayerKV | None] = []
-            for i, first_slot in enumerate(d["first_slots"]):
-                k, v = (tensors.get(f"layers.{i}.{x}") for x in "kv")
-                if first_slot is None:
-                    layers.append(None)
-                    continue
-                if k is None or v is None or k.ndim != 4 or k.shape != v.shape:
-                    raise CacheError(f"{path}: layer {i} lacks matching k and v [B, KH, T, D]")
-                k, v = (np.ascontiguousarray(x.transpose(0, 2, 1, 3)) for x in (k, v))
-                layers.append(LayerKV(k, v, int(first_slot)))
-            cache = cls(
-                layers, np.array(d["starts"], np.int32), np.array(d["ends"], np.int32), str(d["fingerprint"]),
-                str(d["dtype"]),
-                tuple(d["sliding_windows"]), [[(int(a), int(b)) for a, b in row] for row in d["spans"]],
-            )  # fmt: skip
-            cache._check_consistent(str(path))
-            return cache
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, CacheError):
-                raise
-            raise CacheError(f"{path} cannot be read as a saved KV cache: {error}") from error
+        return load(Path(path))
 
     def to_transformers(self, config: Any = None) -> DynamicCache:
         """A transformers DynamicCache of the same tokens.
@@ -311,7 +351,8 @@ class KVCache:
         """
         from .interop.transformers import cache_to_transformers
 
-        return cache_to_transformers(self, config)
+        with self.in_use():
+            return cache_to_transformers(self, config)
 
     @classmethod
     def from_transformers(cls, cache: Any, gemma: Any) -> KVCache:
@@ -332,6 +373,9 @@ class KVCache:
                     f"past_key_values: layer {i} holds [KH, D] = {list(stored.k.shape[2:])}, "
                     f"expected {[layer.num_key_value_heads, layer.head_dim]}"
                 )
+        windows = tuple(layer.sliding_window for layer in config.layers)
+        if self.sliding_windows != windows:
+            raise CacheError(f"past_key_values has the windows {self.sliding_windows}, the model {windows}")
         if self.fingerprint != fingerprint:
             raise CacheError("past_key_values was made by another model: its keys and values mean nothing to this one")
         if self.dtype != dtype:
@@ -343,18 +387,34 @@ class KVCache:
             self.memory.copy(copy, array)
         return copy
 
+    def _storage(self) -> list[tuple[LayerKV, Array, Array]]:
+        """Each layer with its K and V, for `_put`."""
+        return [(stored, stored.k, stored.v) for stored in self.layers if stored is not None]
+
     def _spans(self) -> Iterator[tuple[int, int, int]]:
         return ((row, begin, end) for row, spans in enumerate(self.spans) for begin, end in spans)
 
-    def _check_consistent(self, source: str) -> None:
-        b, t = len(self.starts), self.seq_length
-        rows_ok = (
-            self.ends.shape == (b,)
-            and len(self.spans) == b
-            and bool(np.all((self.starts >= 0) & (self.starts <= self.ends)))
-        )
-        layers_ok = len(self.sliding_windows) == len(self.layers) and all(
-            s is None or (s.first_slot >= 0 and s.k.shape[:2] == (b, t - s.first_slot)) for s in self.layers
-        )
-        if not rows_ok or not layers_ok:
-            raise CacheError(f"{source}: its tensors and its description disagree")
+    def _clear(self, slots: int) -> None:
+        """Zeros behind the tokens of every row, in the slots below `slots`."""
+        for stored, *arrays in self._storage():
+            for array in arrays:
+                for row, end in enumerate(self.ends.tolist()):
+                    part = array[row, end - stored.first_slot : slots - stored.first_slot]
+                    if part.size and isinstance(self.memory, HostMemory):
+                        part[...] = 0
+                    elif part.size:
+                        self.memory.copy(part, self.memory.zeros(part.shape, part.dtype))
+
+
+def _put(storage: list[tuple[LayerKV, Array, Array]]) -> None:
+    for stored, k, v in storage:
+        stored.k, stored.v = k, v
+
+
+def _integer(what: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool | np.bool_):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise CacheError(f"{what} is {value!r}, expected an integer")

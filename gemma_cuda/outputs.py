@@ -14,7 +14,7 @@ from .reference.precision import Array
 
 
 def kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:
-    """(bool [N]: whose outputs are wanted, the output's columns: their count, or the caller's columns [K])."""
+    """(bool [N]: whose outputs are wanted, the output's columns: the last so many, or the caller's columns [K])."""
     if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int | np.integer):
         columns = np.asarray(logits_to_keep)
         if columns.ndim != 1 or columns.dtype.kind not in "iu" or len(columns) == 0:
@@ -25,10 +25,11 @@ def kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray
         return np.isin(batch.column, columns), columns
     if logits_to_keep < 0:
         raise InputError(f"logits_to_keep is {logits_to_keep}, expected an integer of at least 0 or columns [K]")
-    if logits_to_keep == 0 or logits_to_keep >= batch.seq_len:
+    if logits_to_keep == 0:
         return np.ones(len(batch.row), bool), np.arange(batch.seq_len)
+    keep = min(int(logits_to_keep), batch.seq_len)
     from_end = batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row))
-    return np.asarray(from_end <= logits_to_keep), int(logits_to_keep)
+    return np.asarray(from_end <= keep), keep
 
 
 def is_in_place(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int) -> bool:
@@ -39,19 +40,25 @@ def is_in_place(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int
     return isinstance(columns, int) or np.array_equal(batch.column[wanted], np.tile(columns, batch.batch_size))
 
 
-def placed(batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array) -> Array:
-    """[B, keep, …] of the values [M, …] of the wanted tokens; a row with fewer tokens than that starts with zeros."""
+def placed(
+    batch: Batch, wanted: NDArray[np.bool_], columns: NDArray[np.int64] | int, values: Array, *, empty: float
+) -> Array:
+    """[B, keep, …] of the values [M, …] of the wanted tokens.
+
+    Of the last n tokens the last column is every row's last token, and a row of fewer begins with `empty`; of columns,
+    `empty` stands where the caller has padding.
+    """
     rows = batch.row[wanted]
+    keep = columns if isinstance(columns, int) else len(columns)
+    out = np.full((batch.batch_size, keep, *values.shape[1:]), empty, values.dtype)
     if isinstance(columns, int):
         from_end = (batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row)))[wanted]
-        out = np.zeros((batch.batch_size, columns, *values.shape[1:]), values.dtype)
         out[rows, columns - from_end] = values
         return out
     by_column = np.zeros((batch.batch_size, batch.seq_len), np.int64) - 1
     by_column[rows, batch.column[wanted]] = np.arange(len(rows))
     source = by_column[:, columns]
-    out = values[source]
-    out[source < 0] = 0
+    out[source >= 0] = values[source[source >= 0]]
     return out
 
 

@@ -1,7 +1,8 @@
-"""Tensors as a file stores them: mapped bytes of one format, decoded in row blocks by a few threads.
+"""Tensors as a file stores them: bytes of one format, read and decoded in row blocks by a few threads.
 
-Nothing here makes a full-size temporary: a block of rows is decoded into the caller's array (through a small scratch
-where that is not float32), then its file pages are dropped, so that resident memory grows by the output only.
+Nothing here makes a full-size temporary: a block of rows is read and decoded into the caller's array (through a small
+scratch where that is not float32), so that resident memory grows by the output only. Tensors are read, not mapped: a
+file that somebody cuts meanwhile gives an error, where a mapping would end the process by SIGBUS.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +29,63 @@ _OUT_DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
 
 class MappedFile:
-    """A file mapped for reading; `len(self)` bytes. CheckpointError if it cannot be opened or is empty."""
+    """An open file of `len(self)` bytes. CheckpointError if it cannot be opened or is empty.
+
+    Tensors come by `read_into` and `require_unchanged`; map is for a header whose end is known only to its reader.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
+                self._stamp = _stamp(file.fileno())
+                if self._stamp[0] == 0:
                     raise CheckpointError(f"{path}: the file is empty")
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._descriptor = os.dup(file.fileno())
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise _unreadable(path, error) from error
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
 
     def __len__(self) -> int:
-        return len(self.map)
+        return self._stamp[0]
 
-    def bytes_at(self, start: int, count: int) -> NDArray[np.uint8]:
-        """[count] uint8, a view of the mapping."""
-        return np.frombuffer(self.map, np.uint8, count, start)
+    @cached_property
+    def map(self) -> mmap.mmap:
+        """All bytes, mapped for reading: to touch them after the file was cut ends the process."""
+        self.require_unchanged()
+        try:
+            return mmap.mmap(self._descriptor, len(self), access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.path, error) from error
+
+    def read(self, start: int, count: int) -> bytes:
+        """A copy of bytes; CheckpointError where the file has become shorter."""
+        out = np.empty(count, np.uint8)
+        self.read_into(out, start)
+        return out.tobytes()
+
+    def read_into(self, out: NDArray[np.uint8], start: int) -> None:
+        """The bytes from `start` on, into all of out, contiguous; CheckpointError where the file has become shorter."""
+        buffer: Any = out  # mypy's arrays are no buffers in Python 3.11
+        done = 0
+        try:
+            while done < out.nbytes:
+                rest = memoryview(buffer).cast("B")[done:] if done else buffer
+                count = os.preadv(self._descriptor, [rest], start + done)
+                if count == 0:
+                    raise self._changed()
+                done += count
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def require_unchanged(self) -> None:
+        """CheckpointError if size or time of modification are not those of when the file was opened.
+
+        Asked after reading: then what was read is what was there. A file that another has replaced by name is still
+        the one that was opened.
+        """
+        if _stamp(self._descriptor) != self._stamp:
+            raise self._changed()
 
     def drop_pages(self, start: int, count: int) -> None:
         """Takes the pages wholly inside [start, start + count) out of this process; the file cache keeps them."""
@@ -51,6 +93,19 @@ class MappedFile:
         length = (start + count) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self.map.madvise(mmap.MADV_DONTNEED, first, length)
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(f"{self.path}: the file was changed after it was opened; load the model again")
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    """(size, time of modification in ns) of an open file."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 @dataclass(frozen=True)
@@ -87,9 +142,12 @@ class PackedTensor:
                 f"(supported: {', '.join(FORMATS)})"
             )
 
-    def packed_rows(self) -> NDArray[np.uint8]:
-        """[rows, row_bytes] uint8, a view of the file."""
-        return self.file.bytes_at(self.start, self.nbytes).reshape(self.row_count, self.row_bytes)
+    def packed_rows(self, rows: slice = slice(None)) -> NDArray[np.uint8]:
+        """[n, row_bytes] uint8 of consecutive rows, as the file has them now."""
+        begin, end, _ = rows.indices(self.row_count)
+        packed = np.empty((end - begin, self.row_bytes), np.uint8)
+        self.file.read_into(packed, self.start + begin * self.row_bytes)
+        return packed
 
     def read_into(self, out: NDArray[Any]) -> None:
         """Decodes every element into out [*shape] (float32, float64, float16 or bfloat16, C-contiguous)."""
@@ -103,15 +161,14 @@ class PackedTensor:
         self.require_readable()
         if out.size == 0:
             return
-        packed, rows = self.packed_rows(), out.reshape(self.row_count, self.row_elements)
+        rows = out.reshape(self.row_count, self.row_elements)
         step = max(1, _BLOCK_ELEMENTS // self.row_elements)
 
         def read_block(block: slice) -> None:
-            _decode(self.format, packed[block], rows[block])
-            count = block.stop - block.start
-            self.file.drop_pages(self.start + block.start * self.row_bytes, count * self.row_bytes)
+            _decode(self.format, self.packed_rows(block), rows[block])
 
         for_row_blocks(self.row_count, step, read_block)
+        self.file.require_unchanged()
 
     def gather(self, ids: NDArray[np.integer[Any]]) -> Floats:
         """[n, columns] float32: rows `ids` [n] in [0, rows), decoding only those."""
@@ -121,9 +178,14 @@ class PackedTensor:
                 f"{self.file.path}: {self.name} has rows 0..{self.row_count - 1}, asked for {ids.min()}..{ids.max()}"
             )
         out = np.empty((len(ids), self.row_elements), np.float32)
-        packed, step = self.packed_rows(), max(1, _BLOCK_ELEMENTS // max(1, self.row_elements))
+        step = max(1, _BLOCK_ELEMENTS // max(1, self.row_elements))
+        packed = np.empty((min(step, len(ids)), self.row_bytes), np.uint8)
         for begin in range(0, len(ids), step):
-            _decode(self.format, packed[ids[begin : begin + step]], out[begin : begin + step])
+            block = ids[begin : begin + step]
+            for row, i in zip(packed, block.tolist(), strict=False):
+                self.file.read_into(row, self.start + i * self.row_bytes)
+            _decode(self.format, packed[: len(block)], out[begin : begin + step])
+        self.file.require_unchanged()
         return out
 
 

@@ -159,7 +159,8 @@ class PrefillGraphs:
         return self.bucket(len(batch.row), batch.batch_size)
 
     def run(self, bucket: Bucket, batch: Batch, ids: NDArray[np.int64] | None, cache: KVCache) -> tuple[Array, Array]:
-        """(hidden [B, 1, E], logits [B, 1, V]) of each prompt's last token, new arrays; K and V go to the cache.
+        """(hidden [B, 1, E], logits [B, 1, V]) of each prompt's last token, new arrays; K and V go to the cache, which
+        the caller extends.
 
         ids [N], all of the vocabulary; None where the batch has only embeddings.
         """
@@ -171,7 +172,6 @@ class PrefillGraphs:
             else:
                 self._cuda.copy(self._features[: len(embeds)], embeds)
         self._start(bucket, bucket.describe(batch, cache.lease.first), () if ids is None else ids)
-        cache.extend(batch)
         return self._outputs(bucket, batch.batch_size)
 
     def run_text(self, ids: NDArray[np.integer[Any]], cache: KVCache) -> tuple[Array, Array] | None:
@@ -196,8 +196,9 @@ class PrefillGraphs:
                 self._described.pop(next(iter(self._described)))
             self._described[key] = block
         self._start(bucket, block, ids)
+        outputs = self._outputs(bucket, 1)
         cache.ends = np.array([end + tokens], np.int32)
-        return self._outputs(bucket, 1)
+        return outputs
 
     def _start(self, bucket: Bucket, block: NDArray[np.int32], ids: Sequence[int] | NDArray[Any]) -> None:
         stage = self._next

@@ -1,4 +1,4 @@
-"""Safetensors files: header parsed and validated here, tensors mapped.
+"""Safetensors files: header parsed and validated here, tensors read where they lie.
 
 Own parser because the library copies what it reads and names neither tensor nor file in its errors.
 """
@@ -30,12 +30,12 @@ def read_tensors(path: Path) -> dict[str, PackedTensor]:
     file = MappedFile(path)
     if len(file) < 8:
         raise CheckpointError(f"{path}: {len(file)} bytes, too short for a safetensors file")
-    header_bytes = int.from_bytes(file.map[:8], "little")
+    header_bytes = int.from_bytes(file.read(0, 8), "little")
     if header_bytes > min(_MAX_HEADER, len(file) - 8):
         raise CheckpointError(
             f"{path}: the header claims {header_bytes} bytes, the file has {len(file)}: it is cut, or not safetensors"
         )
-    header = read_json_object(file.map[8 : 8 + header_bytes], f"{path}: header")
+    header = read_json_object(file.read(8, header_bytes), f"{path}: header")
     header.pop("__metadata__", None)
     tensors = {name: _read_entry(file, name, entry, 8 + header_bytes) for name, entry in header.items()}
     _check_layout(file, 8 + header_bytes, tensors)

@@ -6,8 +6,16 @@ import math
 
 import numpy as np
 
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .reference.precision import Array
+
+
+def require_finite(*logits: float) -> None:
+    """Raises CheckpointError unless these logits are finite; of many the largest tells, which NaN is, too."""
+    if not all(map(math.isfinite, logits)):
+        raise CheckpointError(
+            "the logits are not finite: the weights hold NaN or infinity, or values too large for the dtype"
+        )
 
 
 class Sampler:
@@ -27,9 +35,11 @@ class Sampler:
         self._random = np.random.default_rng(seed)
 
     def sample(self, logits: Array) -> int:
-        """The id drawn from logits [V]."""
+        """The id drawn from logits [V]; CheckpointError if they are not finite."""
+        best = int(logits.argmax())  # NaN before all others
+        require_finite(float(logits[best]))
         if self.temperature == 0:
-            return int(logits.argmax())
+            return best
         scaled = logits.astype(np.float64) / self.temperature
         p = np.exp(scaled - scaled.max())
         p /= p.sum()

@@ -228,7 +228,7 @@ def test_top_tokens_are_the_most_probable_in_order() -> None:
     assert [token for token, _ in top] == [2, 1, 3]
     assert [probability for _, probability in top] == pytest.approx([0.4, 0.2, 0.2], rel=1e-6)
     assert len(result.top_tokens(logits, 99)) == 5
-    with pytest.raises(CheckpointError, match="logits are NaN"):
+    with pytest.raises(CheckpointError, match="logits are not finite"):
         result.top_tokens(np.array([0.0, np.nan]), 1)
 
 

@@ -229,7 +229,7 @@ def test_kept_rows_of_a_left_padded_batch(name: str) -> None:
     exact = ours(name, "float64").prefill(ids, attention_mask=mask, logits_to_keep=0)
     out = ours(name).prefill(ids, attention_mask=mask, logits_to_keep=3)
     assert_within_rule(
-        out.logits, exact.logits, everything.logits, at=np.s_[:, -3:], dtype="float32", softcap=is_capped(model)
+        out.logits, exact.logits[:, -3:], everything.logits[:, -3:], dtype="float32", softcap=is_capped(model)
     )
 
 

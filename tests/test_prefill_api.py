@@ -232,7 +232,8 @@ def test_nan_at_padding_is_not_looked_at() -> None:
     poisoned = np.where(mask[..., None] == 1, x, np.nan)
     out = model().prefill(inputs_embeds=poisoned, attention_mask=mask, logits_to_keep=0, output_hidden_states=True)
     clean = model().prefill(inputs_embeds=x, attention_mask=mask, logits_to_keep=0)
-    assert np.array_equal(out.logits, clean.logits)
+    assert np.array_equal(out.logits, clean.logits, equal_nan=True)
+    assert np.isfinite(out.logits[mask == 1]).all()
     assert all(np.isfinite(state).all() for state in out.hidden_states)
     assert all(np.isfinite(k).all() and np.isfinite(v).all() for k, v in out.past_key_values)
 

@@ -7,8 +7,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ..errors import CheckpointError, InputError
-from ..files import atomic_path
+from ..errors import InputError
+from ..files import atomic_path, check_target
+from ..sampling import require_finite
 
 if TYPE_CHECKING:
     from .. import Gemma, PrefillOutput
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
 def top_tokens(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
     """The `count` most probable (id, probability) of logits [V], best first, ties by id; softmax in float64.
 
-    Raises CheckpointError where a logit is not a number.
+    Raises CheckpointError where a logit is NaN or infinity.
     """
     values = logits.astype(np.float64)
-    if np.isnan(values).any():
-        raise CheckpointError("the logits are NaN: the weights hold NaN, or values too large for the dtype")
+    require_finite(float(values.max()))
     weights = np.exp(values - values.max())
     probabilities = weights / weights.sum()
     order = np.argsort(-probabilities, kind="stable")[:count]
@@ -30,10 +30,10 @@ def top_tokens(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
 
 def check_destination(path: Path) -> None:
     """Raise InputError where `path` cannot become a file; called before the model is loaded."""
-    if path.is_dir():
-        raise InputError(f"--save {path}: is a directory, expected a file name")
-    if not path.parent.is_dir():
-        raise InputError(f"--save {path}: the directory {path.parent} does not exist")
+    try:
+        check_target(path)
+    except OSError as error:
+        raise InputError(f"--save {path}: {error.strerror}") from error
 
 
 def save_prefill(
