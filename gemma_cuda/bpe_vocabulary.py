@@ -17,7 +17,7 @@ converter leaves of Google's vocabulary in a GGUF file:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePi
 _SPECIAL_NAMES = {"<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"}
 # llama.cpp's converter marks these as control by their looks; for HuggingFace they are ordinary text.
 _ORDINARY_NAMES = re.compile(r"<2mass>|\[@BOS@\]|<unused\d+>")
+
+# Budgets. Gemma 3 has 262,145 tokens of at most 31 and together 1.5 million characters, 514,906 merges, 6,414 tokens
+# that are matched in the text. All splits of all tokens take some 70 bytes of memory per character.
+_MAX_TOKENS, _MAX_TOKEN_LENGTH, _MAX_CHARACTERS, _MAX_MERGES = 1 << 20, 4096, 8 << 20, 4 << 20
+_MAX_ADDED, _MAX_ADDED_CHARACTERS = 1 << 16, 1 << 18
 
 _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
@@ -58,6 +64,7 @@ def build_backend(vocabulary: BpeVocabulary) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokens = _with_tab(vocabulary.tokens)
+    check_vocabulary(vocabulary.source, tokens, len(vocabulary.merges or ()))
     ids = _ids_by_token(vocabulary.source, tokens)
     if len(vocabulary.types) != len(tokens):
         raise TokenizerError(f"{vocabulary.source}: {len(vocabulary.types)} token types for {len(tokens)} tokens")
@@ -70,8 +77,34 @@ def build_backend(vocabulary: BpeVocabulary) -> tokenizers.Tokenizer:
         backend.normalizer = normalizers.Replace(" ", SPACE)
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
         backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-        backend.add_tokens(_matched_in_text(tokens, vocabulary.types))
+        added = _matched_in_text(tokens, vocabulary.types)
+        check_added_tokens(vocabulary.source, [token.content for token in added])
+        backend.add_tokens(added)
     return backend
+
+
+def check_vocabulary(source: str, tokens: Collection[str], merges: int) -> None:
+    """TokenizerError unless tokens and merges are within their budget."""
+    if len(tokens) > _MAX_TOKENS or merges > _MAX_MERGES:
+        raise TokenizerError(
+            f"{source}: {len(tokens)} tokens and {merges} merges, expected at most {_MAX_TOKENS} and {_MAX_MERGES}"
+        )
+    longest, total = max(map(len, tokens), default=0), sum(map(len, tokens))
+    if longest > _MAX_TOKEN_LENGTH or total > _MAX_CHARACTERS:
+        raise TokenizerError(
+            f"{source}: tokens of up to {longest} characters, {total} together; expected at most {_MAX_TOKEN_LENGTH} "
+            f"and {_MAX_CHARACTERS}"
+        )
+
+
+def check_added_tokens(source: str, contents: Sequence[str]) -> None:
+    """TokenizerError unless the tokens that are matched in a text are within their budget."""
+    total = sum(map(len, contents))
+    if len(contents) > _MAX_ADDED or total > _MAX_ADDED_CHARACTERS:
+        raise TokenizerError(
+            f"{source}: {len(contents)} tokens of {total} characters to be matched in texts, expected at most "
+            f"{_MAX_ADDED} and {_MAX_ADDED_CHARACTERS}"
+        )
 
 
 def merges_from_scores(tokens: Sequence[str], scores: NDArray[np.floating]) -> list[tuple[str, str]]:
@@ -108,10 +141,10 @@ def library_errors(source: str) -> Iterator[None]:
     """Turns whatever the `tokenizers` library raises into TokenizerError naming `source`."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, TokenizerError):
         raise
     except BaseException as error:  # a panic in Rust arrives as a direct subclass of BaseException
-        raise TokenizerError(f"{source}: {error or type(error).__name__}") from error
+        raise TokenizerError(f"{source}: {str(error)[:500] or type(error).__name__}") from error
 
 
 class _SubstringHash:
@@ -162,7 +195,7 @@ def _ids_by_token(source: str, tokens: list[str]) -> dict[str, int]:
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         first = next(i for i, token in enumerate(tokens) if ids[token] != i)
-        raise TokenizerError(f"{source}: tokens {first} and {ids[tokens[first]]} are both {tokens[first]!r}")
+        raise TokenizerError(f"{source}: tokens {first} and {ids[tokens[first]]} are both {shown(tokens[first])}")
     return ids
 
 

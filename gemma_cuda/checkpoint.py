@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cuda.config import GemmaConfig
+from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import CheckpointError
 from gemma_cuda.gguf_file import GgufFile
 from gemma_cuda.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.packed import PackedTensor
-from gemma_cuda.safetensors_file import read_json_file, read_tensors
+from gemma_cuda.printable import shown_name
+from gemma_cuda.safetensors_file import read_tensors
+from gemma_cuda.side_files import INDEX, as_path, kind_of, read_json_object
 from gemma_cuda.tensor_names import canonical_name, gguf_names
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -85,7 +88,7 @@ class Checkpoint:
         """The directory with the tokenizer's files, or a GGUF file's vocabulary; CheckpointError if it has none."""
         if self._vocabulary is not None:
             return self._vocabulary
-        if self.path.is_dir():
+        if kind_of(self.path, CheckpointError) == "directory":
             return self.path
         raise CheckpointError(f"{self.path}: the file holds no vocabulary; give token ids, or a file that has one")
 
@@ -93,7 +96,7 @@ class Checkpoint:
         try:
             return self._tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: there is no tensor {name}") from None
+            raise CheckpointError(f"{self.path}: there is no tensor {shown_name(name)}") from None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -101,19 +104,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError or ConfigError naming the file, the tensor and, for a wrong shape, both shapes.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = as_path(path, "the path of a model")
+    kind = kind_of(path, CheckpointError)
+    if kind == "directory":
         return _open_directory(path)
-    if path.is_file():
+    if kind == "file":
         if path.suffix == ".safetensors":
             raise CheckpointError(f"{path}: give the directory that holds it and config.json: {path.parent}")
         return _open_gguf(path)
-    raise CheckpointError(f"{path}: no such file or directory")
+    raise CheckpointError(f"{path}: " + ("no such file or directory" if kind == "absent" else "not a regular file"))
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    single = (path / _SINGLE).is_file()
-    if not single and not (path / _INDEX).is_file():
+    single = kind_of(path / _SINGLE, CheckpointError) == "file"
+    if not single and kind_of(path / _INDEX, CheckpointError) == "absent":
         raise CheckpointError(_no_weights(path))
     config = GemmaConfig.from_file(path / "config.json")
     stored = read_tensors(path / _SINGLE).values() if single else _read_shards(path)
@@ -123,7 +127,8 @@ def _open_directory(path: Path) -> Checkpoint:
         if name is None:
             continue
         if name in tensors:
-            raise CheckpointError(f"{path}: {tensors[name].name} and {tensor.name} are both {name}")
+            both = f"{shown_name(tensors[name].name)} and {shown_name(tensor.name)}"
+            raise CheckpointError(f"{path}: {both} are both {shown_name(name)}")
         tensors[name] = tensor
     if "lm_head.weight" not in tensors:  # what HuggingFace leaves out is tied, whatever config.json says
         config = replace(config, tie_word_embeddings=True)
@@ -133,21 +138,22 @@ def _open_directory(path: Path) -> Checkpoint:
 def _read_shards(path: Path) -> Iterator[PackedTensor]:
     """Every tensor of the index, each from the shard that the index names."""
     index = path / _INDEX
-    weight_map = read_json_file(index).get("weight_map")
+    weight_map = read_json_object(index, INDEX, CheckpointError, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     shards: dict[str, dict[str, PackedTensor]] = {}
     for name, file_name in weight_map.items():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        where = f"tensor {shown_name(name)}"
+        if not isinstance(file_name, str) or Path(file_name).name != file_name or file_name == "..":
             raise CheckpointError(
-                f"{index}: tensor {name} is in {file_name!r}, expected the name of a file beside the index"
+                f"{index}: {where} is in {shown(file_name)}, expected the name of a file beside the index"
             )
         if file_name not in shards:
-            if not (path / file_name).is_file():
-                raise CheckpointError(f"{path / file_name} is missing; {_INDEX} lists it")
+            if kind_of(path / file_name, CheckpointError) != "file":
+                raise CheckpointError(f"{path / shown_name(file_name)} is missing; {_INDEX} lists it")
             shards[file_name] = read_tensors(path / file_name)
         if name not in shards[file_name]:
-            raise CheckpointError(f"{path / file_name}: tensor {name} is missing; {_INDEX} says it is there")
+            raise CheckpointError(f"{path / file_name}: {where} is missing; {_INDEX} says it is there")
         yield shards[file_name][name]
 
 

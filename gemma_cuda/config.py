@@ -116,12 +116,14 @@ class GemmaConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> "GemmaConfig":
         """The configuration in the config.json at `path` (a file, or the directory that holds it); else ConfigError."""
-        from gemma_cuda.hf_config import load_json, parse_config
+        from gemma_cuda.errors import ConfigError
+        from gemma_cuda.hf_config import parse_config
+        from gemma_cuda.side_files import CONFIG, as_path, kind_of, read_json_object
 
-        path = Path(path)
-        if path.is_dir():
+        path = as_path(path, "path")
+        if kind_of(path, ConfigError) == "directory":
             path = path / "config.json"
-        return parse_config(load_json(path), source=str(path))
+        return parse_config(read_json_object(path, CONFIG, ConfigError), source=str(path))
 
     @classmethod
     def from_gguf(

@@ -1,8 +1,13 @@
 """Every error this package raises on purpose. One hierarchy, so that callers can catch `GemmaError`."""
 
+from gemma_cuda.printable import printable
+
 
 class GemmaError(Exception):
-    """Base of all errors raised by gemma_cuda."""
+    """Base of all errors raised by gemma_cuda. No message holds a character that a terminal would obey."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(GemmaError, ValueError):

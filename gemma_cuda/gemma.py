@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .config import GemmaConfig, LayerType
 from .device import DeviceChoice
 from .device.protocol import Device
 from .errors import CacheError, DeviceError, InputError, TokenizerError
+from .hf_config import end_token_ids
 from .hub import resolve
 from .kv import HostMemory, KVCache, Memory
 from .memory import require_memory
@@ -158,16 +158,11 @@ class Gemma:
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Ids that end a generation: those of generation_config.json, else of the configuration and the tokenizer."""
+        """Ids that end a generation: those of generation_config.json, the configuration and the tokenizer."""
         ids = set(self.config.eos_token_ids)
         if self._checkpoint is None:
             return tuple(sorted(ids))
-        path = self._checkpoint.path / "generation_config.json"
-        try:
-            given = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        except (OSError, ValueError, AttributeError):
-            given = None  # an optional file; the configuration still says when to stop
-        ids.update([given] if isinstance(given, int) else [i for i in given or () if isinstance(i, int)])
+        ids.update(end_token_ids(self._checkpoint.path / "generation_config.json"))
         if self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)
         return tuple(sorted(ids))

@@ -16,13 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from gemma_cuda.config_fields import shown
 from gemma_cuda.dequantize import FORMATS, BlockFormat
 from gemma_cuda.errors import CheckpointError
 from gemma_cuda.gguf_vocabulary import GgufVocabulary, StringArray, read_vocabulary
 from gemma_cuda.packed import MappedFile, PackedTensor
+from gemma_cuda.printable import shown_name
 
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_ALIGNMENT = 1 << 20
+# Budgets. Gemma 3's files have 40 entries, 786 and fewer tensors, 0.8 million strings and 16 MB before tensors.
+_MAX_ENTRIES = _MAX_NAME = 1 << 16
+_MAX_STRINGS = 4 << 20
+_MAX_HEADER = 256 << 20
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, tuple[str, str]] = {  # GGUF value type: (struct code, NumPy dtype)
     0: ("<B", "<u1"), 1: ("<b", "<i1"), 2: ("<H", "<u2"), 3: ("<h", "<i2"), 4: ("<I", "<u4"), 5: ("<i", "<i4"),
@@ -49,19 +55,18 @@ class GgufFile:
         tensor_count, entry_count = _read_preamble(cursor)
         self.metadata: dict[str, object] = {}
         for _ in range(entry_count):
-            key = cursor.text("a metadata key")
+            key = cursor.text("a metadata key", limit=_MAX_NAME)
             if key in self.metadata:
-                raise CheckpointError(f"{path}: metadata key {key} occurs twice")
+                raise CheckpointError(f"{path}: metadata key {shown_name(key)} occurs twice")
             self.metadata[key] = cursor.value(cursor.number("<I", key), key)
-        if self.metadata.get("split.count", 1) not in (0, 1):
-            raise CheckpointError(f"{path}: one part of a split model; merge the parts with: llama-gguf-split --merge")
+        _check_whole(path, self.metadata.get("split.count", 1))
         headers = [_read_tensor_header(cursor) for _ in range(tensor_count)]
         alignment = _alignment(path, self.metadata)
         data_start = -(-cursor.position // alignment) * alignment
         self.tensors: dict[str, PackedTensor] = {}
         for header in headers:
             if header.name in self.tensors:
-                raise CheckpointError(f"{path}: tensor {header.name} occurs twice")
+                raise CheckpointError(f"{path}: tensor {shown_name(header.name)} occurs twice")
             self.tensors[header.name] = header.locate(cursor.file, data_start, alignment)
         _check_overlap(path, self.tensors)
         cursor.file.drop_pages(0, cursor.position)
@@ -77,14 +82,20 @@ class _Cursor:
     def __init__(self, file: MappedFile) -> None:
         self.file = file
         self.position = 0
+        self.string_count = 0  # in all arrays so far: each takes 60 bytes of memory, whatever it takes of the file
 
     def take(self, count: int, what: str) -> int:
         """Start of the next `count` bytes, which it passes."""
         start = self.position
         if count > len(self.file) - start:
             raise CheckpointError(
-                f"{self.file.path}: {what} needs {count} bytes at byte {start}, the file has {len(self.file)}: "
-                "it is cut or damaged"
+                f"{self.file.path}: {shown_name(what)} needs {count} bytes at byte {start}, the file has "
+                f"{len(self.file)}: it is cut or damaged"
+            )
+        if count > _MAX_HEADER - start:
+            raise CheckpointError(
+                f"{self.file.path}: {shown_name(what)} needs {count} bytes at byte {start}; all metadata and names of "
+                f"tensors may have at most {_MAX_HEADER}"
             )
         self.position = start + count
         return start
@@ -92,13 +103,15 @@ class _Cursor:
     def number(self, code: str, what: str) -> Any:
         return struct.unpack_from(code, self.file.map, self.take(struct.calcsize(code), what))[0]
 
-    def text(self, what: str) -> str:
+    def text(self, what: str, *, limit: int = _MAX_HEADER) -> str:
         length: int = self.number("<Q", what)
         start = self.take(length, what)
+        if length > limit:
+            raise CheckpointError(f"{self.file.path}: {shown_name(what)} has {length} bytes, expected at most {limit}")
         try:
             return str(self.file.map[start : start + length], "utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.file.path}: {what} is not UTF-8 at byte {start}") from error
+            raise CheckpointError(f"{self.file.path}: {shown_name(what)} is not UTF-8 at byte {start}") from error
 
     def value(self, value_type: int, key: str) -> object:
         if value_type == _STRING:
@@ -106,13 +119,13 @@ class _Cursor:
         if value_type in _SCALARS:
             return self.number(_SCALARS[value_type][0], key)
         if value_type != _ARRAY:
-            raise CheckpointError(f"{self.file.path}: {key} has unknown type {value_type}")
+            raise CheckpointError(f"{self.file.path}: {shown_name(key)} has unknown type {value_type}")
         item_type, count = self.number("<I", key), self.number("<Q", key)
         if item_type == _STRING:
             return self._strings(count, key)
         if item_type not in _SCALARS:
             raise CheckpointError(
-                f"{self.file.path}: {key} is an array of type {item_type}, expected numbers or strings"
+                f"{self.file.path}: {shown_name(key)} is an array of type {item_type}, expected numbers or strings"
             )
         dtype = np.dtype(_SCALARS[item_type][1])
         start = self.take(count * dtype.itemsize, key)
@@ -121,7 +134,12 @@ class _Cursor:
     def _strings(self, count: int, key: str) -> StringArray:
         """The one place that must be fast: `count` lengths and strings, each known only from the one before."""
         begin = self.position
-        self.take(8 * count, key)  # each has at least a length, so this bounds the loop by the file's size
+        self.take(8 * count, key)  # each has at least a length
+        self.string_count += count
+        if self.string_count > _MAX_STRINGS:
+            raise CheckpointError(
+                f"{self.file.path}: {self.string_count} strings with {shown_name(key)}, expected at most {_MAX_STRINGS}"
+            )
         unpack, buffer, position = struct.Struct("<Q").unpack_from, self.file.map, begin
         starts: list[int] = []
         append = starts.append
@@ -147,7 +165,7 @@ class _TensorHeader:
 
     def locate(self, file: MappedFile, data_start: int, alignment: int) -> PackedTensor:
         """The tensor at its place in the file, checked to lie inside it."""
-        where = f"{file.path}: tensor {self.name}"
+        where = f"{file.path}: tensor {shown_name(self.name)}"
         if self.type_id not in _GGML_TYPES:
             raise CheckpointError(f"{where} has unknown type {self.type_id}")
         type_name = _GGML_TYPES[self.type_id]
@@ -182,12 +200,16 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
         raise CheckpointError(
             f"{path}: the header claims {tensor_count} tensors and {entry_count} metadata entries in {size} bytes"
         )
+    if max(tensor_count, entry_count) > _MAX_ENTRIES:
+        raise CheckpointError(
+            f"{path}: {tensor_count} tensors and {entry_count} metadata entries, expected at most {_MAX_ENTRIES}"
+        )
     return tensor_count, entry_count
 
 
 def _read_tensor_header(cursor: _Cursor) -> _TensorHeader:
-    name = cursor.text("a tensor's name")
-    where = f"{cursor.file.path}: tensor {name}"
+    name = cursor.text("a tensor's name", limit=_MAX_NAME)
+    where = f"{cursor.file.path}: tensor {shown_name(name)}"
     dim_count = cursor.number("<I", f"tensor {name}")
     if not 1 <= dim_count <= _MAX_DIMS:
         raise CheckpointError(f"{where} has {dim_count} dimensions, expected 1 to {_MAX_DIMS}")
@@ -199,10 +221,18 @@ def _read_tensor_header(cursor: _Cursor) -> _TensorHeader:
     )
 
 
+def _check_whole(path: Path, split_count: object) -> None:
+    if type(split_count) is not int or split_count not in (0, 1):
+        raise CheckpointError(
+            f"{path}: one part of a split model (split.count is {shown(split_count)}); merge the parts with: "
+            "llama-gguf-split --merge"
+        )
+
+
 def _alignment(path: Path, metadata: Mapping[str, object]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise CheckpointError(f"{path}: general.alignment is {alignment}, expected a power of two")
+        raise CheckpointError(f"{path}: general.alignment is {shown(alignment)}, expected a power of two")
     return alignment
 
 
@@ -210,4 +240,4 @@ def _check_overlap(path: Path, tensors: Mapping[str, PackedTensor]) -> None:
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes))
     for before, after in itertools.pairwise(ordered):
         if before.start + before.nbytes > after.start:
-            raise CheckpointError(f"{path}: tensor {after.name} overlaps {before.name}")
+            raise CheckpointError(f"{path}: tensor {shown_name(after.name)} overlaps {shown_name(before.name)}")

@@ -4,7 +4,6 @@ A key that is absent takes the default of HuggingFace's config class: that is wh
 the Hub holds little more than the values that differ). Unknown keys are ignored, unknown values refused.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from gemma_cuda.config import Bidirectional, GemmaConfig
 from gemma_cuda.config_fields import MAX_INT32, Fields, shown
 from gemma_cuda.errors import ConfigError
 from gemma_cuda.hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers
+from gemma_cuda.side_files import CONFIG, kind_of, read_json_object
 
 # composite model_type -> text model types it may hold, the first being the default
 _COMPOSITES = {
@@ -52,23 +52,16 @@ _TOKEN_KEYS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 }
 _TOKEN_KEYS["gemma4_unified"] = _TOKEN_KEYS["gemma4"]
 
-_MAX_JSON_BYTES = 16 << 20
 
+def end_token_ids(path: Path) -> tuple[int, ...]:
+    """`eos_token_id` of the generation_config.json at `path`; () if there is no such file or it does not say.
 
-def load_json(path: Path) -> Mapping[str, object]:
-    """The object in the JSON file at `path`; ConfigError if it is missing, too large, or not one."""
-    try:
-        exists, size = path.is_file(), path.stat().st_size if path.is_file() else 0
-        parsed = json.loads(path.read_bytes()) if exists and size <= _MAX_JSON_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, absurd integers
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
-    if not exists:
-        raise ConfigError(f"{path}: no such file")
-    if size > _MAX_JSON_BYTES:
-        raise ConfigError(f"{path}: {size} bytes, a config.json has a few thousand")
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"{path}: holds {shown(parsed)}, expected an object")
-    return parsed
+    ConfigError for a file that is damaged, or says something else than token ids.
+    """
+    if kind_of(path, ConfigError) == "absent":
+        return ()
+    fields = Fields(read_json_object(path, CONFIG, ConfigError), source=str(path))
+    return () if fields.is_null("eos_token_id") else _eos_token_ids(fields)
 
 
 def parse_config(d: Mapping[str, object], *, source: str) -> GemmaConfig:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_cuda.demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
-from gemma_cuda.errors import CheckpointError, DownloadError
-from gemma_cuda.safetensors_file import read_json_file
+from gemma_cuda.errors import CheckpointError, DownloadError, GemmaError
+from gemma_cuda.printable import shown_name
+from gemma_cuda.side_files import INDEX, as_path, kind_of, read_json_object
 
 __all__ = ["DEMO_MODEL", "GEMMA_TERMS", "Progress", "resolve"]
 
@@ -30,37 +31,47 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     DownloadError if it could not be fetched, saying what to do.
     """
     try:
-        path = Path(name).expanduser()
+        path = as_path(name, "the name of a model").expanduser()
         if path.exists():
             return path
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, ~ of an unknown user
-        raise CheckpointError(f"{str(name)[:200]!r} is not a usable path: {error}") from error
+        if isinstance(error, GemmaError):
+            raise
+        raise CheckpointError(f"{shown_name(str(name))} is not a usable path: {shown_name(str(error))}") from error
     if name == DEMO_MODEL:
         return demo_weights(progress)
     if isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.endswith((".gguf", ".safetensors")):
         return _cached_snapshot(name) or _download(name, progress)
     raise CheckpointError(
-        f"{name}: no such file or directory; a model is a directory, a .gguf file, {DEMO_MODEL} or a Hub id (org/name)"
+        f"{shown_name(str(name))}: no such file or directory; a model is a directory, a .gguf file, {DEMO_MODEL} or a "
+        "Hub id (org/name)"
     )
 
 
 def _cached_snapshot(repo: str) -> Path | None:
     """The snapshot of `repo` in the local HuggingFace cache, if config and every weights file are there."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(repo, "config.json")
+    try:
+        found = try_to_load_from_cache(repo, "config.json")
+    except (HFValidationError, OSError) as error:
+        raise CheckpointError(f"{shown_name(repo)}: neither a path nor the id of a repository: {error}") from error
     snapshot = Path(found).parent if isinstance(found, str) else None
     return snapshot if snapshot is not None and _has_weights(snapshot) else None
 
 
 def _has_weights(snapshot: Path) -> bool:
-    if (snapshot / "model.safetensors").is_file():
+    if kind_of(snapshot / "model.safetensors", CheckpointError) == "file":
         return True
     index = snapshot / "model.safetensors.index.json"
-    if not index.is_file():
+    if kind_of(index, CheckpointError) != "file":
         return False
-    weight_map = read_json_file(index).get("weight_map")
-    return isinstance(weight_map, dict) and all((snapshot / str(file)).is_file() for file in weight_map.values())
+    weight_map = read_json_object(index, INDEX, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict):
+        return False
+    files = {str(file) for file in weight_map.values()}
+    return all(kind_of(snapshot / file, CheckpointError) == "file" for file in files)
 
 
 def _download(repo: str, progress: Progress | None) -> Path:

@@ -5,16 +5,16 @@ Own parser because the library copies what it reads and names neither tensor nor
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
+from gemma_cuda.config_fields import shown
 from gemma_cuda.dequantize import FORMATS, BlockFormat
 from gemma_cuda.errors import CheckpointError
 from gemma_cuda.packed import MappedFile, PackedTensor
+from gemma_cuda.printable import shown_name
+from gemma_cuda.side_files import INDEX, parse_json_object
 
-_MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_DIMS = 8
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -31,63 +31,47 @@ def read_tensors(path: Path) -> dict[str, PackedTensor]:
     if len(file) < 8:
         raise CheckpointError(f"{path}: {len(file)} bytes, too short for a safetensors file")
     header_bytes = int.from_bytes(file.read(0, 8), "little")
-    if header_bytes > min(_MAX_HEADER, len(file) - 8):
+    if header_bytes > len(file) - 8:
         raise CheckpointError(
             f"{path}: the header claims {header_bytes} bytes, the file has {len(file)}: it is cut, or not safetensors"
         )
-    header = read_json_object(file.read(8, header_bytes), f"{path}: header")
+    if header_bytes > INDEX.bytes:
+        raise CheckpointError(f"{path}: a header of {header_bytes} bytes; it may have at most {INDEX.bytes}")
+    header = parse_json_object(file.read(8, header_bytes), f"{path}: header", INDEX, CheckpointError, unique=True)
     header.pop("__metadata__", None)
     tensors = {name: _read_entry(file, name, entry, 8 + header_bytes) for name, entry in header.items()}
     _check_layout(file, 8 + header_bytes, tensors)
     return tensors
 
 
-def read_json_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError naming it otherwise."""
-    return read_json_object(MappedFile(path).map[:], str(path))
-
-
-def read_json_object(data: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `data`; CheckpointError beginning with `what` if it is no object or repeats a key."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            seen: set[str] = set()
-            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CheckpointError(f"{what} lists {repeated!r} twice")
-        return result
-
-    try:
-        value = json.loads(data, object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is not a JSON object")
-    return value
-
-
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def _listed(value: object) -> str:
+    """A short list as it is; anything else as `shown` has it."""
+    if isinstance(value, list) and len(value) <= _MAX_DIMS:
+        return f"[{', '.join(map(shown, value))}]"
+    return shown(value)
+
+
 def _read_entry(file: MappedFile, name: str, entry: object, data_start: int) -> PackedTensor:
-    where = f"{file.path}: tensor {name}"
+    where = f"{file.path}: tensor {shown_name(name)}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise CheckpointError(f"{where}: unknown dtype {dtype!r}")
+        raise CheckpointError(f"{where}: unknown dtype {shown(dtype)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_size, shape)):
-        raise CheckpointError(f"{where}: shape is {str(shape)[:100]}, expected a list of at most {_MAX_DIMS} sizes")
+        raise CheckpointError(f"{where}: shape is {_listed(shape)}, expected a list of at most {_MAX_DIMS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where}: data_offsets is {str(offsets)[:100]}, expected [begin, end]")
+        raise CheckpointError(f"{where}: data_offsets is {_listed(offsets)}, expected [begin, end]")
     begin, end = offsets
     need = math.prod(shape) * _ITEM_BYTES[dtype]
     if end - begin != need:
-        raise CheckpointError(f"{where}: {dtype} {shape} needs {need} bytes, its data_offsets span {end - begin}")
+        raise CheckpointError(
+            f"{where}: {dtype} {shape} needs {shown(need)} bytes, its data_offsets span {end - begin}"
+        )
     if data_start + end > len(file):
         raise CheckpointError(
             f"{where} ends at byte {data_start + end} of a file of {len(file)} bytes: the file is cut"
@@ -102,7 +86,7 @@ def _check_layout(file: MappedFile, data_start: int, tensors: dict[str, PackedTe
     for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.nbytes)):
         if tensor.start != end:
             what = "overlaps" if tensor.start < end else "leaves a gap after"
-            raise CheckpointError(f"{file.path}: tensor {tensor.name} {what} {previous}")
+            raise CheckpointError(f"{file.path}: tensor {shown_name(tensor.name)} {what} {shown_name(previous)}")
         end, previous = tensor.start + tensor.nbytes, tensor.name
     if end != len(file):
         raise CheckpointError(f"{file.path}: {len(file) - end} bytes follow the last tensor: the header does not match")

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from gemma_cuda.bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary
+from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import TokenizerError
+from gemma_cuda.side_files import TOKENIZER_MODEL, read_side_file
 
 _VARINT, _LENGTH = 0, 2  # protobuf's wire types
 _FIXED = {1: (8, "<q"), 5: (4, "<f")}  # wire type: (bytes, struct code); the only 4-byte field here is a float
@@ -30,10 +32,7 @@ class _Damaged(Exception):
 
 def read_sentencepiece_model(path: Path) -> BpeVocabulary:
     """The vocabulary in a `tokenizer.model` file. TokenizerError if it cannot be read or is not of Gemma's kind."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from error
+    data = read_side_file(path, TOKENIZER_MODEL, TokenizerError)
     try:
         return _parse(data, str(path))
     except (_Damaged, UnicodeDecodeError) as error:
@@ -80,7 +79,7 @@ def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
         elif number == 3 and isinstance(value, int):
             piece_type = value
     if not NORMAL <= piece_type <= BYTE:
-        raise _Damaged(f"piece {token!r} has type {piece_type}")
+        raise _Damaged(f"piece {shown(token)} has type {piece_type}")
     return token, score, piece_type
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_cuda.bpe_vocabulary import library_errors
 from gemma_cuda.chat_template import render_chat_template
+from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import InputError, TokenizerError
+from gemma_cuda.side_files import as_path, kind_of
 from gemma_cuda.tokenizer_sources import DEFAULT_TOKENS, TokenizerSettings, read_directory, read_gguf
 
 if TYPE_CHECKING:
@@ -42,10 +44,12 @@ class Tokenizer:
         if not isinstance(source, str | Path):
             return cls.from_gguf(source)
         path = Path(source)
-        if path.is_dir():
+        kind = kind_of(path, TokenizerError)
+        if kind == "directory":
             return cls.from_directory(path)
-        if not path.is_file():
-            raise TokenizerError(f"{path}: no such file or directory")
+        if kind != "file":
+            reason = "no such file or directory" if kind == "absent" else "not a regular file"
+            raise TokenizerError(f"{path}: {reason}")
         from gemma_cuda.gguf_file import GgufFile
 
         vocabulary = GgufFile(path).vocabulary()
@@ -60,7 +64,7 @@ class Tokenizer:
         tokenizer_config.json and chat_template.jinja beside it are heeded. TokenizerError names the file that is
         missing or damaged.
         """
-        return cls(*read_directory(Path(path)))
+        return cls(*read_directory(as_path(path, "path")))
 
     @classmethod
     def from_gguf(cls, vocabulary: GgufVocabulary) -> Tokenizer:
@@ -140,7 +144,9 @@ class Tokenizer:
         token = self._settings.special_tokens[name]
         found = self.token_id(token)
         if found is None and token != DEFAULT_TOKENS[name]:
-            raise TokenizerError(f"{self._settings.source}: {name} is {token!r}, which the vocabulary does not have")
+            raise TokenizerError(
+                f"{self._settings.source}: {name} is {shown(token)}, which the vocabulary does not have"
+            )
         return found
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_cuda.bpe_vocabulary import SPACE, BpeVocabulary, build_backend, library_errors
+from gemma_cuda.bpe_vocabulary import SPACE, BpeVocabulary, build_backend, check_added_tokens, library_errors
+from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import TokenizerError
+from gemma_cuda.printable import shown_name
 from gemma_cuda.sentencepiece_file import read_sentencepiece_model
+from gemma_cuda.side_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_side_text
+from gemma_cuda.tokenizer_json import load_tokenizer_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,13 +41,13 @@ class TokenizerSettings:
 def read_directory(directory: Path) -> tuple[tokenizers.Tokenizer, TokenizerSettings]:
     """Backend and settings from tokenizer.json, or else tokenizer.model, and the files that configure them."""
     config_path = directory / "tokenizer_config.json"
-    config = _read_json_object(config_path) if config_path.exists() else {}
+    config = read_json_object(config_path, TOKENIZER_CONFIG, TokenizerError) if _exists(config_path) else {}
     settings = _directory_settings(directory, config, str(config_path))
     json_path, model_path = directory / "tokenizer.json", directory / "tokenizer.model"
-    if json_path.exists():
-        backend = _load_json(json_path)
+    if _exists(json_path):
+        backend = load_tokenizer_json(json_path)
         settings = _with_post_processor(settings, backend)
-    elif model_path.exists():
+    elif _exists(model_path):
         backend = build_backend(read_sentencepiece_model(model_path))
     else:
         raise TokenizerError(f"{directory}: has neither tokenizer.json nor tokenizer.model")
@@ -91,12 +94,19 @@ def _directory_settings(directory: Path, config: Mapping[str, Any], where: str) 
     flags = {name: config.get(name) for name in ("add_bos_token", "add_eos_token")}
     for name, flag in flags.items():
         if flag is not None and not isinstance(flag, bool):
-            raise TokenizerError(f"{where}: {name} is {flag!r}, expected true or false")
+            raise TokenizerError(f"{where}: {name} is {shown(flag)}, expected true or false")
     if any(name in config for name in flags):  # as HuggingFace: naming one of them sets both
         flags = {name: bool(flag) for name, flag in flags.items()}
     jinja_path = directory / "chat_template.jinja"
-    template = _read_text(jinja_path) if jinja_path.exists() else _config_template(config.get("chat_template"), where)
+    if _exists(jinja_path):
+        template: str | None = read_side_text(jinja_path, CHAT_TEMPLATE, TokenizerError)
+    else:
+        template = _config_template(config.get("chat_template"), where)
     return TokenizerSettings(str(directory), special_tokens, flags["add_bos_token"], flags["add_eos_token"], template)
+
+
+def _exists(path: Path) -> bool:
+    return kind_of(path, TokenizerError) != "absent"
 
 
 def _config_template(value: object, where: str) -> str | None:
@@ -108,19 +118,6 @@ def _config_template(value: object, where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TokenizerError(f"{where}: chat_template is a {type(value).__name__}, expected text")
     return value
-
-
-def _load_json(path: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    text = _read_text(path)
-    with library_errors(str(path)):
-        backend = Backend.from_str(text)
-        backend.no_truncation()
-        backend.no_padding()
-    if backend.get_vocab_size() == 0:
-        raise TokenizerError(f"{path}: the vocabulary is empty")
-    return backend
 
 
 def _with_post_processor(settings: TokenizerSettings, backend: tokenizers.Tokenizer) -> TokenizerSettings:
@@ -145,13 +142,16 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any
             for i, token in (config.get("added_tokens_decoder") or {}).items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"{where}: added_tokens_decoder is damaged: {error!r}") from error
+        raise TokenizerError(f"{where}: added_tokens_decoder is damaged: {shown_name(repr(error))}") from error
+    check_added_tokens(where, [token.content for token in declared.values()])
     with library_errors(where):
         backend.add_tokens([declared[i] for i in sorted(declared)])
     for i, token in declared.items():
         if backend.token_to_id(token.content) != i:
             got = backend.token_to_id(token.content)
-            raise TokenizerError(f"{where}: {token.content!r} is declared as token {i}, the vocabulary makes it {got}")
+            raise TokenizerError(
+                f"{where}: {shown(token.content)} is declared as token {i}, the vocabulary makes it {got}"
+            )
 
 
 def _hide_named_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
@@ -167,14 +167,15 @@ def _gguf_tokens(vocabulary: GgufVocabulary) -> list[str]:
     """The tokens by id. Runs of spaces, which llama.cpp's converter spells out, are spelled with U+2581 again."""
     if vocabulary.model not in ("llama", "gemma4"):
         raise TokenizerError(
-            f"{vocabulary.source}: tokenizer.ggml.model is {vocabulary.model!r}; Gemma files have 'llama' or 'gemma4'"
+            f"{vocabulary.source}: tokenizer.ggml.model is {shown(vocabulary.model)}; Gemma files have 'llama' or "
+            "'gemma4'"
         )
     tokens = []
     for i, token in enumerate(vocabulary.all()):
         try:
             tokens.append(token.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise TokenizerError(f"{vocabulary.source}: token {i} is {token!r}, not UTF-8") from error
+            raise TokenizerError(f"{vocabulary.source}: token {i} is {shown_name(repr(token))}, not UTF-8") from error
     return [token if token.strip(" ") or not token else SPACE * len(token) for token in tokens]
 
 
@@ -186,26 +187,7 @@ def _gguf_merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]] | None:
         left, space, right = merge.decode("utf-8", "replace").partition(" ")
         if not (left and space and right):
             raise TokenizerError(
-                f"{vocabulary.source}: merge {i} is {merge!r}, expected two tokens and a space between"
+                f"{vocabulary.source}: merge {i} is {shown_name(repr(merge))}, expected two tokens and a space between"
             )
         merges.append((left, right))
     return merges
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: holds a {type(value).__name__}, expected an object")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from error

@@ -259,11 +259,11 @@ def test_broken_index(tmp_path: Path) -> None:
     refused(with_map({}), "weight_map is missing or empty")
     refused(with_map([1]), "weight_map is missing or empty")
     index.write_text("{")
-    refused(directory, "index.json is not JSON")
+    refused(directory, "index.json: cannot be read as JSON")
     index.write_text('{"weight_map": {"a": "b", "a": "c"}}')
     refused(directory, "lists 'a' twice")
     index.write_text("[" * 100_000)
-    refused(directory, "index.json is not JSON")
+    refused(directory, "index.json: cannot be read as JSON")
     with_map(good["weight_map"])
     (directory / second).unlink()
     refused(directory, second, "is missing", "index.json lists it")
@@ -324,11 +324,11 @@ def test_broken_containers(tmp_path: Path) -> None:
         (b"", "the file is empty"),
         (b"abc", "too short"),
         (b"\xff" * 64, "the header claims 18446744073709551615 bytes"),
-        (raw_safetensors(b"[1]", b""), "not a JSON object"),
-        (raw_safetensors(b"{", b""), "is not JSON"),
-        (raw_safetensors(b"\xff{}", b""), "is not JSON"),
-        (raw_safetensors(b"[" * 50_000, b""), "is not JSON"),
-        (raw_safetensors(b"9" * 50_000, b""), "is not JSON"),
+        (raw_safetensors(b"[1]", b""), "expected an object"),
+        (raw_safetensors(b"{", b""), "cannot be read as JSON"),
+        (raw_safetensors(b"\xff{}", b""), "cannot be read as JSON"),
+        (raw_safetensors(b"[" * 50_000, b""), "cannot be read as JSON"),
+        (raw_safetensors(b"9" * 50_000, b""), "cannot be read as JSON"),
         (raw_safetensors(b'{"a": 1, "a": 2}', b""), "lists 'a' twice"),
         (raw_safetensors({"norm.weight": 3}, b""), "entry is not an object"),
         (raw_safetensors(header, data[:-1]), "norm.weight ends at byte"),

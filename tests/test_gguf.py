@@ -292,7 +292,7 @@ BAD_FILES = {
     "nested array": (raw_gguf([entry(b"a", 9, array(9, 1, array(4, 1, bytes(4))))], []), "a is an array of type 9"),
     "alignment 0": (raw_gguf([entry(b"general.alignment", 4, bytes(4))], []), "general.alignment is 0"),
     "alignment 24": (raw_gguf([entry(b"general.alignment", 4, struct.pack("<I", 24))], []), "alignment is 24"),
-    "alignment text": (raw_gguf([entry(b"general.alignment", 8, string(b"32"))], []), "general.alignment is 32"),
+    "alignment text": (raw_gguf([entry(b"general.alignment", 8, string(b"32"))], []), "general.alignment is '32'"),
     "alignment huge": (raw_gguf([entry(b"general.alignment", 10, struct.pack("<Q", 1 << 63))], []), "alignment is"),
     "split": (raw_gguf([entry(b"split.count", 2, struct.pack("<H", 3))], []), "llama-gguf-split --merge"),
     "no dims": (raw_gguf([], [tensor_header(b"t", [], 0, 0)]), "tensor t has 0 dimensions"),
