@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import GemmaError, InputError, OutOfMemoryError
+from .printable import printable
 
 Kind = type[GemmaError]
 _LONGEST_NAME = 255  # bytes of a file's name on the file systems that we know of
@@ -158,16 +159,16 @@ def shown(value: Any) -> str:
     kind = f"a {type(value).__name__}"
     shape, dtype = _attribute(value, "shape"), _attribute(value, "dtype")
     if shape is not None and dtype is not None and not isinstance(value, np.generic):
-        return printable(f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}")
+        return _cut(f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}")
     try:
-        return printable(_REPR.repr(value))
+        return _cut(_REPR.repr(value))
     except Exception:
-        return printable(kind)
+        return _cut(kind)
 
 
-def printable(line: str) -> str:
+def _cut(line: str) -> str:
     """The line without characters that a terminal obeys, cut to 80."""
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+    safe = printable(line).replace("\n", r"\n")
     return safe if len(safe) <= _SHOWN else f"{safe[: _SHOWN - 1]}…"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import embeddings
+from . import arguments, embeddings
 from .config import GemmaConfig, LayerType
 from .errors import CacheError, InputError
 from .kv import KVCache
@@ -150,12 +150,12 @@ def text_batch(config: GemmaConfig, tokens: int, begin: int, end: int) -> Batch:
 
 def _ids(value: Ids, config: GemmaConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """(ids [B, S], real [B, S]) of [S], [B, S] or a list of lists of different lengths."""
-    if isinstance(value, Sequence) and value and all(isinstance(r, Sequence | np.ndarray) for r in value):
-        rows = [_integers(r, "input_ids") for r in value]
+    if isinstance(value, list | tuple) and value and all(map(_is_row, value)):
+        rows = [arguments.integers("input_ids", r) for r in value]
         if any(r.ndim != 1 for r in rows):
             raise InputError("input_ids: expected [S], [B, S] or a list of lists of token ids")
     else:
-        array = _integers(value, "input_ids")
+        array = arguments.integers("input_ids", value)
         if array.ndim not in (1, 2):
             raise InputError(f"input_ids is {list(array.shape)}, expected [S] or [B, S]")
         rows = list(array[None] if array.ndim == 1 else array)
@@ -173,25 +173,20 @@ def _ids(value: Ids, config: GemmaConfig) -> tuple[NDArray[np.int64], NDArray[np
     return ids, real
 
 
-def _integers(value: Any, name: str) -> NDArray[np.int64]:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from error
-    if array.size and array.dtype.kind not in "iu":
-        raise InputError(f"{name} is {array.dtype}, expected integers")
-    return array.astype(np.int64)
+def _is_row(value: Any) -> bool:
+    """Whether it may be one row of ids, not one id: a list, or an array of some library."""
+    return isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
 
 
 def _per_token(value: ArrayLike, name: str, shape: tuple[int, int], past: KVCache | None) -> NDArray[np.int64]:
     """int64 [B, S] of [S], [1, S] or [B, S]; with a past also of [B, T + S], as HuggingFace's generate() passes it."""
-    array = _integers(value, name)
-    array = array[None] if array.ndim == 1 else array
+    given = arguments.integers(name, value)
+    array = given[None] if given.ndim == 1 else given
     total = shape[1] + (past.seq_length if past is not None else 0)
     if array.ndim == 2 and array.shape[1] == total:
         array = array[:, total - shape[1] :]
     if array.ndim != 2 or array.shape[1] != shape[1] or array.shape[0] not in (1, shape[0]):
-        raise InputError(f"{name} is {list(np.shape(value))}, expected [B, S] = {list(shape)}")
+        raise InputError(f"{name} is {list(given.shape)}, expected [B, S] = {list(shape)}")
     return np.broadcast_to(array, shape)
 
 
@@ -199,7 +194,7 @@ def _padding(
     value: ArrayLike, shape: tuple[int, int], past: KVCache | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
     """(real [B, S], what a mask [B, T + S] says of the T cached slots, None where it is [B, S])."""
-    array = np.asarray(value)
+    array = arguments.host_array("attention_mask", value)
     if array.ndim == 4:
         raise InputError("attention_mask is 4-D: give a ready-made mask as attn_bias (0 where visible, -inf where not)")
     if array.dtype.kind not in "iub" or not np.isin(array, (0, 1)).all():
@@ -299,15 +294,16 @@ def _biases(
     types: dict[LayerType, Any] = (
         dict(value)
         if isinstance(value, Mapping)
-        else dict.fromkeys(("full_attention", "sliding_attention"), np.asarray(value))
+        else dict.fromkeys(("full_attention", "sliding_attention"), arguments.host_array("attn_bias", value))
     )
     biases: dict[LayerType, Array] = {}
     for layer_type, given in types.items():
         if layer_type not in ("full_attention", "sliding_attention"):
             raise InputError(
-                f"attn_bias: unknown layer type {layer_type!r}, expected full_attention or sliding_attention"
+                f"attn_bias: unknown layer type {arguments.shown(layer_type)}, expected full_attention or "
+                "sliding_attention"
             )
-        bias: Array = np.asarray(given)
+        bias: Array = arguments.host_array("attn_bias", given)
         if bias.dtype.kind == "b":
             raise InputError("attn_bias is boolean; it is added to the scores: 0 where visible, -inf where not")
         if bias.dtype.kind != "f" and bias.dtype.name != "bfloat16":

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_cuda import arguments
 from gemma_cuda.config import GemmaConfig
 from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import CheckpointError
@@ -22,7 +23,7 @@ from gemma_cuda.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.packed import PackedTensor
 from gemma_cuda.printable import shown_name
 from gemma_cuda.safetensors_file import read_tensors
-from gemma_cuda.side_files import INDEX, as_path, kind_of, read_json_object
+from gemma_cuda.side_files import INDEX, kind_of, read_json_object
 from gemma_cuda.tensor_names import canonical_name, gguf_names
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -104,7 +105,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError or ConfigError naming the file, the tensor and, for a wrong shape, both shapes.
     """
-    path = as_path(path, "the path of a model")
+    path = arguments.path("the path of a model", path)
     kind = kind_of(path, CheckpointError)
     if kind == "directory":
         return _open_directory(path)

@@ -116,11 +116,12 @@ class GemmaConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> "GemmaConfig":
         """The configuration in the config.json at `path` (a file, or the directory that holds it); else ConfigError."""
+        from gemma_cuda import arguments
         from gemma_cuda.errors import ConfigError
         from gemma_cuda.hf_config import parse_config
-        from gemma_cuda.side_files import CONFIG, as_path, kind_of, read_json_object
+        from gemma_cuda.side_files import CONFIG, kind_of, read_json_object
 
-        path = as_path(path, "path")
+        path = arguments.path("path", path)
         if kind_of(path, ConfigError) == "directory":
             path = path / "config.json"
         return parse_config(read_json_object(path, CONFIG, ConfigError), source=str(path))

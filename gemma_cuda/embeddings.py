@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import arguments
 from .config import GemmaConfig
 from .device.protocol import Array
 from .errors import InputError
@@ -34,14 +35,14 @@ def view(value: Any, memory: Memory) -> Array:
     Raises InputError for those on another GPU, or on one while the model is on none.
     """
     if not _is_array(value):
-        return np.asarray(value)
+        return arguments.host_array(_NAME, value)
     caller = caller_of("prefill", {_NAME: value})
     if caller.place != "cpu":
         own = "the CPU" if (index := _gpu(memory)) is None else f"cuda:{index}"
         if caller.place != own:
             raise InputError(f"{_NAME} is on {caller.place}, the model on {own}")
     if caller.library == "NumPy":
-        return np.asarray(value)
+        return arguments.host_array(_NAME, value)
     try:
         return caller.view(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:

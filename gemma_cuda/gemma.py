@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import embeddings, multimodal
+from . import arguments, embeddings, multimodal
 from .batch import Batch, Ids, make_batch
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import GemmaConfig, LayerType
@@ -119,6 +119,7 @@ class Gemma:
         progress(done, total) gets bytes while weights load.
         Raises DownloadError, CheckpointError, ConfigError, DeviceError or OutOfMemoryError.
         """
+        arguments.function("progress", progress)
         choose(device, dtype)  # what cannot be had is refused before anything is fetched
         checkpoint = open_checkpoint(resolve(name, progress=progress))
         return cls.from_checkpoint(checkpoint, dtype=dtype, device=device, gemm=gemm, progress=progress)
@@ -134,6 +135,9 @@ class Gemma:
         progress: Progress | None = None,
     ) -> Gemma:
         """The model of an open checkpoint; see `from_pretrained`."""
+        if not isinstance(checkpoint, Checkpoint):
+            raise InputError(f"checkpoint is {arguments.shown(checkpoint)}, expected one of open_checkpoint")
+        arguments.function("progress", progress)
         chosen, working = choose(device, dtype, checkpoint.config)
         ops = make_ops(checkpoint, chosen, working, device, gemm)
         return cls(checkpoint.config, load_weights(checkpoint, ops, progress), ops, checkpoint, chosen)
@@ -250,13 +254,16 @@ class Gemma:
         """
         if token_type_ids is not None and mm_token_type_ids is not None:
             raise InputError("token_type_ids and mm_token_type_ids are two names of one argument; give one")
+        output_hidden_states = arguments.flag("output_hidden_states", output_hidden_states)
+        trim_sliding = arguments.flag("trim_sliding", trim_sliding)
+        layer_hook = arguments.function("layer_hook", layer_hook)
         past = past_key_values
         if past is not None and not isinstance(past, KVCache):
             raise CacheError(f"past_key_values is a {type(past).__name__}, expected a KVCache")
         ids = self._encode(input_ids) if isinstance(input_ids, str) else input_ids
         types = token_type_ids if token_type_ids is not None else mm_token_type_ids
         others = inputs_embeds, attention_mask, position_ids, types, attn_bias, layer_hook
-        is_last = isinstance(logits_to_keep, int) and logits_to_keep == 1 and not (output_hidden_states or trim_sliding)
+        is_last = type(logits_to_keep) is int and logits_to_keep == 1 and not (output_hidden_states or trim_sliding)
         with nullcontext() if past is None else past.in_use():
             if self._graphs is not None and is_last and all(x is None for x in others):
                 quick = self._replay_text(self._graphs, ids, past)
@@ -328,7 +335,7 @@ class Gemma:
 
         Scaled embeddings, placeholders as HuggingFace embeds them.
         """
-        ids = np.asarray(self._encode(input_ids) if isinstance(input_ids, str) else input_ids)
+        ids = arguments.integers("input_ids", self._encode(input_ids) if isinstance(input_ids, str) else input_ids)
         flat = make_batch(
             self.config, input_ids=ids.reshape(1, -1), inputs_embeds=None, attention_mask=None, position_ids=None,
             token_type_ids=None, attn_bias=None, past=None,
@@ -375,7 +382,8 @@ class Gemma:
         on_token(text) is called as text becomes final; a character is never cut.
         CheckpointError if the logits are not finite.
         """
-        ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self._prompt("prompt", prompt)
+        arguments.function("on_token", on_token)
         stream = self.tokenizer.stream()
         pieces: list[str] = []
 
@@ -401,10 +409,9 @@ class Gemma:
         seed: int | None = None,
     ) -> Any:
         """An iterator of the generated token ids, without the end token; see `generate`."""
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-            raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected an integer of at least 0")
+        count = arguments.integer("max_new_tokens", max_new_tokens, least=0)
         sampler = Sampler(temperature=temperature, top_p=top_p, seed=seed)
-        return self._generated(list(input_ids), max_new_tokens, sampler)
+        return self._generated(self._prompt("input_ids", input_ids), count, sampler)
 
     @_one_after_another
     def score(self, input_ids: str | Ids) -> Array:
@@ -453,6 +460,13 @@ class Gemma:
         """The NumPy array of an output, wherever the model runs."""
         return self._ops.to_host(array)
 
+    def _prompt(self, name: str, prompt: str | ArrayLike) -> list[int]:
+        """The ids of a text, or of ids [S]."""
+        ids = arguments.integers(name, self._encode(prompt) if isinstance(prompt, str) else prompt)
+        if ids.ndim != 1:
+            raise InputError(f"{name} is {list(ids.shape)}, expected one prompt: a text or ids [S]")
+        return [int(i) for i in ids]
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
 
@@ -472,10 +486,13 @@ class Gemma:
 
     def _replay_text(self, graphs: PrefillGraphs, input_ids: Any, past: KVCache | None) -> PrefillOutput | None:
         """The shortest way for one prompt of ids without images; None if it is not one, or no graph serves it."""
-        if not isinstance(input_ids, list | np.ndarray) or not len(input_ids) or isinstance(input_ids[0], Sequence):
+        if type(input_ids) not in (list, np.ndarray):
             return None
-        ids = np.asarray(input_ids)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or (past is not None and past.batch_size != 1):
+        try:
+            ids = np.asarray(input_ids)
+        except Exception:  # make_batch will say why
+            return None
+        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu" or (past is not None and past.batch_size != 1):
             return None
         if past is not None and past.memory is not self._memory:
             return None

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gemma_cuda import arguments
 from gemma_cuda.demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
 from gemma_cuda.errors import CheckpointError, DownloadError, GemmaError
 from gemma_cuda.printable import shown_name
-from gemma_cuda.side_files import INDEX, as_path, kind_of, read_json_object
+from gemma_cuda.side_files import INDEX, kind_of, read_json_object
 
 __all__ = ["DEMO_MODEL", "GEMMA_TERMS", "Progress", "resolve"]
 
@@ -31,7 +32,7 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     DownloadError if it could not be fetched, saying what to do.
     """
     try:
-        path = as_path(name, "the name of a model").expanduser()
+        path = arguments.path("the name of a model", name).expanduser()
         if path.exists():
             return path
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, ~ of an unknown user

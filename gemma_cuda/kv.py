@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from . import arguments
 from .config import GemmaConfig
 from .errors import CacheError, OutOfMemoryError
 from .reference.precision import Array
@@ -202,9 +202,7 @@ class KVCache:
 
         CacheError for what is no number of slots, OutOfMemoryError.
         """
-        wanted = _integer("reserve: slots", slots)
-        if not 0 <= wanted <= _MOST_SLOTS:
-            raise CacheError(f"reserve: slots is {wanted}, expected 0 to {_MOST_SLOTS}")
+        wanted = arguments.integer("reserve: slots", slots, least=0, most=_MOST_SLOTS, error=CacheError)
         with self.in_use():
             self.make_room(wanted)
 
@@ -246,7 +244,7 @@ class KVCache:
         A negative length forgets the last |length| slots, as HuggingFace's does. CacheError for what is no length, or
         cuts what belongs together.
         """
-        asked = _integer("crop: length", length)
+        asked = arguments.integer("crop: length", length, error=CacheError)
         with self.in_use():
             keep = asked if asked >= 0 else self.seq_length + asked
             self._check_crop(asked, keep)
@@ -335,14 +333,14 @@ class KVCache:
         from .kv_file import save
 
         with self.in_use():
-            save(self, Path(path))
+            save(self, arguments.path("path", path, error=CacheError))
 
     @classmethod
     def load(cls, path: str | Path) -> KVCache:
         """The cache that `save` wrote. CacheError for a file that is not one, or was changed since."""
         from .kv_file import load
 
-        return load(Path(path))
+        return load(arguments.path("path", path, error=CacheError))
 
     def to_transformers(self, config: Any = None) -> DynamicCache:
         """A transformers DynamicCache of the same tokens.
@@ -409,12 +407,3 @@ class KVCache:
 def _put(storage: list[tuple[LayerKV, Array, Array]]) -> None:
     for stored, k, v in storage:
         stored.k, stored.v = k, v
-
-
-def _integer(what: str, value: Any) -> int:
-    try:
-        if not isinstance(value, bool | np.bool_):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise CacheError(f"{what} is {value!r}, expected an integer")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import arguments
 from .config import GemmaConfig
 from .errors import InputError
 from .masks import AUDIO, IMAGE, VIDEO
@@ -26,7 +27,7 @@ def placeholder_types(config: GemmaConfig) -> dict[int, int]:
 
 def token_types(config: GemmaConfig, input_ids: ArrayLike) -> Ids:
     """token_type_ids, int64 of the shape of input_ids: 0 text, 1 image, 2 video, 3 audio placeholder."""
-    ids = np.asarray(input_ids)
+    ids = arguments.integers("input_ids", input_ids)
     types = np.zeros(ids.shape, np.int64)
     for token, kind in placeholder_types(config).items():
         types[ids == token] = kind
@@ -54,9 +55,10 @@ def expand_image_tokens(config: GemmaConfig, input_ids: Sequence[int], counts: i
     if image is None or boi is None or eoi is None:
         raise InputError(f"expand_image_tokens: this {config.model_type} model takes no images with markers")
     marker = image if config.generation == 4 else boi
-    ids = [int(i) for i in input_ids]
+    ids = _row("input_ids", input_ids)
     found = ids.count(marker)
-    each = [counts] * found if isinstance(counts, int) else list(counts)
+    is_one = not isinstance(counts, Sequence | np.ndarray)
+    each = [arguments.integer("counts", counts)] * found if is_one else _row("counts", counts)
     if len(each) != found:
         raise InputError(f"expand_image_tokens: {found} image markers (id {marker}) in input_ids, {len(each)} counts")
     if any(n < 1 for n in each):
@@ -67,6 +69,13 @@ def expand_image_tokens(config: GemmaConfig, input_ids: Sequence[int], counts: i
     for token in ids:
         expanded += [*around, boi, *[image] * next(images), eoi, *around] if token == marker else [token]
     return _merge_newlines(expanded) if around else expanded
+
+
+def _row(name: str, value: Any) -> list[int]:
+    given = arguments.integers(name, value)
+    if given.ndim != 1:
+        raise InputError(f"{name} is {list(given.shape)}, expected integers [n]")
+    return [int(i) for i in given]
 
 
 # Gemma 3's vocabulary has a token for every run of 1 to 31 newlines, id 106 + length; the tokenizer takes the longest.
@@ -99,7 +108,7 @@ def project_image_features(config: GemmaConfig, weights: Weights, ops: Reference
     """
     if weights.projection is None:
         raise InputError("project_image_features: the checkpoint holds no vision projector")
-    x: Array = np.asarray(tower_output).astype(ops.precision.compute)
+    x: Array = _floats("tower_output", tower_output).astype(ops.precision.compute)
     if x.ndim not in (2, 3) or x.shape[-1] != weights.projection.shape[0]:
         raise InputError(
             f"tower_output is {list(x.shape)}, expected [images, patches, vision] "
@@ -125,6 +134,13 @@ def _pool(x: Array, tokens: int) -> Array:
     return np.asarray(blocks.mean(axis=(2, 4)).reshape(len(x), tokens, x.shape[-1]))
 
 
+def _floats(name: str, value: ArrayLike) -> Array:
+    given = arguments.host_array(name, value)
+    if given.dtype.kind != "f" and given.dtype.name != "bfloat16":
+        raise InputError(f"{name} is {given.dtype}, expected floating point")
+    return given
+
+
 def merge_features(
     config: GemmaConfig, inputs_embeds: ArrayLike, features: ArrayLike, input_ids: ArrayLike, kind: int = IMAGE
 ) -> Array:
@@ -133,14 +149,15 @@ def merge_features(
     kind: 1 image, 2 video, 3 audio. Features are not scaled. InputError unless there is exactly one feature row per
     placeholder in input_ids [B, S].
     """
-    embeds: Array = np.array(inputs_embeds)
-    rows: Array = np.asarray(features)
+    embeds: Array = _floats("inputs_embeds", inputs_embeds).copy()
+    rows: Array = _floats("features", features)
+    kind = arguments.integer("token_type", kind)
     token: Any = next((t for t, k in placeholder_types(config).items() if k == kind), None)
     if token is None:
         raise InputError(f"merge_features: this {config.model_type} model has no placeholder of type {kind}")
     if rows.ndim < 2 or rows.shape[-1] != config.hidden_size:
         raise InputError(f"features is {list(rows.shape)}, expected [..., E] with E = {config.hidden_size}")
-    where = np.asarray(input_ids) == token
+    where = arguments.integers("input_ids", input_ids) == token
     if where.shape != embeds.shape[:-1]:
         raise InputError(f"input_ids is {list(where.shape)}, inputs_embeds {list(embeds.shape)}: [B, S] differ")
     rows = rows.reshape(-1, rows.shape[-1])

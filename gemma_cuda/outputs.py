@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import arguments
 from .batch import Batch
 from .errors import InputError
 from .model import Hook
@@ -15,19 +16,18 @@ from .reference.precision import Array
 
 def kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:
     """(bool [N]: whose outputs are wanted, the output's columns: the last so many, or the caller's columns [K])."""
-    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int | np.integer):
-        columns = np.asarray(logits_to_keep)
-        if columns.ndim != 1 or columns.dtype.kind not in "iu" or len(columns) == 0:
-            raise InputError(f"logits_to_keep is {logits_to_keep!r}, expected an integer of at least 0 or columns [K]")
+    if isinstance(logits_to_keep, list | tuple) or getattr(logits_to_keep, "ndim", 0) > 0:
+        columns = arguments.integers("logits_to_keep", logits_to_keep)
+        if columns.ndim != 1 or len(columns) == 0:
+            raise InputError(f"logits_to_keep is {list(columns.shape)}, expected columns [K]")
         if columns.min() < -batch.seq_len or columns.max() >= batch.seq_len:
             raise InputError(f"logits_to_keep: a column is outside the prompt's {batch.seq_len}")
-        columns = columns.astype(np.int64) % batch.seq_len
+        columns = columns % batch.seq_len
         return np.isin(batch.column, columns), columns
-    if logits_to_keep < 0:
-        raise InputError(f"logits_to_keep is {logits_to_keep}, expected an integer of at least 0 or columns [K]")
-    if logits_to_keep == 0:
+    count = arguments.integer("logits_to_keep, if it is not columns [K],", logits_to_keep, least=0)
+    if count == 0:
         return np.ones(len(batch.row), bool), np.arange(batch.seq_len)
-    keep = min(int(logits_to_keep), batch.seq_len)
+    keep = min(count, batch.seq_len)
     from_end = batch.cu_seqlens[1:][batch.row] - np.arange(len(batch.row))
     return np.asarray(from_end <= keep), keep
 
@@ -74,11 +74,13 @@ def decoder_hook(
             given = layer_hook(index - 1, batch.unpack(values))
             if given is not None:
                 expected = (batch.batch_size, batch.seq_len, x.shape[1])
-                if np.shape(given) != expected:
+                returned = arguments.host_array("what layer_hook returned", given)
+                if returned.shape != expected or returned.dtype.kind == "c":
                     raise InputError(
-                        f"layer_hook returned {list(np.shape(given))}, expected [B, S, E] = {list(expected)}"
+                        f"layer_hook returned {returned.dtype} {list(returned.shape)}, expected [B, S, E] = "
+                        f"{list(expected)}"
                     )
-                values = np.ascontiguousarray(np.asarray(given)[batch.row, batch.column], values.dtype)
+                values = np.ascontiguousarray(returned[batch.row, batch.column], values.dtype)
                 replacement = ops.as_hidden(values)
         if states is not None:
             states.append(batch.unpack(values))

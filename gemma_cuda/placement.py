@@ -6,10 +6,11 @@ import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
+from . import arguments
 from .checkpoint import Checkpoint
 from .config import GemmaConfig
 from .device import DeviceChoice, choose_device, open_device
-from .device.protocol import Device
+from .device.protocol import Device, is_device
 from .errors import DeviceError, InputError
 from .memory import require_memory
 from .ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
@@ -17,13 +18,18 @@ from .reference import ReferenceOps
 from .reference.precision import BFLOAT16, Precision, precision
 from .weights import weight_elements
 
+_DTYPES = ("float32", "float64", "bfloat16", "float16")  # the last is refused, with its reason
+
 
 def choose(device: str | Device, dtype: str, config: GemmaConfig | None = None) -> tuple[DeviceChoice, Precision]:
     """The device and the precision of a model, as far as they can be told without its configuration (None).
 
     "auto" takes NumPy for what kernels do not do. InputError for a dtype that the device does not compute in.
     """
+    arguments.choice("dtype", dtype, ("auto", *_DTYPES))
     if not isinstance(device, str):
+        if not is_device(device):
+            raise InputError(f"device is {arguments.shown(device)}, expected a device or its name")
         chosen = DeviceChoice(device.name, "it was given", None)
     elif device == "auto" and dtype not in ("auto", "bfloat16"):
         chosen = DeviceChoice("numpy", f"kernels do not compute in {dtype}", None)
@@ -45,6 +51,7 @@ def make_ops(
     checkpoint: Checkpoint, chosen: DeviceChoice, working: Precision, device: str | Device, gemm: str
 ) -> ReferenceOps | KernelOps:
     """The ops of the chosen device, which has room for the weights; device: as the caller gave it."""
+    arguments.choice("gemm", gemm, ("auto", "library", "kernel"))
     what = f"the weights of {checkpoint.path.name} in {working.name}"
     if chosen.name == "numpy":
         if gemm != "auto":

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from .errors import CheckpointError, InputError
+from . import arguments
+from .errors import CheckpointError
 from .reference.precision import Array
 
 
@@ -25,14 +26,9 @@ class Sampler:
     """
 
     def __init__(self, *, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise InputError(f"temperature is {temperature}, expected a number of at least 0")
-        if not 0 < top_p <= 1:
-            raise InputError(f"top_p is {top_p}, expected 0 < top_p <= 1")
-        if seed is not None and seed < 0:
-            raise InputError(f"seed is {seed}, expected an integer of at least 0")
-        self.temperature, self.top_p = temperature, top_p
-        self._random = np.random.default_rng(seed)
+        self.temperature = arguments.number("temperature", temperature, least=0)
+        self.top_p = arguments.number("top_p", top_p, above=0, most=1)
+        self._random = np.random.default_rng(None if seed is None else arguments.integer("seed", seed, least=0))
 
     def sample(self, logits: Array) -> int:
         """The id drawn from logits [V]; CheckpointError if they are not finite."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_cuda.config_fields import shown
-from gemma_cuda.errors import GemmaError, InputError
+from gemma_cuda.errors import GemmaError
 from gemma_cuda.printable import shown_name
 
 _MIB = 1 << 20
@@ -34,14 +34,6 @@ TOKENIZER_CONFIG = Budget(16 * _MIB, 1 << 20)  # Gemma 3's has 1.2 MB
 TOKENIZER_JSON = Budget(128 * _MIB, 8 << 20)  # Gemma 3's has 33 MB and 2.2 million values
 TOKENIZER_MODEL = Budget(16 * _MIB)  # Gemma 3's has 4.7 MB
 CHAT_TEMPLATE = Budget(_MIB)  # Gemma 4's has 17 kB
-
-
-def as_path(value: object, what: str) -> Path:
-    """`value` as a Path; InputError, naming `what`, unless it is a str or a path."""
-    try:
-        return Path(os.fsdecode(value))  # type: ignore[arg-type]  # a TypeError is the answer
-    except (TypeError, UnicodeError) as error:
-        raise InputError(f"{what} must be a str or a Path, not {type(value).__name__}") from error
 
 
 def kind_of(path: Path, error: type[GemmaError]) -> Literal["file", "directory", "other", "absent"]:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemma_cuda import arguments
 from gemma_cuda.bpe_vocabulary import library_errors
 from gemma_cuda.chat_template import render_chat_template
 from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import InputError, TokenizerError
-from gemma_cuda.side_files import as_path, kind_of
+from gemma_cuda.side_files import kind_of
 from gemma_cuda.tokenizer_sources import DEFAULT_TOKENS, TokenizerSettings, read_directory, read_gguf
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Tokenizer:
         tokenizer_config.json and chat_template.jinja beside it are heeded. TokenizerError names the file that is
         missing or damaged.
         """
-        return cls(*read_directory(as_path(path, "path")))
+        return cls(*read_directory(arguments.path("path", path)))
 
     @classmethod
     def from_gguf(cls, vocabulary: GgufVocabulary) -> Tokenizer:

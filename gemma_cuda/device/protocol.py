@@ -12,6 +12,14 @@ Argument = Any
 """A kernel argument: an Array or None for a pointer, int, float or a NumPy scalar for a number, bytes for a struct."""
 
 
+def is_device(value: object) -> bool:
+    """Whether a value looks like a Device: it has a name, and launches."""
+    try:
+        return isinstance(getattr(value, "name", None), str) and callable(getattr(value, "launch", None))
+    except Exception:  # of whatever a stranger's __getattr__ raises
+        return False
+
+
 class Device(Protocol):
     """Where kernels run. Both devices take the same instance strings, shapes and typed arguments."""
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
-from ..errors import CacheError
+from ..arguments import shown
+from ..errors import CacheError, InputError
 from ..kv import KVCache, LayerKV
 from .transformers_attention import register
 
@@ -46,13 +47,20 @@ def cache_from_transformers(cache: Any, gemma: Gemma) -> KVCache:
 
     Its model cannot be told from the cache: geometry is checked, the weights are the caller's word.
     """
+    from ..gemma import Gemma
+
+    if not isinstance(gemma, Gemma):
+        raise InputError(f"from_transformers: gemma is {shown(gemma)}, expected a Gemma")
+    if not isinstance(cache, Cache):
+        raise CacheError(f"from_transformers: cache is {shown(cache)}, expected a cache of transformers")
+    filled: Any = cache  # its layers are of several classes, of which those of attention have keys
     own = [i for i, layer in enumerate(gemma.config.layers) if layer.kv_source is None]
-    if len(cache.layers) <= own[-1] or not all(cache.layers[i].is_initialized for i in own):
+    if len(filled.layers) <= own[-1] or not all(filled.layers[i].is_initialized for i in own):
         raise CacheError(f"from_transformers: expected a filled cache of {gemma.config.num_hidden_layers} layers")
     length = int(cache.get_seq_length())
     layers: list[LayerKV | None] = [None] * gemma.config.num_hidden_layers
     for i in own:
-        k, v = (_numpy(x) for x in (cache.layers[i].keys, cache.layers[i].values))
+        k, v = (_numpy(x) for x in (filled.layers[i].keys, filled.layers[i].values))
         first_slot = length - k.shape[1]
         window = gemma.config.layers[i].sliding_window
         if first_slot and (window is None or k.shape[1] < window - 1):
