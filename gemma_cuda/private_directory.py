@@ -1,0 +1,120 @@
+"""Directories that only this user and root can change: what lies in them may be run."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+from .errors import GemmaError
+
+_MOST_LINKS = 40
+_REMEDY = "set GEMMA_CUDA_CACHE to a directory of your own"
+
+
+def check(directory: Path) -> None:
+    """Raises GemmaError, with what to do, where somebody else can change what lies, or will lie, in a directory."""
+    problem = why_unsafe(directory)
+    if problem is not None:
+        raise GemmaError(f"{directory} cannot be a cache, since code in it is run: {problem}; or {_REMEDY}")
+
+
+def make(directory: Path) -> None:
+    """Creates a directory and its parents, mode 0700, where they are missing. Raises OSError, and as `check` does."""
+    for missing in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    check(directory)
+
+
+def why_unsafe(directory: Path) -> str | None:
+    """Who else can change an absolute path or what it leads through, and the remedy; None if nobody can.
+
+    Links are followed as the system does, and are looked at like directories. Others may write to a parent that is
+    sticky, as /tmp is: they cannot replace what is not theirs. What does not exist yet is no danger.
+    """
+    left, here, links = list(reversed(directory.parts)), Path("/"), 0
+    while left:
+        step = here / left.pop()
+        if step.name == "..":
+            here = here.parent
+            continue
+        try:
+            status = step.lstat()
+            target = Path(os.readlink(step)) if stat.S_ISLNK(status.st_mode) else None
+        except OSError:
+            return None
+        problem = _problem(step, status, is_parent=bool(left))
+        if problem is not None:
+            return problem
+        if target is None:
+            here = step
+        elif links == _MOST_LINKS:
+            return f"{step} is one of more than {_MOST_LINKS} links"
+        else:
+            links += 1
+            left += reversed(target.parts)  # an absolute one starts at / again
+    return None
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Whether only this user and root can write to a file or directory."""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def close_to_others(path: Path) -> None:
+    """Takes the right to write to a file from everybody but its owner, whatever the umask has given."""
+    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+
+def temporary(reason: str) -> Path:
+    """A directory that ends with this process, for what cannot be kept; the first use in a process warns.
+
+    reason: why there is no other place, in words.
+    """
+    if not _made:
+        warnings.warn(f"what is compiled is not kept after this process: {reason}", RuntimeWarning, stacklevel=2)
+    return _temporary(os.getpid())
+
+
+def temporary_if_made() -> list[Path]:
+    """The same directory, where this process has made it already."""
+    return list(_made.values())
+
+
+_made: dict[int, Path] = {}
+
+
+@functools.cache
+def _temporary(process: int) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="gemma-cuda-"))  # mode 0700
+    _made[process] = path
+    atexit.register(_remove, path, process)
+    return path
+
+
+def _remove(path: Path, process: int) -> None:
+    if os.getpid() == process:  # not at the end of a fork
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _problem(path: Path, status: os.stat_result, *, is_parent: bool) -> str | None:
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to {_user(status.st_uid)}"
+    is_sticky = is_parent and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    if stat.S_ISLNK(status.st_mode) or is_own(status) or is_sticky:
+        return None
+    others = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
+    return f"{path} can be written by {others} (chmod go-w {path})"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
