@@ -75,11 +75,14 @@ def close_to_others(path: Path) -> None:
 def temporary(reason: str) -> Path:
     """A directory that ends with this process, for what cannot be kept; the first use in a process warns.
 
-    reason: why there is no other place, in words.
+    reason: why there is no other place, in words. Raises GemmaError where there is no place for this one either.
     """
     if not _made:
         warnings.warn(f"what is compiled is not kept after this process: {reason}", RuntimeWarning, stacklevel=2)
-    return _temporary(os.getpid())
+    try:
+        return _temporary(os.getpid())
+    except OSError as error:
+        raise GemmaError(f"{reason}, nor can a temporary directory be made: {error.strerror or error}") from error
 
 
 def temporary_if_made() -> list[Path]:

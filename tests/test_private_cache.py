@@ -224,6 +224,18 @@ print(path.parent)
     assert directory.name.startswith("gemma-cuda-") and not directory.exists()
 
 
+def test_without_any_temporary_directory_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(DeviceError, match=r"copy<float> cannot be compiled: .*No such file or directory"):
+        copied(tmp_path)
+    monkeypatch.delenv("GEMMA_CUDA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", "relative")
+    words = "there is no home directory for a cache; .*, nor can a temporary directory be made: No such file"
+    with pytest.warns(RuntimeWarning), pytest.raises(GemmaError, match=words):
+        files.cache_directory()
+
+
 def test_doctor_says_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finding() -> doctor.Finding:
         return next(finding for finding in doctor.examine() if finding.subject == "cache")

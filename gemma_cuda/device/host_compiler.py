@@ -103,7 +103,10 @@ class HostCompiler:
         file = f"{kernel.name}-{name}{'-checked' if checked else ''}.so"
         path = self._cache.find(file)
         if path is None:
-            library = self._compile(kernel, instance, flags, is_cuda=is_cuda)
+            try:
+                library = self._compile(kernel, instance, flags, is_cuda=is_cuda)
+            except OSError as error:  # of the temporary directory
+                raise DeviceError(f"{instance} cannot be compiled: {error}") from error
             path = self._cache.keep(lambda place: product_cache.write(place / file, library))
         self._known[instance, checked] = (state, path)
         return path
