@@ -107,13 +107,29 @@ def _remove(path: Path, process: int) -> None:
 
 
 def _problem(path: Path, status: os.stat_result, *, is_parent: bool) -> str | None:
-    if status.st_uid not in (0, os.geteuid()):
+    is_trusted = status.st_uid in (0, os.geteuid()) or (is_parent and status.st_uid == _unmapped_owner())
+    if not is_trusted:
         return f"{path} belongs to {_user(status.st_uid)}"
     is_sticky = is_parent and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-    if stat.S_ISLNK(status.st_mode) or is_own(status) or is_sticky:
+    may_others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if stat.S_ISLNK(status.st_mode) or not may_others_write or is_sticky:
         return None
     others = "everybody" if status.st_mode & stat.S_IWOTH else "its group"
     return f"{path} can be written by {others} (chmod go-w {path})"
+
+
+@functools.cache
+def _unmapped_owner() -> int | None:
+    """What the system's root is called in a container that does not know it; None where it is known.
+
+    So are all other unknown users: they are trusted with directories above a cache, never with one or with its files.
+    """
+    try:
+        known = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+        unknown = int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return None if known[:2] == ["0", "0"] else unknown
 
 
 def _user(uid: int) -> str:

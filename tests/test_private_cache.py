@@ -108,6 +108,21 @@ def test_a_directory_of_somebody_else_is_unsafe(which: str, tmp_path: Path, give
     assert "belongs to " in str(private_directory.why_unsafe(leaf))
 
 
+def test_in_a_container_that_does_not_know_root_its_directories_are_taken_above_a_cache(
+    tmp_path: Path, give_away: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, leaf = tmp_path / "parent", tmp_path / "parent" / "cache"
+    private_directory.make(leaf)
+    give_away(parent)
+    owner = parent.stat().st_uid
+    problem = private_directory.why_unsafe(leaf)
+    monkeypatch.setattr(private_directory, "_unmapped_owner", lambda: owner)
+    if os.geteuid() == 0:
+        assert problem == f"{parent} belongs to user {owner}" and private_directory.why_unsafe(leaf) is None
+        give_away(leaf)
+    assert str(private_directory.why_unsafe(leaf)).startswith(f"{leaf} belongs to ")
+
+
 def test_links_on_the_way_are_followed(tmp_path: Path) -> None:
     for name in ("good", "bad"):
         (tmp_path / name / "cache").mkdir(parents=True, mode=0o700)

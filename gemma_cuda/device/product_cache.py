@@ -52,22 +52,13 @@ class ProductCache:
             private_directory.make(self.directory)
             return write(self.directory)
         except OSError as error:
-            raise_if_full(self.directory, error)
+            _raise_if_full(self.directory, error)
             reason = f"{self.directory} cannot be written ({error.strerror or error})"
         place = private_directory.temporary(reason)
         try:
             return write(place)
         except OSError as error:
             raise DeviceError(f"{reason}, nor can {place} ({error.strerror or error})") from error
-
-
-def raise_if_full(place: Path, error: OSError) -> None:
-    """Raises DeviceError if a disk, or a quota or limit of this user, has no room for a file."""
-    if error.errno in _NO_ROOM:
-        raise DeviceError(
-            f"{place} has no room for what was compiled ({os.strerror(error.errno)}); set GEMMA_CUDA_CACHE to a "
-            "directory with more"
-        ) from error
 
 
 def read(path: Path) -> bytes | None:
@@ -124,6 +115,15 @@ def write_private(path: Path, content: bytes) -> None:
     with atomic_path(path) as temporary:
         private_directory.close_to_others(temporary)
         temporary.write_bytes(content)
+
+
+def _raise_if_full(place: Path, error: OSError) -> None:
+    """Raises DeviceError if a disk, or a quota or limit of this user, has no room for a file."""
+    if error.errno in _NO_ROOM:
+        raise DeviceError(
+            f"{place} has no room for what was compiled ({os.strerror(error.errno)}); set GEMMA_CUDA_CACHE to a "
+            "directory with more"
+        ) from error
 
 
 def _seal(name: str, content: bytes) -> bytes:

@@ -60,11 +60,11 @@ def use_headers(cache: Path) -> None:
 
 def use_weights(cache: Path) -> None:
     os.environ["GEMMA_CUDA_CACHE"] = str(cache)
-    content = bytes(5000)
+    content = bytes(range(250)) * 20
     demo_weights._SIZE, demo_weights._SHA256 = len(content), hashlib.sha256(content).hexdigest()
     chunks = [cache / f"chunk{i}" for i in range(4)]
-    for chunk in chunks:
-        chunk.write_bytes(content[:1250])
+    for i, chunk in enumerate(chunks):
+        chunk.write_bytes(content[i * 1250 : (i + 1) * 1250])
     demo_weights._find_chunks = lambda: chunks
     assert demo_weights.demo_weights().read_bytes() == content
 
@@ -147,7 +147,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         use_library(cache)
     Emulator(kernels=KERNELS, cache=cache)._compiler.library("ok_global", checked=False)
     (cache / "expected").write_text(facts_of_cubin(cache))
-    compile_kernel("softcap<2>", "sm_90a", cache=cache)
+    compile_kernel("static_shared", "sm_90a", kernels=KERNELS, cache=cache)
     AlgorithmCache(cache, "GPU", 1).put("product", ENTRY)
     assert exit_code("weights", cache) == 0
     for _, pattern in KINDS.values():
@@ -161,7 +161,7 @@ def test_damage_is_noticed_and_mended(whole: Path, tmp_path: Path, kind: str, ha
     cache = tmp_path / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     shutil.copytree(whole, cache, copy_function=os.link)
-    path = next(iter(cache.glob(KINDS[kind][1])))
+    (path,) = cache.glob(KINDS[kind][1])
     others = [other for other in whole.rglob(f"*{path.suffix}") if other.name != path.name] or [whole / "expected"]
     damage(path, harm, place, sorted(others)[0])
     if kind == "weights" and harm == "a directory":  # nobody removes a directory of the user's
