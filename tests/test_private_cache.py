@@ -209,7 +209,7 @@ def test_without_a_safe_home_products_end_with_the_process(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert files.cache_directory() == directory
-    (finding,) = (finding for finding in doctor.examine() if finding.subject == "cache")
+    finding = doctor._cache()
     assert (
         finding.state is doctor.State.BROKEN and reason in finding.detail and "GEMMA_CUDA_CACHE" in str(finding.remedy)
     )
@@ -252,14 +252,12 @@ def test_without_any_temporary_directory_either(tmp_path: Path, monkeypatch: pyt
 
 
 def test_doctor_says_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def finding() -> doctor.Finding:
-        return next(finding for finding in doctor.examine() if finding.subject == "cache")
-
     monkeypatch.setenv("GEMMA_CUDA_CACHE", str(tmp_path / "cache"))
-    assert finding() == doctor.Finding("cache", doctor.State.OK, str(tmp_path / "cache"))
+    assert doctor.Finding("cache", doctor.State.OK, str(tmp_path / "cache")) in doctor.examine()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GEMMA_CUDA_CACHE", str(tmp_path / "file" / "cache"))
-    assert finding().state is doctor.State.MISSING and "cannot be written" in finding().detail
+    finding = doctor._cache()
+    assert finding.state is doctor.State.MISSING and "cannot be written" in finding.detail
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
