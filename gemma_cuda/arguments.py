@@ -25,9 +25,18 @@ _SHOWN = 80
 
 
 def integer(
-    name: str, value: Any, *, least: int | None = None, most: int | None = None, error: Kind = InputError
+    name: str,
+    value: Any,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    otherwise: str = "",
+    error: Kind = InputError,
 ) -> int:
-    """The int of an integer of Python, NumPy or any library; no bool, no float."""
+    """The int of an integer of Python, NumPy or any library; no bool, no float.
+
+    otherwise: ends the message, as in " or None".
+    """
     given: int | None = None
     if not isinstance(value, bool | np.bool_):
         try:
@@ -35,7 +44,7 @@ def integer(
         except Exception:  # of whatever a stranger's __index__ raises
             given = None
     if given is None or (least is not None and given < least) or (most is not None and given > most):
-        raise error(f"{name} is {shown(value)}, expected an integer{_bounds(least, most)}")
+        raise error(f"{name} is {shown(value)}, expected an integer{_bounds(least, most)}{otherwise}")
     return given
 
 

@@ -105,7 +105,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError or ConfigError naming the file, the tensor and, for a wrong shape, both shapes.
     """
-    path = arguments.path("the path of a model", path)
+    path = arguments.path("the path of a model", path, error=CheckpointError)
     kind = kind_of(path, CheckpointError)
     if kind == "directory":
         return _open_directory(path)

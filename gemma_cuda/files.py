@@ -10,22 +10,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import private_directory
 from .errors import GemmaError
 
 
 def cache_directory() -> Path:
-    """$GEMMA_CUDA_CACHE, else gemma-cuda in $XDG_CACHE_HOME, else ~/.cache/gemma-cuda. Not created here.
+    """The directory that `wanted_cache` names, or one that ends with this process, after a warning. Not created here.
 
-    Raises GemmaError where that needs a home directory and there is none.
+    The latter where there is no home directory or others can change what lies in it: code in a cache is run. Raises
+    GemmaError, with what to do, for a GEMMA_CUDA_CACHE of which that is true.
     """
     try:
-        if own := os.environ.get("GEMMA_CUDA_CACHE"):
-            return Path(own).expanduser().absolute()
-        if (base := os.environ.get("XDG_CACHE_HOME")) and Path(base).is_absolute():  # a relative one is to be ignored
-            return Path(base) / "gemma-cuda"
-        return Path.home() / ".cache" / "gemma-cuda"
-    except RuntimeError as error:
-        raise GemmaError("there is no home directory for a cache; set GEMMA_CUDA_CACHE") from error
+        directory = wanted_cache()
+        private_directory.check(directory)
+    except GemmaError as error:
+        if os.environ.get("GEMMA_CUDA_CACHE"):
+            raise
+        return private_directory.temporary(str(error))
+    return directory
+
+
+def wanted_cache() -> Path:
+    """$GEMMA_CUDA_CACHE, else gemma-cuda in $XDG_CACHE_HOME, else ~/.cache/gemma-cuda: an absolute path.
+
+    Raises GemmaError for a GEMMA_CUDA_CACHE that is relative, and where there is no home directory.
+    """
+    own, base = os.environ.get("GEMMA_CUDA_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if not own and base and Path(base).is_absolute():  # a relative one is to be ignored
+        return Path(base) / "gemma-cuda"
+    try:
+        directory = Path(own or "~/.cache/gemma-cuda").expanduser()
+    except RuntimeError:  # no home directory is known
+        directory = Path()
+    if directory.is_absolute():
+        return directory
+    if own:
+        raise GemmaError(
+            f"GEMMA_CUDA_CACHE is {own!r}, expected an absolute path or one in a user's home directory (~/)"
+        )
+    raise GemmaError("there is no home directory for a cache; set GEMMA_CUDA_CACHE")
 
 
 def check_target(target: str | Path) -> None:
@@ -46,15 +69,15 @@ def check_target(target: str | Path) -> None:
 
 
 @contextmanager
-def atomic_path(target: str | Path) -> Iterator[Path]:
+def atomic_path(target: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """A temporary path beside `target`, renamed to it when the block ends well and removed when it does not.
 
-    The file's mode is that of the umask, however the block has made it. OSError as of `check_target`.
+    The file has what the umask leaves of `mode`, however the block has made it. OSError as of `check_target`.
     """
     target = Path(target)
     check_target(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     os.close(descriptor)
     try:

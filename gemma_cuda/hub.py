@@ -32,7 +32,7 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     DownloadError if it could not be fetched, saying what to do.
     """
     try:
-        path = arguments.path("the name of a model", name).expanduser()
+        path = arguments.path("the name of a model", name, error=CheckpointError).expanduser()
         if path.exists():
             return path
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, ~ of an unknown user

@@ -24,7 +24,7 @@ def kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray
             raise InputError(f"logits_to_keep: a column is outside the prompt's {batch.seq_len}")
         columns = columns % batch.seq_len
         return np.isin(batch.column, columns), columns
-    count = arguments.integer("logits_to_keep, if it is not columns [K],", logits_to_keep, least=0)
+    count = arguments.integer("logits_to_keep", logits_to_keep, least=0, otherwise=" or columns [K]")
     if count == 0:
         return np.ones(len(batch.row), bool), np.arange(batch.seq_len)
     keep = min(count, batch.seq_len)

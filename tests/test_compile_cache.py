@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from gemma_cuda import private_directory
 from gemma_cuda.device import compile as gpu_compiler
-from gemma_cuda.device import nvrtc, sources
+from gemma_cuda.device import nvrtc, product_cache, sources
 from gemma_cuda.device.compile import CompiledKernel, compile_kernel
 from gemma_cuda.device.cubin import Resources, parse_notes, parse_resources, read_symbol
 from gemma_cuda.errors import DeviceError, LaunchError
@@ -181,11 +183,6 @@ def test_an_entry_says_how_long_it_took(tmp_path: Path, builds: list[str], monke
         patch.setattr(gpu_compiler.time, "perf_counter", lambda: next(clock))
         assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path).seconds == 2.5
     assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path).seconds == 2.5 and len(builds) == 1
-    description = files(tmp_path)[1]
-    fields = json.loads(description.read_text())
-    del fields["seconds"]  # as entries were written before
-    description.write_text(json.dumps(fields))
-    assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path).seconds is None and len(builds) == 1
 
 
 def test_an_edited_kernel_or_header_and_another_option_or_compiler_are_other_entries(
@@ -231,16 +228,27 @@ def damaged(kind: str, description: Path, cubin: Path) -> None:
     elif kind == "missing field":
         del fields["lowered_name"]
         description.write_text(json.dumps(fields))
-    elif kind == "unknown resource":
-        fields["resources"]["heat"] = 1
+    elif kind == "other registers":
+        fields["resources"]["registers"] += 1
         description.write_text(json.dumps(fields))
+    else:  # damaged before it was written
+        del fields["digest"]
+        if kind == "unknown resource":
+            fields["resources"]["heat"] = 1
+        elif kind == "no digest":
+            del fields["sha256"]
+        elif kind == "a path to elsewhere":
+            elsewhere = Path("/etc/passwd")
+            fields |= {"cubin": str(elsewhere), "sha256": hashlib.sha256(elsewhere.read_bytes()).hexdigest()}
+        product_cache.write_json(description, fields)
 
 
 @pytest.mark.parametrize(
     "kind",
     [
         *("cut cubin", "empty cubin", "flipped bit", "no cubin"),
-        *("empty description", "binary description", "a list", "missing field", "unknown resource"),
+        *("empty description", "binary description", "a list", "missing field", "other registers"),
+        *("unknown resource", "no digest", "a path to elsewhere"),
     ],
 )
 def test_a_damaged_entry_is_made_anew(tmp_path: Path, builds: list[str], kind: str) -> None:
@@ -248,7 +256,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, builds: list[str], kind: s
     (description,) = (path for path in files(tmp_path) if path.suffix == ".json")
     damaged(kind, description, first.cubin)
     again = compile_kernel(INSTANCE, "sm_90a", cache=tmp_path)
-    assert len(builds) == 2 and again.cubin.read_bytes()[:4] == b"\x7fELF"
+    assert len(builds) == 2 and again.resources == first.resources and again.cubin.read_bytes()[:4] == b"\x7fELF"
     assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path) == again and len(builds) == 2
     assert {path.suffix for path in files(tmp_path)} == {".cubin", ".json"}
 
@@ -261,10 +269,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     def read_only(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    private = gpu_compiler._private_directory()
-    real = gpu_compiler.atomic_path
-    monkeypatch.setattr(gpu_compiler, "atomic_path", lambda p: real(p) if private in p.parents else read_only(p))
+    private_directory._temporary.cache_clear()
+    private_directory._made.clear()
+    real = product_cache.atomic_path
+    monkeypatch.setattr(product_cache, "atomic_path", lambda p: read_only(p) if tmp_path in p.parents else real(p))
     assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path) == filled and len(builds) == 1
+    with pytest.warns(RuntimeWarning, match=r"cuda cannot be written \(Read-only file system\)"):
+        compile_kernel(INSTANCE, "sm_86", cache=tmp_path)
+    (private,) = private_directory.temporary_if_made()
     for _ in range(2):
         other = compile_kernel(INSTANCE, "sm_86", cache=tmp_path)
         assert other.cubin.parent == private and other.cubin.stat().st_size > 1000 and len(builds) == 2

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gemma_cuda.device import cublaslt, cublaslt_bindings, cublaslt_handles
+from gemma_cuda.device import cublaslt, cublaslt_bindings, cublaslt_handles, product_cache
 from gemma_cuda.device.algorithm_cache import ALGORITHM_BYTES, FORMAT, AlgorithmCache, Entry
 from gemma_cuda.device.cublaslt import GemmPlan, Gemms
 from gemma_cuda.device.cuda import Cuda
@@ -187,8 +187,14 @@ def test_a_damaged_or_foreign_file_counts_as_none(library: CublasLt, tmp_path: P
                             {"algorithm": "ff" * ALGORITHM_BYTES})  # the last one is of another library
         ),
     ]  # fmt: skip
-    for text in damaged:
+    for text, is_sealed in [
+        (json_text, sealed) for json_text in damaged for sealed in {False, '"digest"' in json_text}
+    ]:
         path.write_text(text)
+        if is_sealed:  # damaged before it was written
+            fields = json.loads(text)
+            del fields["digest"]
+            product_cache.write_json(path, fields)
         again = Gemms(Cuda(), cache=tmp_path)
         assert number_of(again.plan(40, 64, 128, np.float16)) == 10, text
         assert number_of(again.tune(40, 64, 128, np.float16)) == 13, text

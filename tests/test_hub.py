@@ -20,7 +20,7 @@ import pytest
 
 from gemma_cuda import demo_weights
 from gemma_cuda.device.compile import compile_kernel
-from gemma_cuda.errors import CheckpointError, DownloadError, GemmaError
+from gemma_cuda.errors import CheckpointError, DownloadError
 from gemma_cuda.files import cache_directory
 from gemma_cuda.hub import DEMO_MODEL, GEMMA_TERMS, resolve
 
@@ -39,9 +39,7 @@ def test_paths_are_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve("google/gemma") == Path("google/gemma")  # a directory comes before the Hub
 
 
-@pytest.mark.parametrize(
-    "name", ["nope", "./org/name", "/org/name", "a/b.gguf", "a/b/c", "org/na me", "", "x\0y", "é/x"]
-)
+@pytest.mark.parametrize("name", ["nope", "./org/name", "/org/name", "a/b.gguf", "a/b/c", "org/na me", "", "é/x"])
 def test_unknown_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if name == "":
@@ -51,9 +49,16 @@ def test_unknown_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         resolve(name)
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user-here/model"])
-def test_unusable_paths(name: str) -> None:
-    with pytest.raises(CheckpointError, match="is not a usable path"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x" * 5000, "has a part of more than 255 bytes"),
+        ("x\0y", "holds a NUL"),
+        ("~no-such-user-here/model", "is not a usable path"),
+    ],
+)
+def test_unusable_paths(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         resolve(name)
 
 
@@ -122,7 +127,7 @@ def test_damaged_file_without_packages(packages: Path, monkeypatch: pytest.Monke
     path = resolve(DEMO_MODEL)
     path.write_bytes(CONTENT[:-1])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DownloadError, match="is damaged and cannot be assembled"):
+    with pytest.raises(DownloadError, match=r"is not used \(it is damaged\) and cannot be assembled"):
         resolve(DEMO_MODEL)
     assert path.exists()  # left for its owner to look at
 
@@ -210,16 +215,6 @@ def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cache_directory() == tmp_path / ".cache" / "gemma-cuda"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == tmp_path / ".cache" / "gemma-cuda"
-
-
-def test_without_a_home_directory_a_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HOME", "GEMMA_CUDA_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does where no home is known
-    with pytest.raises(GemmaError, match="there is no home directory for a cache; set GEMMA_CUDA_CACHE"):
-        cache_directory()
-    with pytest.raises(DownloadError, match="set GEMMA_CUDA_CACHE"):
-        demo_weights.demo_weights()
 
 
 @pytest.mark.real_weights

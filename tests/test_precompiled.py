@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.device import host_compiler, precompiled, sources
+from gemma_cuda.device import host_compiler, precompiled, product_cache, sources
 from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.device.product_cache import ProductCache
 
 KERNELS = Path(__file__).parent / "kernels"
 INSTANCES = [f"shuffle<{width}>" for width in (1, 2, 4, 8, 16, 32)]
@@ -91,11 +92,11 @@ def test_what_cannot_be_precompiled_is_tried_once(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(precompiled.subprocess, "run", noted)
     for _ in range(8):
-        assert precompiled.options("#include <nothing>\n", [], ["g++"], "", tmp_path) == ()
+        assert precompiled.options("#include <nothing>\n", [], ["g++"], "", ProductCache(tmp_path)) == ()
     assert len(tries) == 1
     (tmp_path / "file").write_text("")
     for _ in range(8):
-        assert precompiled.options("#include <stddef.h>\n", [], ["g++"], "", tmp_path / "file") == ()
+        assert precompiled.options("#include <stddef.h>\n", [], ["g++"], "", ProductCache(tmp_path / "file")) == ()
     assert not list(tmp_path.rglob("*.gch"))
 
 
@@ -106,6 +107,31 @@ def test_products_of_other_headers_go_after_a_day(tmp_path: Path) -> None:
         product.write_text("")
         os.utime(product, (time.time() - 3600 * hours,) * 2)
     for _ in range(5):
-        given = precompiled.options("#include <stddef.h>\n", [], ["g++"], "", tmp_path)
+        given = precompiled.options("#include <stddef.h>\n", [], ["g++"], "", ProductCache(tmp_path))
     kept = {path.parent.name for path in tmp_path.rglob("*.gch")}
     assert kept == {"precompiled-new", Path(given[1]).parent.name}
+
+
+@pytest.mark.parametrize("harm", ["flipped bit", "cut", "empty", "another text", "writable by others"])
+def test_a_product_that_cannot_be_trusted_is_made_anew(harm: str, tmp_path: Path) -> None:
+    def given() -> tuple[str, ...]:
+        return precompiled.options("#include <stddef.h>\n", [], ["g++"], "", ProductCache(tmp_path))
+
+    header = Path([given() for _ in range(5)][-1][1])
+    product = Path(f"{header}.gch")
+    whole = product.read_bytes()
+    assert given() == ("-include", str(header))
+    if harm == "flipped bit":
+        product.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    elif harm == "another text":
+        header.write_text("#include <stdlib.h>\n")
+    elif harm == "writable by others":
+        product.chmod(0o666)
+    else:
+        product.write_bytes(whole[: len(whole) // 2 if harm == "cut" else 0])
+    precompiled._whole.clear()  # as in a new process
+    assert given() == ()
+    precompiled._compilations.clear()
+    assert [given() for _ in range(5)][-1] == ("-include", str(header))
+    assert header.read_text() == "#include <stddef.h>\n" and product_cache.read(product) is not None
+    assert product.stat().st_mode & 0o022 == 0

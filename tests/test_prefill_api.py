@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a scalar id": ({"input_ids": 5}, r"input_ids.*\[S\] or \[B, S\]"),
     "3-D ids": ({"input_ids": np.zeros((1, 2, 3), int)}, r"input_ids"),
     "lists of lists of lists": ({"input_ids": [[[1, 2]], [[3]]]}, r"input_ids"),
-    "ids that are names": ({"input_ids": [["a", "b"]]}, r"input_ids.*integers"),
+    "ids that are names": ({"input_ids": [["a", "b"]]}, r"input_ids.*array of numbers"),
     "1-D embeddings": ({"inputs_embeds": embeds(HIDDEN)}, rf"inputs_embeds is \[{HIDDEN}\], expected \[B, S, E\]"),
     "embeddings of another width": ({"inputs_embeds": embeds(1, S, HIDDEN + 1)}, rf"inputs_embeds.*E = {HIDDEN}"),
     "integer embeddings": ({"inputs_embeds": np.ones((1, S, HIDDEN), int)}, r"inputs_embeds is int64"),
@@ -315,7 +315,7 @@ def test_outputs_do_not_share_memory_with_the_model() -> None:
 def test_layer_hook_may_replace_what_a_layer_gives() -> None:
     out = model().prefill(ids(), layer_hook=lambda layer, x: np.zeros_like(x) if layer == 6 else None, logits_to_keep=0)
     assert np.all(out.last_hidden_state == 0)
-    with pytest.raises(InputError, match=r"layer_hook returned \[3\]"):
+    with pytest.raises(InputError, match=r"layer_hook returned float64 \[3\]"):
         model().prefill(ids(), layer_hook=lambda layer, x: np.zeros(3))
 
 

@@ -16,8 +16,8 @@ Row = dict[str, Any]
 def needs(launch: Launch, architecture: str, *, with_sass: bool) -> Row:
     """The row of a launch on an architecture: Launch, Resources, and what else is known of the compiled kernel.
 
-    blocks: of a multiprocessor; None for an architecture whose limits are not known. seconds: of the compilation; None
-    if it is not known. sass: opcode -> instructions, for those of sass.TELLING.
+    blocks: of a multiprocessor; None for an architecture whose limits are not known. seconds: of the compilation.
+    sass: opcode -> instructions, for those of sass.TELLING.
     Raises LaunchError, DeviceError without NVRTC or, for with_sass, nvdisasm.
     """
     compiled = compile_kernel(launch.instance, architecture)

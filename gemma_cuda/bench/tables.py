@@ -61,9 +61,7 @@ def _needs(kernel: Row) -> str:
     if kernel["blocks"] is not None:
         parts.append(f"{kernel['blocks']} blocks a multiprocessor")
     parts += [f"{count} {opcode}" for opcode, count in kernel.get("sass", {}).items() if count]
-    if kernel["seconds"] is not None:
-        parts.append(f"compiled in {kernel['seconds']:.1f} s")
-    return ", ".join(parts)
+    return ", ".join([*parts, f"compiled in {kernel['seconds']:.1f} s"])
 
 
 def prefill_line(row: Row) -> str:

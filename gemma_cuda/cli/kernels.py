@@ -48,8 +48,9 @@ def _print(row: dict[str, Any]) -> None:
     shared = row["dynamic_shared_bytes"] + row["static_shared_bytes"]
     spills = row["spill_store_bytes"] + row["spill_load_bytes"]
     blocks = "-" if row["blocks"] is None else row["blocks"]
-    seconds = "-" if row["seconds"] is None else f"{row['seconds']:.2f}"
-    numbers = f"{row['registers']:>9} {shared:>7} {row['stack_bytes']:>6} {spills:>6} {blocks:>6} {seconds:>7}"
+    numbers = (
+        f"{row['registers']:>9} {shared:>7} {row['stack_bytes']:>6} {spills:>6} {blocks:>6} {row['seconds']:>7.2f}"
+    )
     print(f"{row['architecture']:<12} {numbers}  {row['instance']}")
     if "sass" in row:
         print(f"{'':<12} {', '.join(f'{count} {opcode}' for opcode, count in row['sass'].items())}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_path
+from .. import private_directory
+from . import product_cache
 
-FORMAT = 2
+FORMAT = 3
 ALGORITHM_BYTES = 64
 """Size of cublasLtMatmulAlgo_t, which one version of cuBLASLt restores from its bytes."""
 
@@ -32,11 +32,13 @@ class AlgorithmCache:
     """Algorithms by the product they are for, of one GPU and one version of cuBLASLt.
 
     Any number of processes may use one directory: a file is replaced as a whole, with what others added to it since. Of
-    two that write at the same moment one may lose its entry, which is then found anew. A damaged file counts as empty
-    and is replaced by the next entry; a directory that cannot be written keeps nothing.
+    two that write at the same moment one may lose its entry, which is then found anew. A file that is damaged, or that
+    others could have written, counts as empty and is replaced by the next entry; a directory that cannot be written
+    keeps nothing. Raises GemmaError where others can change the directory.
     """
 
     def __init__(self, directory: Path, gpu: str, version: int) -> None:
+        private_directory.check(directory.absolute())
         name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
         self.path = directory / f"{name}-cublaslt-{version}-v{FORMAT}.json"
         self._identity = {"format": FORMAT, "gpu": gpu, "cublaslt": version}
@@ -55,17 +57,18 @@ class AlgorithmCache:
             for product, entry in sorted(self._entries.items())
         }
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.path) as temporary:
-                temporary.write_text(json.dumps({**self._identity, "algorithms": texts}, indent=1), encoding="utf-8")
+            private_directory.make(self.path.parent.absolute())
+            product_cache.write_json(self.path, {**self._identity, "algorithms": texts})
         except OSError:
             return  # it is still remembered by this object
 
     def _read(self) -> dict[str, Entry]:
+        content = product_cache.read_json(self.path)
+        if content is None:
+            return {}
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
             entries = {str(product): _entry(value) for product, value in content.pop("algorithms").items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):  # of another version
             return {}
         whole = all(len(entry.algorithm) == ALGORITHM_BYTES for entry in entries.values())
         return entries if whole and content == self._identity else {}

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import hashlib
-import json
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DeviceError, LaunchError
-from ..files import atomic_path, cache_directory
-from . import nvrtc, sources
+from ..files import cache_directory
+from . import nvrtc, product_cache, sources
 from .arguments import Parameter, names_of
 from .cubin import Resources, parse_notes, parse_resources, read_symbol
+from .product_cache import ProductCache
 from .sources import KernelSource
 
 SHARED_BYTES = {
@@ -47,7 +43,7 @@ class CompiledKernel:
 
     cubin: the file. lowered_name: of the kernel in it. parameters: as C++ declares them. notes: warnings and remarks of
     the compiler. compiler: for example "NVRTC 13.0". seconds: that it took when it was compiled, whatever else the
-    machine did then; None if the cache entry does not say.
+    machine did then.
     """
 
     instance: str
@@ -58,7 +54,7 @@ class CompiledKernel:
     resources: Resources
     notes: tuple[str, ...]
     compiler: str
-    seconds: float | None
+    seconds: float
 
 
 def compile_kernels(
@@ -77,7 +73,8 @@ def compile_kernel(
 
     kernels: directory of .cu files (None: the package's own). cache: directory (None: the user's). A cache that cannot
     be written is read only; an entry that is damaged is made anew.
-    Raises LaunchError for an unknown kernel or an instance that does not compile, DeviceError without NVRTC.
+    Raises LaunchError for an unknown kernel or an instance that does not compile, DeviceError without NVRTC or room in
+    the cache, GemmaError for a cache that others can change.
     """
     if _ARCHITECTURE.fullmatch(architecture) is None:
         raise LaunchError(f"architecture is {architecture!r}, expected one such as {', '.join(ARCHITECTURES)}")
@@ -87,10 +84,10 @@ def compile_kernel(
     options = (f"--gpu-architecture={architecture}", *_OPTIONS)
     contents = (text.decode() for text in headers.values())
     key = sources.digest([], instance, nvrtc.version(), *options, source, *headers, *contents)
-    directory = (cache_directory() if cache is None else cache) / "cuda"
+    products = ProductCache((cache_directory() if cache is None else cache) / "cuda")
     stem = f"{kernel.name}-{architecture}-{key}"
-    for place in (directory, _private_directory()):
-        found = _read(place / f"{stem}.json")
+    for place in products.places():
+        found = _read(place, stem)
         if found is not None:
             return found
     start = time.perf_counter()
@@ -99,7 +96,8 @@ def compile_kernel(
     except nvrtc.CompilationError as error:
         raise LaunchError(f"{instance} does not compile for {architecture}: {_first_error(str(error))}") from error
     seconds = time.perf_counter() - start
-    return _keep(directory, stem, _describe(kernel, instance, architecture, product, seconds), product.cubin)
+    compiled = _describe(kernel, instance, architecture, product, seconds)
+    return products.keep(lambda place: _write(place, stem, compiled, product.cubin))
 
 
 def architecture_of(compute_capability: tuple[int, int]) -> str:
@@ -161,37 +159,32 @@ def _parameters(kernel: KernelSource, table: bytes) -> tuple[Parameter, ...]:
     )
 
 
-def _keep(directory: Path, stem: str, compiled: CompiledKernel, cubin: bytes) -> CompiledKernel:
-    """The same with its files written: in `directory`, or where that cannot be, in one that ends with this process."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        return _write(directory, stem, compiled, cubin)
-    except OSError:
-        return _write(_private_directory(), stem, compiled, cubin)
-
-
 def _write(directory: Path, stem: str, compiled: CompiledKernel, cubin: bytes) -> CompiledKernel:
+    """The same with its files written."""
     # A cubin is named by its content and the description is written last, so that no mixture of what two processes
     # write is ever taken for an entry.
     content = hashlib.sha256(cubin).hexdigest()
-    path = directory / f"{stem}-{content[:8]}.cubin"
-    fields = {**asdict(compiled), "cubin": path.name, "sha256": content}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(cubin)
-    with atomic_path(directory / f"{stem}.json") as temporary:
-        temporary.write_text(json.dumps(fields, indent=1), encoding="utf-8")
+    fields = {**asdict(compiled), "cubin": _cubin_name(stem, content), "sha256": content}
+    product_cache.write_private(directory / fields["cubin"], cubin)
+    product_cache.write_json(directory / f"{stem}.json", fields)
     return _from_fields(directory, fields)
 
 
-def _read(description: Path) -> CompiledKernel | None:
-    """The cache entry, None if there is none or if any part of it is damaged."""
+def _read(directory: Path, stem: str) -> CompiledKernel | None:
+    """The cache entry, None if there is none, if any part of it is damaged or if others could have written it."""
+    fields = product_cache.read_json(directory / f"{stem}.json")
     try:
-        fields = json.loads(description.read_text(encoding="utf-8"))
-        compiled = _from_fields(description.parent, fields)
-        content = hashlib.sha256(compiled.cubin.read_bytes()).hexdigest()
-        return compiled if content == fields["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        if fields is None or fields["cubin"] != _cubin_name(stem, fields["sha256"]):  # no path to elsewhere
+            return None
+        cubin = product_cache.read_private(directory / fields["cubin"])
+        is_whole = cubin is not None and hashlib.sha256(cubin).hexdigest() == fields["sha256"]
+        return _from_fields(directory, fields) if is_whole else None
+    except (KeyError, TypeError):  # of another version
         return None
+
+
+def _cubin_name(stem: str, sha256: str) -> str:
+    return f"{stem}-{sha256[:8]}.cubin"
 
 
 def _from_fields(directory: Path, fields: dict[str, Any]) -> CompiledKernel:
@@ -204,15 +197,8 @@ def _from_fields(directory: Path, fields: dict[str, Any]) -> CompiledKernel:
         resources=Resources(**fields["resources"]),
         notes=tuple(fields["notes"]),
         compiler=fields["compiler"],
-        seconds=float(fields["seconds"]) if "seconds" in fields else None,  # older entries do not say
+        seconds=fields["seconds"],
     )
-
-
-@functools.cache
-def _private_directory() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="gemma-cuda-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
 
 
 def _first_error(log: str) -> str:

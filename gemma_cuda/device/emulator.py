@@ -16,13 +16,14 @@ import numpy as np
 from ..errors import DeviceError, LaunchError
 from ..files import cache_directory
 from ..memory import available_memory
-from . import host_compiler, sources
+from . import host_compiler, kernel_library, sources
 from .arguments import Parameter, check_count, check_dimensions, names_of
 from .counters import Counters
 from .emulator_memory import Written, aligned, bind, byte_count, pattern_of, poisoned
 from .faults import kernel_error, raise_divergence
 from .host_compiler import HostCompiler
 from .kernel_variables import KernelVariables
+from .product_cache import ProductCache
 from .protocol import Argument, Array, Dim
 from .recorder import Launch
 from .stream_memory import Streams, ranges_of, rows_of
@@ -55,8 +56,8 @@ class Emulator:
     "fast": to float32 after each product. kernels: directory of .cu files (None: the package's own). observe: called
     with (Launch, Counters) after each launch. shared_bytes: a block may have, as the GPU that is emulated has it.
     only_blocks: asked before each launch which blocks of its grid to run (None: all), so that an op can be tested on
-    arrays of many GiB; may be set at any time.
-    Raises DeviceError where the emulator cannot run.
+    arrays of many GiB; may be set at any time. cache: directory for what is compiled (None: the user's).
+    Raises DeviceError where the emulator cannot run, GemmaError for a cache that others can change.
     """
 
     name = "emulator"
@@ -94,7 +95,7 @@ class Emulator:
         self._compiler = HostCompiler(
             sources.kernel_directory() if kernels is None else kernels,
             Path(str(self._runtime.__file__)),
-            (cache_directory() if cache is None else cache) / "emulator",
+            ProductCache((cache_directory() if cache is None else cache) / "emulator"),
         )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -160,8 +161,7 @@ class Emulator:
         before this one. Raises LaunchError before anything runs and KernelError for what a kernel does wrong.
         """
         grid_dim, block_dim = check_dimensions(instance, grid, block, shared_bytes, self.shared_bytes)
-        path = self._compiler.library(instance, checked=self.checked)
-        library = _load(self._runtime, path)
+        path, library = self._library_of(instance)
         kernel = sources.find_kernel(instance, self._compiler.kernels)
         most = sources.most_threads(instance, kernel)
         if most is not None and block_dim[0] * block_dim[1] * block_dim[2] > most:
@@ -209,17 +209,25 @@ class Emulator:
         It has them in the launches that follow, of every kernel of that file. Raises LaunchError for a variable that
         the instance does not use, or whose size is another.
         """
-        library, source = self._library_of(instance)
-        self._variables.write(library, source, name, value)
+        _, library = self._library_of(instance)
+        self._variables.write(library, self._source_of(instance), name, value)
 
     def read_variable(self, instance: str, name: str, dtype: Any) -> Array:
         """What such a variable holds, a flat array [n] of dtype; raises LaunchError as `write_variable` does."""
-        library, source = self._library_of(instance)
-        return self._variables.read(library, source, name, dtype)
+        _, library = self._library_of(instance)
+        return self._variables.read(library, self._source_of(instance), name, dtype)
 
-    def _library_of(self, instance: str) -> tuple[Any, Path]:
-        library = _load(self._runtime, self._compiler.library(instance, checked=self.checked))
-        return library, sources.find_kernel(instance, self._compiler.kernels).path
+    def _library_of(self, instance: str) -> tuple[Path, Any]:
+        for _ in range(2):  # a file that was damaged after it was found is made anew
+            path = self._compiler.library(instance, checked=self.checked)
+            library = kernel_library.load(self._runtime, path)
+            if library is not None:
+                return path, library
+            self._compiler.forget()
+        raise DeviceError(f"{path} changes while it is loaded")
+
+    def _source_of(self, instance: str) -> Path:
+        return sources.find_kernel(instance, self._compiler.kernels).path
 
     def _check_shared(self, instance: str, static: int, dynamic: int) -> None:
         """Raises LaunchError where a kernel's __shared__ variables are more than a GPU has for them."""
@@ -299,15 +307,3 @@ def _runtime() -> ModuleType:
             "device 'emulator' needs the compiled part of gemma-cuda, which was not built when it was installed: "
             f"it takes Linux on x86-64 and a C++ compiler at installation ({error})"
         ) from error
-
-
-_libraries: dict[Path, Any] = {}
-
-
-def _load(runtime: ModuleType, path: Path) -> Any:
-    if path not in _libraries:
-        try:
-            _libraries[path] = runtime.Library(str(path))
-        except RuntimeError as error:
-            raise DeviceError(f"a compiled kernel cannot be loaded: {error}") from error
-    return _libraries[path]

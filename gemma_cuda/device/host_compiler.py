@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DeviceError, LaunchError
-from . import dialect, precompiled, sources
+from . import dialect, precompiled, product_cache, sources
+from .product_cache import ProductCache
 from .sources import KernelSource
 
 _FLAGS = (
@@ -51,6 +52,7 @@ _PRELUDE = "#include <platform.cuh>\n"  # every header of the seam does so itsel
 # What debug information calls the seam's directory: another checkout may have compiled a library of the cache.
 _SEAM_IN_DEBUG = "/emulator"
 _TIMEOUT_S = 300
+_NO_ROOM = re.compile(r"No space left on device|File too large|File size limit exceeded|Disk quota exceeded")
 _PROBED_BYTES = 32
 
 
@@ -72,7 +74,7 @@ class Frame:
 class HostCompiler:
     """Compiles kernel instances to libraries, each once: kept on disk under a digest of all that decides the result."""
 
-    def __init__(self, kernels: Path, runtime: Path, cache: Path) -> None:
+    def __init__(self, kernels: Path, runtime: Path, cache: ProductCache) -> None:
         self.kernels = kernels
         self._runtime = runtime
         self._cache = cache
@@ -83,7 +85,7 @@ class HostCompiler:
         """Path of the library of an instance, compiled now if its sources changed.
 
         Raises LaunchError for an unknown kernel or template arguments that do not compile, DeviceError without a
-        compiler.
+        compiler, or without room for what it makes.
         """
         kernel = sources.find_kernel(instance, self.kernels)
         is_cuda = dialect.is_cuda(kernel, self._seam)
@@ -98,42 +100,49 @@ class HostCompiler:
         if is_cuda:
             flags += (*dialect.FLAGS, *(dialect.CHECKED_FLAGS if checked else ()))
         name = sources.digest(files, instance, compiler_version(), *flags, *_LIBRARIES, _SEAM_IN_DEBUG)
-        path = self._cache / f"{kernel.name}-{name}{'-checked' if checked else ''}.so"
-        if not path.exists():
-            self._compile(kernel, instance, flags, path, is_cuda=is_cuda)
+        file = f"{kernel.name}-{name}{'-checked' if checked else ''}.so"
+        path = self._cache.find(file)
+        if path is None:
+            try:
+                library = self._compile(kernel, instance, flags, is_cuda=is_cuda)
+            except OSError as error:  # of the temporary directory
+                raise DeviceError(f"{instance} cannot be compiled: {error}") from error
+            path = self._cache.keep(lambda place: product_cache.write(place / file, library))
         self._known[instance, checked] = (state, path)
         return path
 
-    def _compile(
-        self, kernel: KernelSource, instance: str, flags: tuple[str, ...], target: Path, *, is_cuda: bool
-    ) -> None:
-        """Writes the library to `target`, complete or not at all: other processes may be doing the same."""
-        self._cache.mkdir(parents=True, exist_ok=True)
+    def forget(self) -> None:
+        """Makes `library` look at files again."""
+        self._known.clear()
+
+    def _compile(self, kernel: KernelSource, instance: str, flags: tuple[str, ...], *, is_cuda: bool) -> bytes:
+        """The library, as a file."""
         if is_cuda:
             dialect.check(kernel)
         prelude = dialect.prelude(kernel, self._seam) if is_cuda else ""
         text = f'{prelude}#include "{kernel.path.resolve()}"\n#include <entry.h>\n'
         text += f"using namespace {kernel.scope};\n" if kernel.scope else ""
         text += f"EMULATOR_KERNEL({sources.expression(instance, kernel)})\n"
-        descriptor, partial = tempfile.mkstemp(suffix=".so", prefix=f".{kernel.path.stem}-", dir=self._cache)
-        os.close(descriptor)
         directories = [self._seam / "cuda"] if is_cuda else []
         directories += [self._seam, sources.kernel_directory()]
         prefix_map = f"-fdebug-prefix-map={self._seam}={_SEAM_IN_DEBUG}"
         command = [*compiler(), *flags, prefix_map, *(f"-I{directory}" for directory in directories)]
         headers = [*sources.headers(self._seam), *(sources.cuda_headers(self._seam) if is_cuda else ())]
         command += precompiled.options(prelude or _PRELUDE, headers, command, compiler_version(), self._cache)
-        command += ["-x", "c++", "-", "-o", partial, "-x", "none", str(self._runtime), *_LIBRARIES]
-        try:
+        with tempfile.TemporaryDirectory(prefix="gemma-cuda-") as directory:
+            product = Path(directory, "kernel.so")
+            command += ["-x", "c++", "-", "-o", str(product), "-x", "none", str(self._runtime), *_LIBRARIES]
             done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
             if done.returncode != 0:
+                if _NO_ROOM.search(done.stderr):
+                    raise DeviceError(
+                        f"{product.parents[1]} has no room to compile {instance}; set TMPDIR to another disk"
+                    )
                 words = dialect.explain(done.stderr, self._seam) if is_cuda else None
                 raise LaunchError(f"{instance} does not compile: {words or _first_errors(done.stderr)}")
             if is_cuda:
-                dialect.leave_dynamic_shared_open(Path(partial))
-            os.replace(partial, target)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+                dialect.leave_dynamic_shared_open(product)
+            return product.read_bytes()
 
 
 def compiler() -> list[str]:

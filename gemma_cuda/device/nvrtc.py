@@ -90,9 +90,13 @@ def _bindings() -> Any:
     """The module cuda.bindings.nvrtc with its library loaded."""
     chosen = os.environ.get(LIBRARY_VARIABLE)
     if chosen:
+        if "/" in chosen and not Path(chosen).is_absolute():
+            raise DeviceError(f"{LIBRARY_VARIABLE} is {chosen!r}, expected an absolute path or the name of a library")
+        # Beside a mere name, which the loader looks up, there is nothing: the working directory may be anybody's.
+        builtins = sorted(Path(chosen).parent.glob("libnvrtc-builtins.so.*.*")) if "/" in chosen else []
         # What is loaded already is what cuda-bindings and NVRTC itself then find under these names.
         try:
-            for library in (*sorted(Path(chosen).parent.glob("libnvrtc-builtins.so.*.*")), Path(chosen)):
+            for library in (*builtins, Path(chosen)):
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise DeviceError(f"{LIBRARY_VARIABLE}={chosen}: {error}") from error
