@@ -163,6 +163,14 @@ def integers(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[A
         raise OutOfMemoryError(f"{name}: {shown(value)} does not fit memory as 64-bit integers") from cause
 
 
+def has_axes(value: Any) -> bool:
+    """Whether it is a sequence or an array of some axes, rather than one number."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return True
+    axes = _attribute(value, "ndim")
+    return isinstance(axes, int) and axes > 0
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it: one printable line of at most 80 characters; arrays by dtype and shape."""
     kind = f"a {type(value).__name__}"

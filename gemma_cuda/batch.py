@@ -150,7 +150,7 @@ def text_batch(config: GemmaConfig, tokens: int, begin: int, end: int) -> Batch:
 
 def _ids(value: Ids, config: GemmaConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """(ids [B, S], real [B, S]) of [S], [B, S] or a list of lists of different lengths."""
-    if isinstance(value, list | tuple) and value and all(map(_is_row, value)):
+    if isinstance(value, list | tuple) and value and all(map(arguments.has_axes, value)):
         rows = [arguments.integers("input_ids", r) for r in value]
         if any(r.ndim != 1 for r in rows):
             raise InputError("input_ids: expected [S], [B, S] or a list of lists of token ids")
@@ -171,11 +171,6 @@ def _ids(value: Ids, config: GemmaConfig) -> tuple[NDArray[np.int64], NDArray[np
     if bad.any():
         raise InputError(f"input_ids: {int(ids[bad][0])} is outside the vocabulary of {config.vocab_size} tokens")
     return ids, real
-
-
-def _is_row(value: Any) -> bool:
-    """Whether it may be one row of ids, not one id: a list, or an array of some library."""
-    return isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
 
 
 def _per_token(value: ArrayLike, name: str, shape: tuple[int, int], past: KVCache | None) -> NDArray[np.int64]:

@@ -67,7 +67,7 @@ def render_chat_template(
 
 
 def _checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+    if isinstance(messages, str | bytes | bytearray | memoryview) or not isinstance(messages, Sequence) or not messages:
         raise InputError("messages must be a list of at least one dict such as {'role': 'user', 'content': 'Hello'}")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:

@@ -57,8 +57,7 @@ def expand_image_tokens(config: GemmaConfig, input_ids: Sequence[int], counts: i
     marker = image if config.generation == 4 else boi
     ids = _row("input_ids", input_ids)
     found = ids.count(marker)
-    is_one = not isinstance(counts, Sequence | np.ndarray)
-    each = [arguments.integer("counts", counts)] * found if is_one else _row("counts", counts)
+    each = _row("counts", counts) if arguments.has_axes(counts) else [arguments.integer("counts", counts)] * found
     if len(each) != found:
         raise InputError(f"expand_image_tokens: {found} image markers (id {marker}) in input_ids, {len(each)} counts")
     if any(n < 1 for n in each):
@@ -108,12 +107,13 @@ def project_image_features(config: GemmaConfig, weights: Weights, ops: Reference
     """
     if weights.projection is None:
         raise InputError("project_image_features: the checkpoint holds no vision projector")
-    x: Array = _floats("tower_output", tower_output).astype(ops.precision.compute)
+    x: Array = _floats("tower_output", tower_output)
     if x.ndim not in (2, 3) or x.shape[-1] != weights.projection.shape[0]:
         raise InputError(
             f"tower_output is {list(x.shape)}, expected [images, patches, vision] "
             f"with vision = {weights.projection.shape[0]}"
         )
+    x = x.astype(ops.precision.compute)
     if config.generation == 3:
         x = _pool(x, config.mm_tokens_per_image or 256)
     normed = ops.rms_norm(x, weights.projection_norm, eps=config.vision_layer_norm_eps or config.rms_norm_eps)
@@ -149,12 +149,14 @@ def merge_features(
     kind: 1 image, 2 video, 3 audio. Features are not scaled. InputError unless there is exactly one feature row per
     placeholder in input_ids [B, S].
     """
-    embeds: Array = _floats("inputs_embeds", inputs_embeds).copy()
+    embeds: Array = _floats("inputs_embeds", inputs_embeds)
     rows: Array = _floats("features", features)
     kind = arguments.integer("token_type", kind)
     token: Any = next((t for t, k in placeholder_types(config).items() if k == kind), None)
     if token is None:
         raise InputError(f"merge_features: this {config.model_type} model has no placeholder of type {kind}")
+    if embeds.ndim < 2 or embeds.shape[-1] != config.hidden_size:
+        raise InputError(f"inputs_embeds is {list(embeds.shape)}, expected [B, S, E] with E = {config.hidden_size}")
     if rows.ndim < 2 or rows.shape[-1] != config.hidden_size:
         raise InputError(f"features is {list(rows.shape)}, expected [..., E] with E = {config.hidden_size}")
     where = arguments.integers("input_ids", input_ids) == token
@@ -163,5 +165,6 @@ def merge_features(
     rows = rows.reshape(-1, rows.shape[-1])
     if len(rows) != int(where.sum()):
         raise InputError(f"features has {len(rows)} rows, input_ids {int(where.sum())} placeholders (id {token})")
+    embeds = embeds.copy()
     embeds[where] = rows.astype(embeds.dtype)
     return embeds

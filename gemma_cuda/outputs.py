@@ -16,7 +16,7 @@ from .reference.precision import Array
 
 def kept_columns(batch: Batch, logits_to_keep: int | ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:
     """(bool [N]: whose outputs are wanted, the output's columns: the last so many, or the caller's columns [K])."""
-    if isinstance(logits_to_keep, list | tuple) or getattr(logits_to_keep, "ndim", 0) > 0:
+    if arguments.has_axes(logits_to_keep):
         columns = arguments.integers("logits_to_keep", logits_to_keep)
         if columns.ndim != 1 or len(columns) == 0:
             raise InputError(f"logits_to_keep is {list(columns.shape)}, expected columns [K]")

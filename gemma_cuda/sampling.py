@@ -36,8 +36,10 @@ class Sampler:
         require_finite(float(logits[best]))
         if self.temperature == 0:
             return best
-        scaled = logits.astype(np.float64) / self.temperature
-        p = np.exp(scaled - scaled.max())
+        scaled = logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # the largest stays 0 however low the temperature
+            scaled = (scaled - scaled.max()) / self.temperature
+        p = np.exp(scaled)
         p /= p.sum()
         order = np.argsort(-p, kind="stable")
         cumulative = np.cumsum(p[order])

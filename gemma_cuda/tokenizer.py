@@ -6,7 +6,6 @@ GGUF leave a choice, `bpe_vocabulary.py` follows the tokenizer.json files that H
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +41,11 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, source: str | Path | GgufVocabulary) -> Tokenizer:
         """The tokenizer in a directory, in a .gguf file, or of a vocabulary already read from one."""
-        if not isinstance(source, str | Path):
+        from gemma_cuda.gguf_vocabulary import GgufVocabulary
+
+        if isinstance(source, GgufVocabulary):
             return cls.from_gguf(source)
-        path = Path(source)
+        path = arguments.path("source", source, error=TokenizerError)
         kind = kind_of(path, TokenizerError)
         if kind == "directory":
             return cls.from_directory(path)
@@ -79,8 +80,8 @@ class Tokenizer:
         never with a second BOS if the text begins with one. InputError if it is no str, TokenizerError for an unpaired
         surrogate in it.
         """
-        if not isinstance(text, str):
-            raise InputError(f"text must be a str, not {type(text).__name__}")
+        arguments.text("text", text)
+        add_special_tokens = arguments.flag("add_special_tokens", add_special_tokens)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -104,7 +105,7 @@ class Tokenizer:
         Ids past the vocabulary are left out, as HuggingFace does: an embedding matrix may be padded. U+2581 decodes as
         the space that it stands for. InputError for ids that are no integers, or negative.
         """
-        return self._decode(_plain_ids(ids), skip_special_tokens)
+        return self._decode(_plain_ids(ids), arguments.flag("skip_special_tokens", skip_special_tokens))
 
     def stream(self, *, skip_special_tokens: bool = True) -> TokenStream:
         """A decoder that is given one id at a time."""
@@ -180,11 +181,14 @@ class TokenStream:
 
 
 def _plain_ids(ids: Iterable[int]) -> list[int]:
+    given = arguments.integers("ids", ids if arguments.has_axes(ids) else _listed(ids))
+    if given.ndim != 1 or (given.size and not 0 <= given.min() <= given.max() < 1 << 32):
+        raise InputError(f"ids is {arguments.shown(ids)}, expected token ids [n]")
+    return [int(i) for i in given]
+
+
+def _listed(ids: Iterable[int]) -> list[int]:
     try:
-        plain = [operator.index(i) for i in ids]
-    except TypeError as error:
-        raise InputError(f"ids must be integers: {error}") from error
-    for i in plain:
-        if not 0 <= i < 1 << 32:
-            raise InputError(f"{i} is no token id")
-    return plain
+        return list(ids)
+    except Exception as error:  # of whatever a stranger's __iter__ raises
+        raise InputError(f"ids is {arguments.shown(ids)}, expected token ids [n]") from error

@@ -4,6 +4,7 @@ import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..arguments import shown
 from ..errors import InputError
 from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
 
@@ -35,7 +36,7 @@ def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoi
     here if None. Raises InputError for any other name and DeviceError for a device that cannot be had.
     """
     if requested not in DEVICES and not _CUDA.fullmatch(requested):
-        raise InputError(f"device is {requested!r}, expected one of {', '.join(DEVICES)}, cuda:1, ...")
+        raise InputError(f"device is {shown(requested)}, expected one of {', '.join(DEVICES)}, cuda:1, ...")
     if requested != "auto":
         if requested != "numpy":
             open_device(requested)  # says what is missing where it cannot run

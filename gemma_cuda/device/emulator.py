@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import arguments
 from ..errors import DeviceError, LaunchError
 from ..files import cache_directory
 from ..memory import available_memory
@@ -35,6 +36,7 @@ MmaRounding = Literal["fast", "ampere", "hopper"]
 ChooseBlocks = Callable[[str, Dim], Iterable[Dim]]
 """Of an instance and its grid: the indices (x, y, z) of the blocks to run."""
 
+_MOST_SEED, _MOST_WORKERS = (1 << 64) - 1, 4096
 MAX_SHARED_BYTES = 227 * 1024  # of a block on sm_90
 _MAX_STATIC_SHARED_BYTES = 48 * 1024  # of a kernel's __shared__ variables
 # Worst errors that the PTX ISA documents: units in the last place of ex2.approx.ftz.f32 beyond the correctly rounded
@@ -77,14 +79,21 @@ class Emulator:
         shared_bytes: int = MAX_SHARED_BYTES,
         only_blocks: ChooseBlocks | None = None,
     ) -> None:
-        if schedule not in _SCHEDULES:
-            raise DeviceError(f"schedule is {schedule!r}, expected one of {', '.join(_SCHEDULES)}")
-        if approx not in _SIGNS:
-            raise DeviceError(f"approx is {approx!r}, expected one of {', '.join(_SIGNS)}")
-        if mma not in _MMA_ROUNDINGS:
-            raise DeviceError(f"mma is {mma!r}, expected one of {', '.join(_MMA_ROUNDINGS)}")
+        arguments.choice("schedule", schedule, _SCHEDULES, error=DeviceError)
+        arguments.choice("approx", approx, _SIGNS, error=DeviceError)
+        arguments.choice("mma", mma, _MMA_ROUNDINGS, error=DeviceError)
+        checked, seed = arguments.flag("checked", checked), arguments.integer("seed", seed, least=0, most=_MOST_SEED)
+        if workers is not None:
+            workers = arguments.integer("workers", workers, least=1, most=_MOST_WORKERS)
+        for name, value in (("observe", observe), ("only_blocks", only_blocks)):
+            arguments.function(name, value)
+        shared_bytes = arguments.integer("shared_bytes", shared_bytes, least=0, most=MAX_SHARED_BYTES)
+        kernels, cache = (
+            None if value is None else arguments.path(name, value)
+            for name, value in (("kernels", kernels), ("cache", cache))
+        )
         self.checked, self.schedule, self.seed, self.approx, self.mma = checked, schedule, seed, approx, mma
-        self.workers = len(os.sched_getaffinity(0)) if workers is None else max(1, workers)
+        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.shared_bytes = shared_bytes
         self.only_blocks = only_blocks
         self.counters: Counters | None = None
