@@ -30,8 +30,9 @@ class Sampler:
         """The id drawn from logits [V]."""
         if self.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self.temperature
-        p = np.exp(scaled - scaled.max())
+        below = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest tokens alone
+            p = np.exp(below / self.temperature)
         p /= p.sum()
         order = np.argsort(-p, kind="stable")
         cumulative = np.cumsum(p[order])

@@ -296,10 +296,18 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert f"usage: gemma-cuda {command}" in capsys.readouterr().out
 
 
-def test_a_bug_is_not_dressed_up_as_an_error(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_dressed_up_as_an_error(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(common, "load_model", lambda arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run("prefill", "--model", tiny, "--input-ids", "2")
+    monkeypatch.delenv("GEMMA_CUDA_TRACEBACK", raising=False)
+    words = ("prefill", "--model", tiny, "--input-ids", "2")
+    assert run(*words) == 70
+    err = capsys.readouterr().err
+    assert err.startswith("gemma-cuda: bug: ZeroDivisionError: division by zero (") and err.count("\n") == 1
+    monkeypatch.setenv("GEMMA_CUDA_TRACEBACK", "1")
+    assert run(*words) == 70
+    assert "Traceback" in (shown := capsys.readouterr().err) and shown.endswith(err)
 
 
 def test_interrupt_exits_with_130(

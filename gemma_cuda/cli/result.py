@@ -28,14 +28,6 @@ def top_tokens(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
     return [(int(index), float(probabilities[index])) for index in order]
 
 
-def check_destination(path: Path) -> None:
-    """Raise InputError where `path` cannot become a file; called before the model is loaded."""
-    if path.is_dir():
-        raise InputError(f"--save {path}: is a directory, expected a file name")
-    if not path.parent.is_dir():
-        raise InputError(f"--save {path}: the directory {path.parent} does not exist")
-
-
 def save_prefill(
     path: Path, gemma: "Gemma", out: "PrefillOutput", input_ids: list[int], metadata: dict[str, str]
 ) -> None:

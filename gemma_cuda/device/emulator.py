@@ -307,7 +307,7 @@ _libraries: dict[Path, Any] = {}
 def _load(runtime: ModuleType, path: Path) -> Any:
     if path not in _libraries:
         try:
-            _libraries[path] = runtime.Library(str(path))
+            _libraries[path] = runtime.Library(os.fsencode(path))
         except RuntimeError as error:
             raise DeviceError(f"a compiled kernel cannot be loaded: {error}") from error
     return _libraries[path]
