@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,8 +16,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     the program's name; None takes the process's, and its signals and closed streams with it.
     """
     try:
+        if argv is None:
+            _stop_at_once_when_interrupted()
         from . import command  # imports the rest, NumPy and its peers apart
 
         return command.run_process() if argv is None else command.run(argv)
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, OSError) as error:  # no room for the imports themselves
+        print(f"gemma-cuda: error: {error or 'out of memory'}", file=sys.stderr)
+        return 2
+
+
+def _stop_at_once_when_interrupted() -> None:
+    """While modules are imported, which turns KeyboardInterrupt into other errors, and there is nothing to undo."""
+    import os
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))

@@ -11,6 +11,8 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from threading import Event
+from types import FrameType
 from typing import Any, TextIO
 
 from ..errors import GemmaError
@@ -37,6 +39,7 @@ exit codes: 0 done, 2 an error of the caller's or the machine's, in one line on 
 
 EXIT_ERROR, EXIT_BUG, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
 TRACEBACK_VARIABLE = "GEMMA_CUDA_TRACEBACK"
+_interrupted = Event()  # by Ctrl-C, of which an import makes errors of other classes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,10 +60,14 @@ def run_process() -> int:
     """The command of sys.argv: the same as `run`, with the signals and closed streams of a process of our own."""
     streams.reserve_descriptors()
     sys.unraisablehook = _unraisable
+    takes_interrupts = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if takes_interrupts:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return run(sys.argv[1:])
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's own end has tracebacks for Ctrl-C
+        if takes_interrupts:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's own end has tracebacks for Ctrl-C
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         except Exception as error:
-            return _report(error)
+            return EXIT_INTERRUPTED if _interrupted.is_set() else _report(error)
 
 
 def _report(error: Exception) -> int:
@@ -140,6 +147,11 @@ def _show(
     line: str | None = None,
 ) -> None:  # fmt: skip
     streams.say("warning", str(message))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _unraisable(unraisable: Any) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +75,8 @@ def read_prompt(arguments: argparse.Namespace) -> str:
             option = f"--prompt-file {arguments.prompt_file}"
             raw = _file_bytes(arguments.prompt_file)
         return raw.decode("utf-8")
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{option}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -230,13 +233,14 @@ def _finite(value: Any) -> Any:
 def check_destination(option: str, path: Path) -> None:
     """Raise InputError where `path` cannot become a file; called before anything is loaded or computed."""
     try:
-        is_directory, has_parent = os.path.isdir(path) or not path.name, path.parent.is_dir()
-        path.exists()
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
     except (OSError, ValueError) as error:  # too long, a NUL byte
         raise InputError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from error
-    if is_directory:
+    if stat.S_ISDIR(mode):
         raise InputError(f"{option} {path}: is a directory, expected a file name")
-    if not has_parent:
+    if not path.parent.is_dir():
         raise InputError(f"{option} {path}: the directory {path.parent} does not exist")
 
 

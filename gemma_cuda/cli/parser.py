@@ -16,7 +16,7 @@ _WHOLE = re.compile(r"-?[0-9]+", re.ASCII)
 _MOST_DIGITS = 20
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 _GPU = re.compile(r"cuda:([0-9]{1,3})", re.ASCII)
-MOST_TOKENS = 1 << 20  # of a prompt, in `mask` and `bench`: four times the longest context of a Gemma
+MOST_TOKENS = 1 << 18  # of a prompt, in `mask` and `bench`: the longest context of a Gemma
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +30,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own takes no notice of a full disk
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # Python 3.11 and 3.12 take the value of `--name=--` away and go on with an empty list.
