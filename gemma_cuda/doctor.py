@@ -224,10 +224,11 @@ def _compiler() -> Finding:
         if path is None:
             continue
         try:
-            done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+            command = [path, "--version"]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True)
         except (OSError, subprocess.SubprocessError) as error:
             return Finding("C++ compiler", State.BROKEN, f"{path}: {error}", "Debian: apt install g++")
-        return Finding("C++ compiler", State.OK, f"{path}, {done.stdout.splitlines()[0]}")
+        return Finding("C++ compiler", State.OK, f"{path}, {(done.stdout.splitlines() or ['no version'])[0]}")
     return Finding("C++ compiler", State.MISSING, "none found; only the emulator needs one", "Debian: apt install g++")
 
 

@@ -12,50 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import gemma_cuda
 from gemma_cuda.cli import common, info, result, score
-from gemma_cuda.config import GemmaConfig
 from gemma_cuda.errors import CheckpointError
-from tests.command import ROOT, error_of, run, run_json, start
-
-TINY_CONFIG = {
-    "model_type": "gemma3_text",
-    "architectures": ["Gemma3ForCausalLM"],
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 16,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_local_base_freq": 1e4,
-    "sliding_window": 8,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
+from tests.command import ROOT, TINY_WORDS, error_of, run, run_json, start, write_tiny
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A directory with a random Gemma 3 of 4 layers and without a tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "config.json").write_text(json.dumps(TINY_CONFIG))
-    random = np.random.default_rng(0)
-    shapes = GemmaConfig.from_file(folder).weight_shapes()
-    tensors = {f"model.{name}": random.standard_normal(shape, np.float32) * 0.2 for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
-    return str(folder)
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_prefill_prints_the_model_the_device_and_why(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,20 +163,10 @@ def test_layer_pattern(letters: str, expected: str) -> None:
     assert info.layer_pattern([names[letter] for letter in letters]) == expected
 
 
-CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}<turn>{{ m.content }}{% endfor %}<turn>"
-
-
 def test_chat_puts_the_prompt_into_the_template_with_one_bos(
-    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", *"abcdefghijklmnopqrstuvwxyz", *"0123456", " "]
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE({w: i for i, w in enumerate(words)}, [], unk_token="<unk>"))
-    backend.add_special_tokens(words[:5])
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).symlink_to(Path(tiny, name))
-    backend.save(str(tmp_path / "tokenizer.json"))
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": CHAT_TEMPLATE}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(special))
+    write_tiny(tmp_path, tokenizer=True)
     prompts: list[list[int]] = []
     prefill = gemma_cuda.Gemma.prefill
 
@@ -218,7 +176,7 @@ def test_chat_puts_the_prompt_into_the_template_with_one_bos(
 
     monkeypatch.setattr(gemma_cuda.Gemma, "prefill", recorded)
     assert run("generate", "--model", str(tmp_path), "--chat", "--prompt", "hi", "--max-new-tokens", "3") == 0
-    assert prompts[0] == [2, 4, words.index("h"), words.index("i"), 4]
+    assert prompts[0] == [2, 4, TINY_WORDS.index("h"), TINY_WORDS.index("i"), 4]
     assert capsys.readouterr().out.endswith("\n")
 
 
@@ -296,10 +254,18 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert f"usage: gemma-cuda {command}" in capsys.readouterr().out
 
 
-def test_a_bug_is_not_dressed_up_as_an_error(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_dressed_up_as_an_error(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(common, "load_model", lambda arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run("prefill", "--model", tiny, "--input-ids", "2")
+    monkeypatch.delenv("GEMMA_CUDA_TRACEBACK", raising=False)
+    words = ("prefill", "--model", tiny, "--input-ids", "2")
+    assert run(*words) == 70
+    err = capsys.readouterr().err
+    assert err.startswith("gemma-cuda: bug: ZeroDivisionError: division by zero (") and err.count("\n") == 1
+    monkeypatch.setenv("GEMMA_CUDA_TRACEBACK", "1")
+    assert run(*words) == 70
+    assert "Traceback" in (shown := capsys.readouterr().err) and shown.endswith(err)
 
 
 def test_interrupt_exits_with_130(

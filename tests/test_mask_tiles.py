@@ -73,7 +73,8 @@ def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ("arguments", "message"),
     [
         (["gemma-3-4b", "--layer", "34"], "--layer 34: the model has layers 0 to 33"),
-        (["gemma-3-4b", "--tokens", "0"], "--tokens 0: expected at least 1"),
+        (["gemma-3-4b", "--tokens", "4097", "--out", "a.png"], "--tokens 4097: --out draws at most 4096"),
+        (["gemma-3-4b", "--out", "a.pdf"], "--out a.pdf: expected a name that ends in .png or .svg"),
         (["gemma-3-4b", "--arch", "sm_1"], "--arch sm_1: expected one of sm_80"),
         (["gemma-3-4b", "--image", "9"], "--image 9: expected tokens such as 40:296"),
         (["gemma-3-4b", "--image", "9:2000"], "mask: image 9:2000 does not lie within 1024 tokens"),

@@ -63,7 +63,7 @@ def test_the_functions_for_other_frameworks_import_none_of_them() -> None:
 
 
 def test_the_command_starts_without_numpy() -> None:
-    modules = import_in_a_fresh_process("from gemma_cuda import cli; cli.build_parser()")
+    modules = import_in_a_fresh_process("from gemma_cuda.cli.command import build_parser; build_parser()")
     assert "numpy" not in modules
     assert "tqdm" not in modules
 

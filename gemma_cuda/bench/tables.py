@@ -95,6 +95,7 @@ def plot_prefills(rows: Sequence[Row], path: Path) -> None:
     for peer in rows[0]["peers"]:
         axes.plot(tokens, [row["peers"][peer] for row in rows], "x--", label=peer)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms to the first token", title=rows[0]["model"])
+    axes.title.set_parse_math(False)  # a directory's name may hold $
     axes.legend()
     figure.savefig(path)
 

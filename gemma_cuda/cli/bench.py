@@ -1,12 +1,13 @@
 """`gemma-cuda bench`: times of kernels and prefills on a GPU, beside peers; on the emulator what can be counted."""
 
 import argparse
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from . import common
+from .parser import MOST_TOKENS, device, name, number_where, path, whole
 
 _OPS = ("rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "linear", "linear_geglu", "attention", "softcap",
         "top_k")  # fmt: skip
@@ -23,20 +24,26 @@ def add_parser(commands: common.Commands) -> None:
         "reach in the same process. An output that is wrong is marked and has no time. `bench prefill` times whole "
         "models to the first token. --device emulator counts instead: memory traffic, matrix operations, bank "
         "conflicts, registers, blocks of a multiprocessor; no times, but an estimate of attention's speed on an H100.",
-        allow_abbrev=False,
     )
     parser.add_argument("op", nargs="*", metavar="OP", help=f"{', '.join(_OPS)}, or prefill alone (default: all ops)")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or emulator (default: %(default)s)")
+    parser.add_argument(
+        "--device", type=device, default="cuda", help="cuda, cuda:1, ... or emulator (default: %(default)s)"
+    )
     parser.add_argument("--arch", metavar="ARCH", help="of --device emulator: whose kernels (default: sm_90a)")
     parser.add_argument("--shapes", metavar="MODELS", help="published sizes, or fa3 for FlashAttention-3's, by commas")
     parser.add_argument("--tokens", metavar="N", help="numbers of tokens, by commas")
     parser.add_argument("--vs", metavar="PEERS", help=f"of {', '.join(_PEERS)}, by commas (default: none)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after so long")
-    parser.add_argument("--model", metavar="MODEL", help=f"of prefill: {common.MODEL_HELP}")
+    parser.add_argument(
+        "--seconds",
+        type=number_where(lambda seconds: seconds >= 0, "a number of seconds"),
+        default=math.inf,
+        help="start no case after so long",
+    )
+    parser.add_argument("--model", type=name, metavar="MODEL", help=f"of prefill: {common.MODEL_HELP}")
     parser.add_argument("--random", metavar="SIZE", help="of prefill: random weights of a published size")
     parser.add_argument("--no-compiled", action="store_true", help="of prefill: no torch.compile of Transformers")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything there")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="also plot shares of ceilings, or times of prefills")
+    parser.add_argument("--json", metavar="FILE", type=path, help="also write everything there")
+    parser.add_argument("--plot", metavar="FILE", type=path, help="also plot shares of ceilings, or times of prefills")
     parser.set_defaults(run=run)
 
 
@@ -44,13 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     unknown = set(arguments.op) - {*_OPS, "prefill"}
     if unknown or ("prefill" in arguments.op and len(arguments.op) > 1):
         raise InputError(f"bench {' '.join(arguments.op)}: expected some of {', '.join(_OPS)}, or prefill alone")
+    if arguments.json is not None:
+        common.check_destination("--json", arguments.json)
+    if arguments.plot is not None:
+        common.check_picture("--plot", arguments.plot)
     if arguments.arch is not None and arguments.device != "emulator":
         raise InputError("--arch is for --device emulator; a GPU has its own")
     is_prefill = arguments.op == ["prefill"]
     for option, is_for_prefill in _OF_ONE_KIND.items():
         if getattr(arguments, option) and is_for_prefill != is_prefill:
-            name = option.replace("_", "-")
-            raise InputError(f"--{name} is for {'prefill, not kernels' if is_for_prefill else 'kernels, not prefill'}")
+            words = option.replace("_", "-")
+            raise InputError(f"--{words} is for {'prefill, not kernels' if is_for_prefill else 'kernels, not prefill'}")
     if is_prefill:
         result = _prefill(arguments)
     elif arguments.device == "emulator":
@@ -58,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         result = _timed(arguments)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        _write(arguments.json, common.json_text(result, indent=1))
     if arguments.plot is not None:  # after the figures are safe: there may be nothing to plot
         from ..bench import tables
 
@@ -94,6 +105,8 @@ def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.vs is not None or arguments.plot is not None:
         raise InputError("--vs and --plot are for times, and the emulator has none")
+    if arguments.seconds != math.inf:
+        raise InputError("--seconds is for times; the emulator counts every case that is asked for")
     architecture = arguments.arch or cycles.ARCHITECTURE
     if architecture not in SHARED_BYTES:
         raise InputError(f"--arch {architecture}: expected one of {', '.join(SHARED_BYTES)}")
@@ -121,7 +134,7 @@ def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
     tokens = _numbers(arguments.tokens) or prefill.TOKENS
     if arguments.random is not None and arguments.random not in published():
         raise InputError(f"--random {arguments.random}: expected one of {', '.join(published())}")
-    peers = [name for name in NAMES if not (arguments.no_compiled and name == COMPILED)]
+    peers = [peer for peer in NAMES if not (arguments.no_compiled and peer == COMPILED)]
     cuda = Cuda.named(arguments.device)
     if arguments.random is not None:
         result = prefill.run_random(cuda, [arguments.random], tokens, seconds=arguments.seconds, peers=peers)
@@ -130,7 +143,7 @@ def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
     for row in result["rows"]:
         print(tables.prefill_line(row))
         slowest = sorted(row["kernels_ms"].items(), key=lambda item: -item[1])
-        print("".join(f"  {name} {ms:.3f} ms" for name, ms in slowest))
+        print("".join(f"  {kernel} {ms:.3f} ms" for kernel, ms in slowest))
     print("\n".join([tables.ceilings_line(result), *tables.absent_lines(result["rows"])]))
     return result
 
@@ -138,7 +151,7 @@ def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
 def _chosen(arguments: argparse.Namespace, models: tuple[str, ...], tokens: tuple[int, ...]) -> Any:
     from ..bench import cases
 
-    ops, names = arguments.op or _OPS, _words(arguments.shapes) or models
+    ops, names = tuple(dict.fromkeys(arguments.op)) or _OPS, _words(arguments.shapes) or models
     chosen = cases.chosen(ops, names, _numbers(arguments.tokens) or tokens)
     for line in cases.without_kernels(ops, names):
         print(line)
@@ -146,11 +159,19 @@ def _chosen(arguments: argparse.Namespace, models: tuple[str, ...], tokens: tupl
 
 
 def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",")]
+    return None if text is None else list(dict.fromkeys(word.strip() for word in text.split(",")))
 
 
 def _numbers(text: str | None) -> list[int] | None:
     words = _words(text)
-    if words is not None and not all(word.isdigit() and int(word) > 0 for word in words):
-        raise InputError(f"--tokens {text}: expected numbers of tokens such as 1,128,2048")
-    return None if words is None else [int(word) for word in words]
+    try:
+        return None if words is None else [whole(word, 1, MOST_TOKENS) for word in words]
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--tokens {text}: expected numbers of tokens such as 1,128,2048 ({error})") from error
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.write_text(text + "\n")
+    except OSError as error:
+        raise InputError(f"--json {target}: cannot be written ({error.strerror or error})") from error

@@ -2,16 +2,22 @@
 
 import argparse
 import json
+import math
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..device import DEVICES, DeviceChoice, choose_device
 from ..errors import GemmaError, InputError
+from ..files import check_target
+from .parser import device, name
+from .streams import escaped, say
 
 if TYPE_CHECKING:
     from .. import Gemma
@@ -19,6 +25,8 @@ if TYPE_CHECKING:
 Commands = Any  # argparse's sub-parsers action has no public type
 DEFAULT_MODEL = "gemma-3-270m-q4_k_m"
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
+_MOST_PROMPT_BYTES = 8 << 20  # 32 bytes for each token of the longest context
+_MOST_ID_DIGITS = 10
 MODEL_HELP = "a directory with safetensors, a .gguf file, gemma-3-270m-q4_k_m or a Hub id"
 
 
@@ -33,9 +41,14 @@ class Loaded:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, --device and --dtype."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)")
     parser.add_argument(
-        "--device", default="auto", help=f"{', '.join(DEVICES)}, or a GPU's index as in cuda:1 (default: %(default)s)"
+        "--model", type=name, default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        type=device,
+        default="auto",
+        help=f"{', '.join(DEVICES)}, or a GPU's index as in cuda:1 (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of weights and arithmetic (auto: float32 on numpy)"
@@ -46,24 +59,42 @@ def add_prompt_options(parser: argparse.ArgumentParser, *, ids: bool) -> None:
     """Add --prompt and --prompt-file, with `ids` also --input-ids; exactly one must be given."""
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--prompt", metavar="TEXT", help="the prompt")
-    group.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt, - for standard input")
+    group.add_argument(
+        "--prompt-file", type=name, metavar="FILE", help="a UTF-8 file with the prompt, - for standard input"
+    )
     if ids:
         group.add_argument("--input-ids", metavar="IDS", help="token ids as they are, such as 2,818,5279")
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
-    """The text of --prompt or of --prompt-file. Raises InputError for a file that cannot be read as UTF-8."""
-    if arguments.prompt is not None:
-        text: str = arguments.prompt
-        return text
-    name: str = arguments.prompt_file
+    """The text of --prompt or of --prompt-file. Raises InputError where it is not UTF-8, or cannot be read."""
+    option, raw = "--prompt", b""
     try:
-        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        if arguments.prompt is not None:
+            raw = os.fsencode(arguments.prompt)  # words of the command line that are not UTF-8 hold surrogates
+        else:
+            option = f"--prompt-file {arguments.prompt_file}"
+            raw = _file_bytes(arguments.prompt_file)
         return raw.decode("utf-8")
+    except InputError:
+        raise
     except OSError as error:
-        raise InputError(f"--prompt-file {name}: {error.strerror or error}") from error
+        raise InputError(f"{option}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompt-file {name}: not UTF-8 text (byte {error.start})") from error
+        raise InputError(f"{option}: not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:  # a NUL in the name of the file, surrogates that are no bytes
+        raise InputError(f"{option}: {error}") from error
+
+
+def _file_bytes(path: str) -> bytes:
+    """What a file or pipe holds, - for standard input; InputError where that is more than any prompt."""
+    if path == "-" and sys.stdin is None:
+        raise InputError("--prompt-file -: standard input is closed")
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        raw: bytes = file.read(_MOST_PROMPT_BYTES + 1)
+    if len(raw) > _MOST_PROMPT_BYTES:
+        raise InputError(f"--prompt-file {path}: a prompt may have {_MOST_PROMPT_BYTES >> 20} MiB, this has more")
+    return raw
 
 
 def given_ids(arguments: argparse.Namespace) -> list[int] | str:
@@ -77,7 +108,7 @@ def parse_input_ids(text: str) -> list[int]:
     if not words:
         raise InputError("--input-ids is empty, expected at least one token id")
     for word in words:
-        if not (word.isascii() and word.isdigit()):
+        if not (word.isascii() and word.isdigit() and len(word) <= _MOST_ID_DIGITS):
             raise InputError(f"--input-ids: {word!r} is not a token id, expected numbers such as 2,818,5279")
     return [int(word) for word in words]
 
@@ -109,7 +140,7 @@ def warm_up(loaded: Loaded, tokens: int, new_tokens: int = 0) -> None:
 def warn(device: DeviceChoice) -> None:
     """Say on stderr what keeps a visible GPU from being used."""
     if device.warning is not None:
-        print(f"gemma-cuda: warning: {device.warning}", file=sys.stderr)
+        say("warning", device.warning)
 
 
 class ProgressBar:
@@ -173,10 +204,58 @@ def print_description(report: dict[str, Any], file: TextIO | None = None) -> Non
     print_row("load", f"{report['load_seconds']:.2f} s", file)
 
 
-def print_row(name: str, value: object, file: TextIO | None = None) -> None:
-    print(f"{name:<11} {value}", file=file)
+def print_row(label: str, value: object, file: TextIO | None = None) -> None:
+    print(f"{label:<11} {escaped_line(value)}", file=file)
+
+
+def escaped_line(value: object) -> str:
+    """The value as one line that a terminal takes for nothing else."""
+    return escaped(str(value)).replace("\n", r"\n")
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout; no NaN, which is not JSON."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+    """One JSON object on stdout."""
+    print(json_text(value))
+
+
+def json_text(value: dict[str, Any], indent: int = 2) -> str:
+    """JSON in ASCII, which no encoding and no terminal changes; what is no finite number, and so not JSON, is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_replaced(option: str, path: Path) -> None:
+    """Raise InputError where no regular file can take the place of what is at `path`, as `check_destination` does."""
+    check_destination(option, path)
+    try:
+        check_target(path)
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}") from error
+
+
+def check_destination(option: str, path: Path) -> None:
+    """Raise InputError where `path` cannot become a file; called before anything is loaded or computed."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except (OSError, ValueError) as error:  # too long, a NUL byte
+        raise InputError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{option} {path}: is a directory, expected a file name")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: the directory {path.parent} does not exist")
+
+
+def check_picture(option: str, path: Path) -> None:
+    """The same for a picture, whose format its name tells."""
+    check_destination(option, path)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"{option} {path}: expected a name that ends in .png or .svg")

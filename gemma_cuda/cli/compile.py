@@ -13,7 +13,6 @@ def add_parser(commands: common.Commands) -> None:
         help="compile kernels for GPUs ahead of time; needs no GPU",
         description="Fill the kernel cache ($GEMMA_CUDA_CACHE) for some models and GPU architectures. Needs NVRTC, "
         "neither a driver nor a GPU.",
-        allow_abbrev=False,
     )
     kernel_choice.add_options(parser, default_architectures="the GPUs of this machine, without any all that are tested")
     parser.set_defaults(run=run)

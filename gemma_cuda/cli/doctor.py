@@ -12,7 +12,6 @@ def add_parser(commands: common.Commands) -> None:
         help="what this machine can run, and what to install for the rest",
         description="Look at driver, GPU, CuPy, NVRTC, C++ compiler, emulator and NumPy. Exit code 0 if models can run "
         "on NumPy, 2 if not.",
-        allow_abbrev=False,
     )
     parser.set_defaults(run=run)
 

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from . import common
+from .parser import name
 
 if TYPE_CHECKING:
     from ..config import GemmaConfig
@@ -19,9 +20,8 @@ def add_parser(commands: common.Commands) -> None:
         help="configuration, layer pattern, parameters, memory; the weights are not loaded",
         description="What a checkpoint is: configuration, layer pattern, parameters, bytes of weights and of KV cache. "
         "Reads the header only.",
-        allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help=common.MODEL_HELP)
+    parser.add_argument("model", type=name, metavar="MODEL", help=common.MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object with the whole configuration")
     parser.set_defaults(run=run)
 
@@ -41,9 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         "generation": config.generation,
         "parameters": parameters,
         "layer_pattern": layer_pattern([layer.layer_type for layer in config.layers]),
-        "weights_bytes_on_disk": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
-        "weights_bytes": {name: parameters * size for name, size in _ITEM_BYTES.items()},
-        "kv_bytes_per_1k_tokens": {name: 1000 * config.kv_bytes_per_token(size) for name, size in _ITEM_BYTES.items()},
+        "weights_bytes_on_disk": sum(map(checkpoint.nbytes, checkpoint.names())),
+        "weights_bytes": {dtype: parameters * size for dtype, size in _ITEM_BYTES.items()},
+        "kv_bytes_per_1k_tokens": {
+            dtype: 1000 * config.kv_bytes_per_token(size) for dtype, size in _ITEM_BYTES.items()
+        },
         "config": dataclasses.asdict(config),
     }
     if arguments.json:
@@ -84,8 +86,8 @@ def _print(report: dict[str, Any], config: "GemmaConfig") -> None:
     }
     if config.num_experts:
         rows["experts"] = f"{config.top_k_experts} of {config.num_experts}, of size {config.moe_intermediate_size}"
-    for name, value in rows.items():
-        print(f"{name:<17} {value}")
+    for label, value in rows.items():
+        print(f"{label:<17} {common.escaped_line(value)}")
 
 
 def _per_dtype(counts: dict[str, int]) -> str:

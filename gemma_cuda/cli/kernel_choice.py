@@ -1,16 +1,19 @@
 """What `compile` and `kernels` share: which models, dtypes and architectures are meant."""
 
 import argparse
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from . import common
+from .parser import name
 
 if TYPE_CHECKING:
     from ..config import GemmaConfig
     from ..device.recorder import Launch
 
+_ARCHITECTURE = re.compile(r"sm_[0-9]{1,4}[a-z]?", re.ASCII)
 DTYPES = ("bfloat16", "float16", "float32")  # those of ops.checks, without importing NumPy for a parser
 
 
@@ -19,11 +22,12 @@ def add_options(parser: argparse.ArgumentParser, *, default_architectures: str) 
     parser.add_argument(
         "--model",
         action="append",
+        type=name,
         metavar="MODEL",
         help=f"a published size such as gemma-3-1b, {common.MODEL_HELP} (default: every published size)",
     )
     parser.add_argument(
-        "--arch", action="append", metavar="ARCH", help=f"such as sm_90a (default: {default_architectures})"
+        "--arch", action="append", type=name, metavar="ARCH", help=f"such as sm_90a (default: {default_architectures})"
     )
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="of weights and activations (default: all)")
     parser.add_argument(
@@ -36,17 +40,21 @@ def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str])
     from ..device.compile import SHARED_BYTES
     from ..ops.instances import launches
 
-    chosen, dtypes, biases = list(configs(arguments.model)), arguments.dtype or DTYPES, arguments.attn_bias or ()
-    shared_bytes = {name: SHARED_BYTES.get(name, min(SHARED_BYTES.values())) for name in architectures}
-    return {name: launches(chosen, dtypes, shared_bytes=size, attn_bias=biases) for name, size in shared_bytes.items()}
+    chosen, dtypes, biases = (
+        list(configs(arguments.model)),
+        dict.fromkeys(arguments.dtype or DTYPES),
+        dict.fromkeys(arguments.attn_bias or ()),
+    )
+    shared_bytes = {arch: SHARED_BYTES.get(arch, min(SHARED_BYTES.values())) for arch in architectures}
+    return {arch: launches(chosen, dtypes, shared_bytes=size, attn_bias=biases) for arch, size in shared_bytes.items()}
 
 
 def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) -> list[str]:
     """--arch, each once; raises InputError for what is no architecture."""
     chosen = list(dict.fromkeys(arguments.arch or default))
-    for name in chosen:
-        if not name.startswith("sm_"):
-            raise InputError(f"--arch {name}: expected an architecture such as sm_90a")
+    for architecture in chosen:
+        if not _ARCHITECTURE.fullmatch(architecture):
+            raise InputError(f"--arch {architecture}: expected an architecture such as sm_90a")
     return chosen
 
 

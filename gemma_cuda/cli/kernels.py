@@ -15,7 +15,6 @@ def add_parser(commands: common.Commands) -> None:
         description="Compile every kernel instance that some models launch and show registers and bytes of local "
         "memory per thread, bytes of shared memory per block, blocks that fit a multiprocessor, and seconds that its "
         "compilation took when it was compiled. Needs NVRTC, neither a driver nor a GPU.",
-        allow_abbrev=False,
     )
     kernel_choice.add_options(parser, default_architectures="all that are tested")
     parser.add_argument(

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from . import common, kernel_choice
+from .parser import MOST_TOKENS, name, path, whole, whole_from
 
 if TYPE_CHECKING:
     from ..mask_tiles import MaskTiles
 
 _LETTERS = " ░█"  # by state
 _MOST_COLUMNS = 100
+_MOST_DRAWN = 4096  # tokens of a picture: 20 s and 1.3 GB, for a frame around each tile
 
 
 def add_parser(commands: common.Commands) -> None:
@@ -20,14 +22,28 @@ def add_parser(commands: common.Commands) -> None:
         help="one layer's attention as a picture: tiles skipped, at an edge, full",
         description="Show which keys the queries of a prompt see in one layer, as the kernel cuts it into tiles: it "
         "skips some, tests every element of those at an edge, and takes the others whole. Weights are not loaded.",
-        allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help=f"a published size such as gemma-3-4b, {common.MODEL_HELP}")
-    parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="of the prompt (default: %(default)s)")
-    parser.add_argument("--layer", type=int, default=0, metavar="I", help="from 0 (default: %(default)s)")
+    parser.add_argument(
+        "model", type=name, metavar="MODEL", help=f"a published size such as gemma-3-4b, {common.MODEL_HELP}"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=whole_from(1, MOST_TOKENS),
+        default=1024,
+        metavar="N",
+        help="of the prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--layer", type=whole_from(0, 9999), default=0, metavar="I", help="from 0 (default: %(default)s)"
+    )
     parser.add_argument("--image", action="append", default=[], metavar="B:E", help="its tokens; may be given again")
     parser.add_argument("--arch", default="sm_90a", help="whose tiles (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a .png or .svg instead of text; needs matplotlib")
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE",
+        help="a .png or .svg instead of text; needs matplotlib",
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,18 +51,21 @@ def run(arguments: argparse.Namespace) -> int:
     from ..device.compile import SHARED_BYTES
     from ..mask_tiles import mask_tiles
 
+    if arguments.out is not None:
+        common.check_picture("--out", arguments.out)
+        if arguments.tokens > _MOST_DRAWN:
+            raise InputError(f"--tokens {arguments.tokens}: --out draws at most {_MOST_DRAWN}")
     (config,) = kernel_choice.configs([arguments.model])
     if not 0 <= arguments.layer < len(config.layers):
         raise InputError(f"--layer {arguments.layer}: the model has layers 0 to {len(config.layers) - 1}")
-    if arguments.tokens < 1:
-        raise InputError(f"--tokens {arguments.tokens}: expected at least 1")
     if arguments.arch not in SHARED_BYTES:
         raise InputError(f"--arch {arguments.arch}: expected one of {', '.join(SHARED_BYTES)}")
     layer = config.layers[arguments.layer]
     images = [_span(text) for text in arguments.image]
     tiles = mask_tiles(config, layer, arguments.tokens, images, SHARED_BYTES[arguments.arch])
     window = "" if layer.sliding_window is None else f", window {layer.sliding_window}"
-    title = f"{arguments.model}, layer {arguments.layer} ({layer.layer_type}{window}), {arguments.tokens} tokens"
+    model = common.escaped_line(arguments.model)
+    title = f"{model}, layer {arguments.layer} ({layer.layer_type}{window}), {arguments.tokens} tokens"
     if arguments.out is None:
         print(title)
         print("\n".join(text(tiles)))
@@ -57,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _span(text: str) -> tuple[int, int]:
-    begin, colon, end = text.partition(":")
-    if not (colon and begin.isdigit() and end.isdigit()):
-        raise InputError(f"--image {text}: expected tokens such as 40:296")
-    return int(begin), int(end)
+    try:
+        begin, end = (whole(word, 0, MOST_TOKENS) for word in text.split(":"))
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise InputError(f"--image {text}: expected tokens such as 40:296") from error
+    return begin, end
 
 
 def counts(tiles: "MaskTiles") -> str:
@@ -90,7 +110,7 @@ def text(tiles: "MaskTiles") -> list[str]:
     return lines
 
 
-def draw(tiles: "MaskTiles", title: str, path: Path) -> None:
+def draw(tiles: "MaskTiles", title: str, target: Path) -> None:
     """The picture: visible elements, those within an image in another colour, edge tiles framed."""
     try:
         from matplotlib.colors import ListedColormap
@@ -98,11 +118,13 @@ def draw(tiles: "MaskTiles", title: str, path: Path) -> None:
         from matplotlib.patches import Rectangle
     except ImportError as error:
         raise InputError("--out needs matplotlib: pip install 'gemma-cuda[bench]'") from error
+    import numpy as np
+
     from ..mask_tiles import EDGE, FULL
     from ..ops.attention_plan import BLOCK_K
 
     tokens = len(tiles.key_begin)
-    shown: Any = tiles.visible().astype(int)
+    shown: Any = tiles.visible().astype(np.uint8)
     for begin, end in tiles.spans:
         shown[begin:end, begin:end] *= 2
     figure = Figure(figsize=(9, 9), layout="constrained")
@@ -118,4 +140,5 @@ def draw(tiles: "MaskTiles", title: str, path: Path) -> None:
                     Rectangle(place, BLOCK_K, max(last - first, 1), fill=False, edgecolor=colour, linewidth=0.5)
                 )
     axes.set(title=f"{title}\n{counts(tiles)}", xlabel="key", ylabel="query", xlim=(-0.5, tokens - 0.5))
-    figure.savefig(path, dpi=150)
+    axes.title.set_parse_math(False)  # a directory's name may hold $
+    figure.savefig(target, dpi=150)

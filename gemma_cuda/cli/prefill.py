@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import common
+from .parser import name, whole_from
 
 
 def add_parser(commands: common.Commands) -> None:
@@ -13,15 +14,15 @@ def add_parser(commands: common.Commands) -> None:
         "prefill",
         help="run a prompt through the model: timing and the most probable next tokens",
         description="Run a prompt through the model once: which device runs, timing, the most probable next tokens.",
-        allow_abbrev=False,
     )
     common.add_model_options(parser)
     common.add_prompt_options(parser, ids=True)
     parser.add_argument(
-        "--top", type=_positive, default=5, metavar="N", help="next tokens to show (default: %(default)s)"
+        "--top", type=whole_from(1, 1 << 20), default=5, metavar="N", help="next tokens to show (default: %(default)s)"
     )
     parser.add_argument(
         "--save",
+        type=name,
         metavar="FILE",
         help="write input_ids, logits and last_hidden_state of the last position, and every layer's K and V "
         "(layers.N.k, layers.N.v) as safetensors",
@@ -30,18 +31,12 @@ def add_parser(commands: common.Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
 def run(arguments: argparse.Namespace) -> int:
     from . import result  # NumPy: `gemma-cuda doctor` must run without it
 
     given = common.given_ids(arguments)
     if arguments.save is not None:
-        result.check_destination(Path(arguments.save))
+        common.check_replaced("--save", Path(arguments.save))
     loaded = common.load_model(arguments)
     gemma = loaded.gemma
     ids = gemma.tokenizer.encode(given) if isinstance(given, str) else given

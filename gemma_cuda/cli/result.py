@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import InputError
-from ..files import atomic_path, check_target
+from ..files import atomic_path
 from ..sampling import require_finite
 
 if TYPE_CHECKING:
@@ -26,14 +26,6 @@ def top_tokens(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
     probabilities = weights / weights.sum()
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [(int(index), float(probabilities[index])) for index in order]
-
-
-def check_destination(path: Path) -> None:
-    """Raise InputError where `path` cannot become a file; called before the model is loaded."""
-    try:
-        check_target(path)
-    except OSError as error:
-        raise InputError(f"--save {path}: {error.strerror}") from error
 
 
 def save_prefill(

@@ -4,6 +4,7 @@ import argparse
 import math
 from typing import Any
 
+from ..errors import CheckpointError
 from . import common
 
 
@@ -12,7 +13,6 @@ def add_parser(commands: common.Commands) -> None:
         "score",
         help="log-probability of each token of a text, and its perplexity",
         description="The log-probability (natural logarithm) of each token after the first, given those before it.",
-        allow_abbrev=False,
     )
     common.add_model_options(parser)
     common.add_prompt_options(parser, ids=True)
@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     gemma = loaded.gemma
     ids = gemma.tokenizer.encode(given) if isinstance(given, str) else given
     scores = [float(value) for value in gemma.score(ids)]
+    if any(map(math.isnan, scores)):
+        raise CheckpointError("the logits are NaN: the weights hold NaN, or values too large for the dtype")
     report = common.describe(arguments, loaded) | {
         "input_ids": ids,
         "tokens": [
@@ -45,9 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
 def perplexity(scores: list[float]) -> float | None:
     """exp of minus the mean log-probability; None where that is beyond float64."""
     try:
-        return math.exp(-math.fsum(scores) / len(scores))
+        value = math.exp(-math.fsum(scores) / len(scores))
     except OverflowError:
         return None
+    return value if math.isfinite(value) else None  # a token of probability 0
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -37,7 +37,8 @@ def bindings(reasons: list[str]) -> Iterator[tuple[str, Any]]:
     for name in [chosen] if chosen else libraries():
         try:
             yield name, CtypesBindings(ctypes.CDLL(name))
-        except (OSError, AttributeError) as error:  # AttributeError: of a function that it lacks
+        # AttributeError: of a function that it lacks; ValueError: the loader's message repeats a name that is not UTF-8
+        except (OSError, AttributeError, ValueError) as error:
             reasons.append(str(error) if name in str(error) else f"{name}: {error}")
 
 

@@ -147,7 +147,13 @@ class HostCompiler:
 
 def compiler() -> list[str]:
     """Command of the host's C++ compiler, $CXX or g++; raises DeviceError saying what is missing."""
-    command = shlex.split(os.environ.get("CXX") or "g++")
+    chosen = os.environ.get("CXX", "").strip() or "g++"
+    try:
+        command = shlex.split(chosen)
+    except ValueError as error:
+        raise DeviceError(
+            f"device 'emulator' compiles kernels with $CXX, and {chosen} is no command: {error}"
+        ) from error
     needs = f"device 'emulator' compiles kernels with {shlex.join(command)}, which"
     if shutil.which(command[0]) is None:
         raise DeviceError(f"{needs} is not installed (Debian: apt install g++)")

@@ -43,7 +43,7 @@ def _from_memory(runtime: ModuleType, path: Path, content: bytes) -> Any:
             copy.flush()
             return runtime.Library(_new_name(descriptor))
     except (OSError, RuntimeError):  # no /proc, or a system that runs no code from such memory
-        return runtime.Library(str(path))
+        return runtime.Library(os.fsencode(path))
 
 
 def _new_name(descriptor: int) -> str:

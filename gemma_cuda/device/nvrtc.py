@@ -98,7 +98,7 @@ def _bindings() -> Any:
         try:
             for library in (*builtins, Path(chosen)):
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the loader's message repeats a name that is not UTF-8
             raise DeviceError(f"{LIBRARY_VARIABLE}={chosen}: {error}") from error
     try:
         from cuda.bindings import nvrtc
