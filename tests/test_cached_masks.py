@@ -86,6 +86,7 @@ def test_kernels_and_graphs_do_not_see_masked_cached_tokens(monkeypatch: pytest.
 REFUSED = {
     "a hole": ([[1, 0, 1, 1, 1, 1], [1] * 6], "row 0 hides cached tokens behind some that it shows.*attn_bias"),
     "the last": ([[1, 1, 1, 0, 1, 1], [1] * 6], "row 0 hides cached tokens behind"),
+    "padding for the last": ([[1] * 6, [1, 1, 1, 0, 1, 1]], "row 1 shows cached column 0, where"),
     "padding": ([[1] * 6, [1, 0, 0, 1, 1, 1]], "row 1 shows cached column 0, where the cache has padding"),
 }
 
