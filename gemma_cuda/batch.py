@@ -211,12 +211,14 @@ def _first_seen(cached: NDArray[np.bool_], past: KVCache) -> NDArray[np.int32]:
     for b, shown in enumerate(cached):
         begin, end, seen = int(past.starts[b]), int(past.ends[b]), np.flatnonzero(shown)
         where = f"attention_mask: row {b}"
-        if len(seen) == end - begin:
-            continue  # every token, wherever: behind padding on the right the caller's columns are no slots
+        if np.array_equal(seen, np.arange(begin, end)):
+            continue
         if len(seen) == 0:
             first[b] = end
             continue
         if end < past.seq_length:
+            if len(seen) == end - begin:
+                continue  # every token: behind padding on the right the caller's columns are no slots
             raise InputError(
                 f"{where} shows {len(seen)} of {end - begin} cached tokens, but was padded on the right, so that the "
                 "mask does not tell which; pad left"
