@@ -52,7 +52,7 @@ def attention(
     layout: "BSHD" is q [B, S, H, D], k and v [B, T, KH, D]; "BHSD" has the heads before the tokens; "SHD" is packed
     sequences, q [S, H, D], k and v [T, KH, D]: sequence b has queries cu_seqlens_q[b] : cu_seqlens_q[b + 1], and keys
     by cu_seqlens_k (None: as cu_seqlens_q; both None: one sequence). max_seqlen_q, max_seqlen_k: only checked.
-    D of v, and then of o, may be another than that of q and k. scale: any number, None is D ** -0.5.
+    D of v, and then of o, may be another than that of q and k. scale: any finite number, None is D ** -0.5.
     softcap: logits become softcap · tanh(logit / softcap).
     q_offset: query i stands at key p = q_offset + i of its sequence; an int, or one for each; None is T - S.
     causal: it sees keys up to p. sliding_window w: it sees w keys, itself included; without causal all |t - p| < w.

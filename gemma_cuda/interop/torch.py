@@ -288,7 +288,8 @@ def attend_op(
         "attention", q=q, k=k, v=v, attn_bias=attn_bias, block_ids=block_ids, key_range=key_range,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
-    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # there, lengths are tensors, which are not to be compared
+    # While torch.jit traces, lengths are tensors, and what is compared would be baked in.
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         sizes = check_shapes(layout, tuple(q.shape), tuple(k.shape), tuple(v.shape))
         if is_causal_bias(attn_bias):
             attn_bias = as_bias(attn_bias, sizes.query_count, sizes.key_count, q)
