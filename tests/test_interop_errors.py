@@ -74,10 +74,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: attend(k=K[:, :, :0], v=K[:, :, :0]),
         "attention: 4 query heads do not divide among 0 KV heads",
     ),
-    "head_dim 0": (lambda: attend(q=Q[..., :0], k=K[..., :0], v=K[..., :0]), "attention: q is [2, 5, 4, 0]: D is 0"),
     "integer q": (lambda: attend(q=Q.astype(int)), "attention: q is int64, expected one of float32, float64"),
     "dtype of k": (lambda: attend(k=K.astype(np.float16)), "attention: k is float16, expected float32 as q"),
-    "scale": (lambda: attend(scale=0.0), "attention: scale is 0.0, expected a positive number, or None for D ** -0.5"),
+    "scale": (
+        lambda: attend(scale=float("inf")),
+        "attention: scale is inf, expected a finite number, or None for D ** -0.5",
+    ),
     "softcap": (
         lambda: attend(softcap=0.0),
         "attention: softcap is 0.0, expected a positive number, or None for no cap",

@@ -219,7 +219,6 @@ class Module(torch.nn.Module):
     ("options", "message"),
     [
         ({"dropout": 0.1}, "dropout is for training; call model.eval()"),
-        ({"output_attentions": True}, "output_attentions is not supported: the weights are never made"),
         ({"s_aux": torch.zeros(2)}, "s_aux is not supported: attention sinks are not Gemma's"),
         ({"cache": object()}, "cache is not supported: continuous batching is not served; use generate()"),
     ],

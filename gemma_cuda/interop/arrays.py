@@ -90,7 +90,7 @@ class Torch:
     def view(self, x: Any) -> Array:
         import torch
 
-        tensor = x.detach()
+        tensor = x.detach().resolve_neg()
         bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor  # neither side exchanges bfloat16
         if self.place == "cpu":
             array = bits.numpy()
@@ -161,6 +161,7 @@ def _caller(op: str, name: str, x: Any) -> Caller:
 
 
 def _torch(op: str, name: str, x: Any) -> Caller:
+    check_memory(op, name, x)
     if x.device.type not in ("cpu", "cuda"):
         raise InputError(f"{op}: {name} is on {x.device}, expected a tensor on the CPU or a CUDA GPU")
     if str(x.dtype).removeprefix("torch.") not in _TORCH_DTYPES:
@@ -186,9 +187,38 @@ def is_torch(x: Any) -> bool:
     return is_of(x, "torch", "Tensor")
 
 
-def is_compiled(x: Any) -> bool:
-    """Whether x is a tensor that torch.compile traces: then only a custom op may touch it."""
-    return is_torch(x) and bool(sys.modules["torch"].compiler.is_compiling())
+def check_memory(op: str, name: str, x: Any) -> None:
+    """Raises InputError for a tensor whose elements do not lie in one strided block of memory."""
+    if x.is_nested:
+        raise InputError(
+            f"{op}: {name} is a nested tensor; join its parts, torch.cat(x.unbind()), and tell attention their lengths "
+            "by cu_seqlens (layout SHD)"
+        )
+    if x.layout is not sys.modules["torch"].strided:
+        raise InputError(f"{op}: {name} is {x.layout}, expected a dense tensor")
+
+
+def is_traced(*arrays: Any) -> bool:
+    """Whether torch records, plans or maps a call on these tensors: then no value of theirs may be asked for."""
+    if not all(x is None or is_torch(x) for x in arrays):
+        return False
+    torch: Any = sys.modules["torch"]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    plain = (torch.Tensor, torch.nn.Parameter)
+    if any(isinstance(x, torch.Tensor) and (type(x) not in plain or x.is_meta) for x in arrays):
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_observed(*arrays: Any) -> bool:
+    """Whether a call on these tensors is traced, cast or differentiated: then torch has to see a custom op."""
+    if is_traced(*arrays):
+        return True
+    if not all(x is None or is_torch(x) for x in arrays):
+        return False
+    torch: Any = sys.modules["torch"]
+    return bool(torch.is_autocast_enabled(arrays[0].device.type) or torch.autograd.forward_ad._current_level >= 0)
 
 
 def is_jax(x: Any) -> bool:

@@ -11,10 +11,11 @@ import numpy as np
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
-from .arrays import Caller, broadcast_to, caller_of, device_for, is_compiled, is_jax, to_host
+from .arrays import Caller, broadcast_to, caller_of, device_for, is_jax, is_observed, is_torch, is_traced, to_host
 from .attention_mask import check_max_seqlens, given_ranges, make_mask, window_bounds
 from .attention_run import run
 from .attention_shapes import AXES, Sizes, check_shapes
+from .causal_bias import as_bias, is_causal_bias
 
 _OP = "attention"
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
@@ -51,7 +52,8 @@ def attention(
     layout: "BSHD" is q [B, S, H, D], k and v [B, T, KH, D]; "BHSD" has the heads before the tokens; "SHD" is packed
     sequences, q [S, H, D], k and v [T, KH, D]: sequence b has queries cu_seqlens_q[b] : cu_seqlens_q[b + 1], and keys
     by cu_seqlens_k (None: as cu_seqlens_q; both None: one sequence). max_seqlen_q, max_seqlen_k: only checked.
-    scale: None is D ** -0.5. softcap: logits become softcap · tanh(logit / softcap).
+    D of v, and then of o, may be another than that of q and k. scale: any finite number, None is D ** -0.5.
+    softcap: logits become softcap · tanh(logit / softcap).
     q_offset: query i stands at key p = q_offset + i of its sequence; an int, or one for each; None is T - S.
     causal: it sees keys up to p. sliding_window w: it sees w keys, itself included; without causal all |t - p| < w.
     block_ids: integers [T] or [B, T] ([T] of all keys in SHD). A query whose key has an id >= 0 also sees the later
@@ -62,7 +64,7 @@ def attention(
     return_lse: returns (o, lse), lse float32 [B, H, S] ([H, S] in SHD), the log of the sum of exp of the logits.
     out: takes the result, and is what is returned; it may overlap q, k and v. Not for JAX.
     device: None is the NumPy reference for arrays on the CPU, and the kernels for those on a GPU; "emulator" runs the
-    kernels on the CPU; or a Device. Kernels take D 64, 128, 256 and bfloat16 or float16.
+    kernels on the CPU; or a Device. Kernels take one D of 64, 128 or 256, bfloat16 or float16, and a scale above 0.
     Raises InputError before anything is launched or written.
     """
     left, right = window_bounds(causal, sliding_window)
@@ -71,7 +73,9 @@ def attention(
         "block_ids": block_ids, "q_offset": q_offset, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
         "layout": layout, "device": device,
     }  # fmt: skip
-    if is_compiled(q):
+    if not is_traced(q, k, v, attn_bias):
+        check_max_seqlens(layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if is_observed(q, k, v, attn_bias):
         from .torch import attention as custom_op
 
         return custom_op(
@@ -79,7 +83,6 @@ def attention(
             block_ids=block_ids, q_offset=q_offset, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
             return_lse=return_lse, layout=layout, out=out, device=device,
         )  # fmt: skip
-    check_max_seqlens(layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if is_jax(q):
         from .jax import attend_jax
 
@@ -114,13 +117,18 @@ def attend(
 
     key_range: int32 [B, 1, S, 2] in the place of every other mask: the (key_begin, key_end) of each query.
     """
-    caller = caller_of(_OP, {"q": q, "k": k, "v": v, "attn_bias": attn_bias, "out": out})
+    is_causal = is_causal_bias(attn_bias) and is_torch(q)
+    caller = caller_of(_OP, {"q": q, "k": k, "v": v, "attn_bias": None if is_causal else attn_bias, "out": out})
     target = device_for(_OP, device, caller)
     with caller.stream():
         sizes = check_shapes(layout, *(tuple(x.shape) for x in (q, k, v)))
+        if is_causal:
+            attn_bias = as_bias(attn_bias, sizes.query_count, sizes.key_count, q)
         views = [caller.view(x) for x in (q, k, v)]
-        _check_dtypes(views, target)
+        _check_dtypes(views)
         scale = _check_factors(scale, softcap, sizes)
+        if target is not None:
+            _check_kernels(views[0], sizes, scale, target)
         bias = None if attn_bias is None else _bias(caller, attn_bias, sizes)
         if bias is not None and target is not None and bias.dtype.name == "float64":
             raise InputError(f"{_OP}: attn_bias is float64, kernels take float32, bfloat16 or float16")
@@ -128,7 +136,7 @@ def attend(
             mask = given_ranges(to_host(_OP, "key_range", key_range), sizes)
         else:
             mask = make_mask(sizes, left, right, block_ids, q_offset, cu_seqlens_q, cu_seqlens_k)
-        result = _result(caller, out, q.shape, views[0], layout)
+        result = _result(caller, out, (*q.shape[:-1], sizes.value_dim), views[0], layout)
         lse = caller.empty((*sizes.queries, sizes.heads), np.dtype(np.float32))
         arrays = [tokens_first(x, layout) for x in (*views, caller.view(result))] + [caller.view(lse)]
         if bias is not None and sizes.batch is None:  # a bias of all queries and all keys: they are one sequence
@@ -146,31 +154,38 @@ def tokens_first(x: Array, layout: str) -> Array:
     return x.transpose(0, 2, 1, 3) if layout == "BHSD" else x
 
 
-def _check_dtypes(views: list[Array], target: Device | None) -> None:
+def _check_dtypes(views: list[Array]) -> None:
     q = views[0]
     if q.dtype.name not in _FLOATS:
         raise InputError(f"{_OP}: q is {q.dtype.name}, expected one of {', '.join(_FLOATS)}")
     for name, array in zip("kv", views[1:], strict=True):
         if array.dtype != q.dtype:
             raise InputError(f"{_OP}: {name} is {array.dtype.name}, expected {q.dtype.name} as q")
-    if target is None:
-        return
-    way_out = "use device=None, the NumPy reference" if target.name == "emulator" else "move the arrays to the CPU"
-    if q.dtype.name not in ("bfloat16", "float16"):
-        raise InputError(f"{_OP}: q is {q.dtype.name}, kernels take bfloat16 or float16; {way_out}")
-    if q.shape[-1] not in HEAD_DIMS:
-        dims = ", ".join(map(str, HEAD_DIMS))
-        raise InputError(f"{_OP}: D is {q.shape[-1]}, kernels take {dims}; {way_out}")
 
 
 def _check_factors(scale: float | None, softcap: float | None, sizes: Sizes) -> float:
     if scale is None:
-        scale = sizes.head_dim**-0.5
-    if not (math.isfinite(scale) and scale > 0):
-        raise InputError(f"{_OP}: scale is {scale}, expected a positive number, or None for D ** -0.5")
+        scale = sizes.head_dim**-0.5 if sizes.head_dim else 1.0  # every score of no elements is 0
+    if not math.isfinite(scale):
+        raise InputError(f"{_OP}: scale is {scale}, expected a finite number, or None for D ** -0.5")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
         raise InputError(f"{_OP}: softcap is {softcap}, expected a positive number, or None for no cap")
     return float(scale)
+
+
+def _check_kernels(q: Array, sizes: Sizes, scale: float, target: Device) -> None:
+    way_out = "use device=None, the NumPy reference" if target.name == "emulator" else "move the arrays to the CPU"
+    if q.dtype.name not in ("bfloat16", "float16"):
+        raise InputError(f"{_OP}: q is {q.dtype.name}, kernels take bfloat16 or float16; {way_out}")
+    if sizes.head_dim not in HEAD_DIMS:
+        dims = ", ".join(map(str, HEAD_DIMS))
+        raise InputError(f"{_OP}: D is {sizes.head_dim}, kernels take {dims}; {way_out}")
+    if sizes.value_dim != sizes.head_dim:
+        raise InputError(
+            f"{_OP}: D of v is {sizes.value_dim} and D of q and k {sizes.head_dim}, kernels take one; {way_out}"
+        )
+    if scale <= 0:
+        raise InputError(f"{_OP}: scale is {scale}, kernels take a positive one; {way_out}")
 
 
 def _bias(caller: Caller, attn_bias: Any, sizes: Sizes) -> Array:

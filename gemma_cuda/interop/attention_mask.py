@@ -110,11 +110,22 @@ def _block_ids(ids: Any, sizes: Sizes) -> bytes:
 
 
 def given_ranges(ranges: Any, sizes: Sizes) -> Mask:
+    """The Mask of int [B or 1, 1, S, 2], (key_begin, key_end); raises InputError for what is no interval of keys."""
     if sizes.batch is None or ranges.shape not in [(b, 1, sizes.query_count, 2) for b in (1, sizes.batch)]:
         expected = [sizes.batch, 1, sizes.query_count, 2]
         raise InputError(f"{_OP}: key_range is {list(ranges.shape)}, expected [B, 1, S, 2] = {expected}")
     queries, keys = _cu_seqlens(sizes, None, None)
     if ranges.size and (ranges.min() < 0 or ranges.max() > sizes.key_count):
-        raise InputError(f"{_OP}: key_range reaches {ranges.max()}, there are T = {sizes.key_count} keys")
+        raise InputError(
+            f"{_OP}: key_range reaches from {ranges.min()} to {ranges.max()}, there are keys 0 to T = {sizes.key_count}"
+        )
+    if (falls := ranges[..., 0] > ranges[..., 1]).any():
+        b, _, i = (int(n) for n in np.argwhere(falls)[0])
+        begin, end = ranges[b, 0, i]
+        raise InputError(
+            f"{_OP}: key_range: query {i} of sequence {b} begins at key {begin} and ends before key {end}; a mask of "
+            "intervals holds two numbers for each query and cannot be flipped: use attn_implementation='sdpa' for a "
+            "model that does so"
+        )
     packed = np.broadcast_to(ranges[:, 0], (sizes.batch, sizes.query_count, 2)).astype(np.int32)
     return Mask(queries.tobytes(), keys.tobytes(), ranges=np.ascontiguousarray(packed).tobytes())

@@ -14,6 +14,7 @@ from ..errors import DeviceError
 from ..ops.attention import attend
 from ..ops.attention_plan import AttentionPlan, plan_attention
 from ..reference.attention import attention as reference
+from ..reference.attention import saturated
 from ..reference.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from .arrays import Caller, address, overlap
 from .key_ranges import Mask
@@ -71,7 +72,7 @@ def _on_reference(
     for b, (start, stop) in enumerate(zip(mask.queries[:-1], mask.queries[1:], strict=True)):
         own = slice(start, stop) if is_packed else b
         keys = slice(mask.keys[b], mask.keys[b + 1]) if is_packed else b
-        own_bias = None if bias is None else bias[b % len(bias)][None].astype(compute)
+        own_bias = None if bias is None else saturated(bias[b % len(bias)][None], compute)
         out[own] = reference(
             q[own].astype(compute, copy=False), *(x[keys][None].astype(compute, copy=False) for x in (k, v)),
             key_begin=key_begin[start:stop], key_end=key_end[start:stop],

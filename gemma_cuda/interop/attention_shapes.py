@@ -26,6 +26,7 @@ class Sizes:
     heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
 
     @property
     def queries(self) -> tuple[int, ...]:
@@ -46,14 +47,14 @@ def check_shapes(layout: str, q: tuple[int, ...], k: tuple[int, ...], v: tuple[i
     if layout != "SHD":
         expected[0] = q[0]
     for name, shape in (("k", k), ("v", v)):
+        if name == "v":
+            expected[-1] = v[-1]
         if list(shape) != expected:
             raise InputError(
                 f"{_OP}: {name} is {list(shape)}, expected [{AXES[layout][1]}] = {expected} "
                 f"(layout {layout}, q {list(q)}{', k ' + str(list(k)) if name == 'v' else ''})"
             )
-    if k[heads] == 0 or q[heads] % k[heads]:
+    if q[heads] and (k[heads] == 0 or q[heads] % k[heads]):
         raise InputError(f"{_OP}: {q[heads]} query heads do not divide among {k[heads]} KV heads (layout {layout})")
-    if q[-1] == 0:
-        raise InputError(f"{_OP}: q is {list(q)}: D is 0 (layout {layout})")
     batch = None if layout == "SHD" else q[0]
-    return Sizes(layout, batch, q[tokens], k[tokens], q[heads], k[heads], q[-1])
+    return Sizes(layout, batch, q[tokens], k[tokens], q[heads], k[heads], q[-1], v[-1])

@@ -32,7 +32,7 @@ def attend_jax(q: Any, k: Any, v: Any, *, attn_bias: Any, layout: str, **options
 
     tokens, heads = {"BSHD": (1, 2), "BHSD": (2, 1), "SHD": (0, 1)}[layout]
     lse = (*q.shape[: len(layout) - 3], q.shape[heads], q.shape[tokens])
-    results = (_like(q.shape, q.dtype), _like(lse, jnp.float32))
+    results = (_like((*q.shape[:-1], v.shape[-1]), q.dtype), _like(lse, jnp.float32))
     arrays = {"q": q, "k": k, "v": v, "attn_bias": attn_bias, **traced}
     o, lse = _call("attention", function, arrays, results)
     return o, lse

@@ -12,7 +12,7 @@ from ..ops.geglu import geglu as geglu_kernel
 from ..ops.rms_norm import rms_norm as rms_norm_kernel
 from ..reference.geglu import geglu as reference_geglu
 from ..reference.rms_norm import rms_norm as reference_rms_norm
-from .arrays import Caller, address, caller_of, device_for, is_compiled, is_jax, overlap
+from .arrays import Caller, address, caller_of, device_for, is_jax, is_observed, overlap
 from .attention_run import PRECISIONS, copy
 
 
@@ -37,10 +37,18 @@ def rms_norm(
 
         function = partial(rms_norm, eps=eps, plus_one=plus_one, device=device)
         return call(op, function, {"x": x, "weight": weight}, out)
-    if is_compiled(x):
+    if is_observed(x, weight):
         from .torch import rms_norm as custom_op
 
         return custom_op(x, weight, eps=eps, plus_one=plus_one, out=out, device=device)
+    return apply_rms_norm(x, weight, eps=eps, plus_one=plus_one, out=out, device=device)
+
+
+def apply_rms_norm(
+    x: Any, weight: Any, *, eps: float, plus_one: bool, device: str | Device | None, out: Any = None
+) -> Any:
+    """`rms_norm` of arrays whose memory can be read now."""
+    op = "rms_norm"
     caller = caller_of(op, {"x": x, "weight": weight, "out": out})
     target = device_for(op, device, caller)
     with caller.stream():
@@ -78,10 +86,16 @@ def geglu(gate: Any, up: Any, *, out: Any = None, device: str | Device | None = 
         from .jax import call
 
         return call(op, partial(geglu, device=device), {"gate": gate, "up": up}, out)
-    if is_compiled(gate):
+    if is_observed(gate, up):
         from .torch import geglu as custom_op
 
         return custom_op(gate, up, out=out, device=device)
+    return apply_geglu(gate, up, out=out, device=device)
+
+
+def apply_geglu(gate: Any, up: Any, *, device: str | Device | None, out: Any = None) -> Any:
+    """`geglu` of arrays whose memory can be read now."""
+    op = "geglu"
     caller = caller_of(op, {"gate": gate, "up": up, "out": out})
     target = device_for(op, device, caller)
     with caller.stream():

@@ -11,7 +11,7 @@ from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_kernel
 from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
-from .arrays import caller_of, device_for, is_compiled, is_jax, to_host
+from .arrays import caller_of, device_for, is_jax, is_observed, to_host
 from .attention_run import PRECISIONS
 from .layers import check_eps, check_float, check_like, contiguous, rows
 
@@ -59,18 +59,33 @@ def qk_norm_rope(
             return qk_norm_rope(**named, heads=heads, eps=eps, plus_one=plus_one, pairs=pairs, device=device)
 
         return call(op, of_arrays, arrays, None, shape=(x.shape[0], heads, 2 * cos.shape[1]))
-    if is_compiled(x):
-        from .torch import qk_norm_rope as custom_op
-
-        return custom_op(
-            x, heads=heads, cos=cos, sin=sin, eps=eps, q_weight=q_weight, k_weight=k_weight, plus_one=plus_one,
-            v_norm=v_norm, k_cache=k_cache, v_cache=v_cache, slots=slots, positions=positions, pairs=pairs,
-            k_eq_v=k_eq_v, device=device,
-        )  # fmt: skip
     given = {
         "x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight, "k_cache": k_cache,
         "v_cache": v_cache, "slots": slots, "positions": positions,
     }  # fmt: skip
+    options: dict[str, Any] = {
+        "heads": heads, "eps": eps, "plus_one": plus_one, "v_norm": v_norm, "pairs": pairs, "k_eq_v": k_eq_v
+    }  # fmt: skip
+    if is_observed(*given.values()):
+        from .torch import qk_norm_rope as custom_op
+
+        return custom_op(**given, **options, device=device)
+    return apply_qk_norm_rope(given, device=device, **options)
+
+
+def apply_qk_norm_rope(
+    given: dict[str, Any],
+    *,
+    heads: int,
+    eps: float,
+    plus_one: bool,
+    v_norm: bool,
+    pairs: int | None,
+    k_eq_v: bool,
+    device: str | Device | None,
+) -> Any:
+    """`qk_norm_rope` of arrays, by their names there, whose memory can be read now."""
+    op = "qk_norm_rope"
     caller = caller_of(op, given)
     target = device_for(op, device, caller)
     with caller.stream():

@@ -6,17 +6,21 @@ Custom ops: `torch.ops.gemma_cuda.attention`, `rms_norm`, `geglu`, `qk_norm_rope
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from . import layers
+from . import torch_vmap
+from .arrays import to_host
 from .attention import attend
 from .attention_mask import window_bounds
 from .attention_shapes import check_shapes
-from .qk_norm_rope import qk_norm_rope as gemma_qk_norm_rope
+from .causal_bias import as_bias, is_causal_bias
+from .layers import apply_geglu, apply_rms_norm
+from .qk_norm_rope import apply_qk_norm_rope
+from .torch_rules import check_tensors, register_rules
 
 
 @torch.library.custom_op("gemma_cuda::attention", mutates_args=())
@@ -63,14 +67,14 @@ def _(
     device: Any,
 ) -> tuple[Tensor, Tensor]:
     tokens_first = q.swapaxes(1, 2) if layout == "BHSD" else q
-    o = q.new_empty(tokens_first.shape)
+    o = q.new_empty((*tokens_first.shape[:-1], v.shape[-1]))
     lse = q.new_empty(tokens_first.shape[:-1], dtype=torch.float32).swapaxes(-1, -2)
     return (o.swapaxes(1, 2) if layout == "BHSD" else o), lse
 
 
 @torch.library.custom_op("gemma_cuda::rms_norm", mutates_args=())
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, plus_one: bool, device: str | None) -> Tensor:
-    y: Tensor = layers.rms_norm(x, weight, eps=eps, plus_one=plus_one, device=device)
+    y: Tensor = apply_rms_norm(x, weight, eps=eps, plus_one=plus_one, device=device)
     return y
 
 
@@ -81,7 +85,7 @@ def _(x: Tensor, *options: Any, **more: Any) -> Tensor:
 
 @torch.library.custom_op("gemma_cuda::geglu", mutates_args=())
 def _geglu(gate: Tensor, up: Tensor, device: str | None) -> Tensor:
-    y: Tensor = layers.geglu(gate, up, device=device)
+    y: Tensor = apply_geglu(gate, up, device=device)
     return y
 
 
@@ -109,11 +113,13 @@ def _qk_norm_rope(
     k_eq_v: bool,
     device: str | None,
 ) -> Tensor:
-    q: Tensor = gemma_qk_norm_rope(
-        x, heads=heads, cos=cos, sin=sin, eps=eps, q_weight=q_weight, k_weight=k_weight, plus_one=plus_one,
-        v_norm=v_norm, k_cache=k_cache, v_cache=v_cache, slots=slots, positions=positions, pairs=pairs, k_eq_v=k_eq_v,
-        device=device,
-    )  # fmt: skip
+    given = {
+        "x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight, "k_cache": k_cache,
+        "v_cache": v_cache, "slots": slots, "positions": positions,
+    }  # fmt: skip
+    q: Tensor = apply_qk_norm_rope(
+        given, heads=heads, eps=eps, plus_one=plus_one, v_norm=v_norm, pairs=pairs, k_eq_v=k_eq_v, device=device
+    )
     return q
 
 
@@ -133,6 +139,16 @@ def _(
     **more: Any,
 ) -> Tensor:
     return x.new_empty((x.shape[0], heads, 2 * cos.shape[1]))
+
+
+register_rules("attention", ("q", "k", "v", "attn_bias"))
+register_rules("rms_norm", ("x", "weight"))
+register_rules("geglu", ("gate", "up"))
+register_rules("qk_norm_rope", ("x", "q_weight", "k_weight"))  # tables stay float32
+_attention.register_vmap(torch_vmap.attention)
+_rms_norm.register_vmap(torch_vmap.rms_norm)
+_geglu.register_vmap(torch_vmap.geglu)
+_qk_norm_rope.register_vmap(torch_vmap.qk_norm_rope)
 
 
 def attention(
@@ -156,12 +172,13 @@ def attention(
 ) -> Any:
     """`gemma_cuda.attention` of tensors as a custom op, which torch.compile traces; `out` gets a copy."""
     left, right = window_bounds(causal, sliding_window)
-    offsets = [q_offset] if isinstance(q_offset, int) else q_offset
+    block_ids, cu_seqlens_q, cu_seqlens_k = (_as_tensor(x) for x in (block_ids, cu_seqlens_q, cu_seqlens_k))
     o, lse = attend_op(
         q, k, v, scale=scale, left=left, right=right, softcap=softcap, attn_bias=attn_bias, block_ids=block_ids,
-        q_offset=offsets, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, layout=layout, device=device,
+        q_offset=_as_list(q_offset), cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, layout=layout,
+        device=_device_name("attention", device),
     )  # fmt: skip
-    o = o if out is None else out.copy_(o)
+    o = _into("attention", out, o)
     return (o, lse) if return_lse else o
 
 
@@ -175,16 +192,16 @@ def rms_norm(
     device: Any = None,
 ) -> Tensor:
     """`gemma_cuda.rms_norm` of tensors as a custom op; `out` gets a copy."""
-    _refuse_gradients("rms_norm", x, weight)
-    y: Tensor = torch.ops.gemma_cuda.rms_norm(x, weight, eps, plus_one, device)
-    return y if out is None else out.copy_(y)
+    check_tensors("rms_norm", x=x, weight=weight, out=out)
+    y: Tensor = torch.ops.gemma_cuda.rms_norm(x, weight, eps, plus_one, _device_name("rms_norm", device))
+    return _into("rms_norm", out, y)
 
 
 def geglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None, device: Any = None) -> Tensor:
     """`gemma_cuda.geglu` of tensors as a custom op; `out` gets a copy."""
-    _refuse_gradients("geglu", gate, up)
-    y: Tensor = torch.ops.gemma_cuda.geglu(gate, up, device)
-    return y if out is None else out.copy_(y)
+    check_tensors("geglu", gate=gate, up=up, out=out)
+    y: Tensor = torch.ops.gemma_cuda.geglu(gate, up, _device_name("geglu", device))
+    return _into("geglu", out, y)
 
 
 def qk_norm_rope(
@@ -207,20 +224,45 @@ def qk_norm_rope(
     device: Any = None,
 ) -> Tensor:
     """`gemma_cuda.qk_norm_rope` of tensors as a custom op; it writes k_cache and v_cache."""
-    _refuse_gradients("qk_norm_rope", x, q_weight, k_weight, k_cache, v_cache)
+    check_tensors(
+        "qk_norm_rope", x=x, cos=cos, sin=sin, q_weight=q_weight, k_weight=k_weight, k_cache=k_cache, v_cache=v_cache,
+        slots=slots, positions=positions,
+    )  # fmt: skip
     q: Tensor = torch.ops.gemma_cuda.qk_norm_rope(
         x, cos, sin, q_weight, k_weight, k_cache, v_cache, slots, positions, heads, eps, plus_one, v_norm, pairs,
-        k_eq_v, device,
+        k_eq_v, _device_name("qk_norm_rope", device),
     )  # fmt: skip
     return q
 
 
-def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        raise InputError(
-            f"{op}: an input requires gradients and there is no backward pass; call it inside torch.no_grad() or "
-            "torch.inference_mode(), or keep torch's own function where you train"
-        )
+def _into(op: str, out: Tensor | None, result: Tensor) -> Tensor:
+    """result, or out, which gets a copy of it."""
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != result.dtype:
+        own, expected = (f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in (out, result))
+        raise InputError(f"{op}: out is {own}, expected {expected}")
+    return out.copy_(result)
+
+
+def _as_tensor(given: Any) -> Tensor | None:
+    return given if given is None or isinstance(given, Tensor) else torch.as_tensor(given)
+
+
+def _as_list(offsets: Any) -> Sequence[int] | None:
+    if offsets is None or isinstance(offsets, int):
+        return None if offsets is None else [offsets]
+    if torch.compiler.is_compiling():
+        return cast("Sequence[int]", offsets)
+    return cast("list[int]", to_host("attention", "q_offset", offsets).reshape(-1).tolist())
+
+
+def _device_name(op: str, device: Any) -> str | None:
+    if device is None or isinstance(device, str):
+        return device
+    raise InputError(
+        f"{op}: device is a {type(device).__name__}; what torch traces, maps or casts takes None or a name: 'emulator'"
+    )
 
 
 def attend_op(
@@ -242,8 +284,15 @@ def attend_op(
     device: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The custom op, by names."""
-    _refuse_gradients("attention", q, k, v, attn_bias)
-    check_shapes(layout, tuple(q.shape), tuple(k.shape), tuple(v.shape))
+    check_tensors(
+        "attention", q=q, k=k, v=v, attn_bias=attn_bias, block_ids=block_ids, key_range=key_range,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+    # While torch.jit traces, lengths are tensors, and what is compared would be baked in.
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        sizes = check_shapes(layout, tuple(q.shape), tuple(k.shape), tuple(v.shape))
+        if is_causal_bias(attn_bias):
+            attn_bias = as_bias(attn_bias, sizes.query_count, sizes.key_count, q)
     result: tuple[Tensor, Tensor] = torch.ops.gemma_cuda.attention(
         q, k, v, attn_bias, block_ids, key_range, cu_seqlens_q, cu_seqlens_k, q_offset, scale, left, right, softcap,
         layout, device,

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .causal_bias import first_query, is_causal_bias
 from .torch import attend_op
+from .torch_rules import check_tensors
 
 
 def scaled_dot_product_attention(
@@ -23,20 +25,61 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention: o [..., H, S, D] of query [..., H, S, D].
 
-    attn_mask: bool (true shows) or a float that is added, broadcast to [..., H, S, T]. is_causal: query i sees keys up
-    to key i, counted from the first (top-left). enable_gqa: key and value may have fewer heads, which divide the
-    query's. A query that sees no key gives 0. Dropout, gradients, attn_mask together with is_causal, and values whose
-    head_dim or heads are not those of the keys are refused. Raises InputError.
+    attn_mask: bool (true shows) or a float that is added, broadcast to [..., H, S, T], or a CausalBias. is_causal:
+    query i sees keys up to key i, counted from the first (top-left). enable_gqa: key and value may have fewer heads,
+    which divide the query's. A query that sees no key gives 0. Dropout, gradients, and attn_mask together with
+    is_causal are refused. Raises InputError.
     """
     op = "scaled_dot_product_attention"
     _refuse(op, dropout_p=dropout_p)
     if attn_mask is not None and is_causal:
         raise InputError(f"{op}: attn_mask and is_causal are both given; put the causal part into attn_mask")
-    for name, x in (("query", query), ("key", key), ("value", value)):
+    given = {"query": query, "key": key, "value": value}
+    check_tensors(op, **given, attn_mask=attn_mask)
+    for name, x in given.items():
         if x.dim() < 2:
             raise InputError(f"{op}: {name} is {list(x.shape)}, expected [..., H, S, D] or [S, D]")
+    if _is_empty(query, key, value):  # torch gives zeros of the query's axes, whatever those of the keys are
+        key, value = (x.new_empty((*query.shape[:-2], 0, x.shape[-1])) for x in (key, value))
+        attn_mask, is_causal, enable_gqa = None, False, False
     rank = max(query.dim(), key.dim(), value.dim())
+    q, k, v, lead = _aligned(op, query, key, value, enable_gqa)
+    batch = lead if enable_gqa else lead[:-1]
+    bias, first = None, [0] if is_causal else None
+    if is_causal_bias(attn_mask):
+        is_causal, start = True, first_query(op, attn_mask, q.shape[2], k.shape[2])
+        first = [0] if start == 0 else None
+    elif attn_mask is not None:
+        bias = _as_bias(op, attn_mask, batch, (q.shape[1], q.shape[2], k.shape[2]), q.dtype)
+    o, _ = attend_op(
+        q, k, v, scale=scale, left=None, right=0 if is_causal else None, softcap=None, attn_bias=bias,
+        q_offset=first, layout="BHSD",
+    )  # fmt: skip
+    return o.reshape((*batch, *o.shape[1:])[-rank:])
+
+
+def _is_empty(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether there is no query or no element of a value, in tensors whose last axes fit."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        return False
+    return query.shape[-2] == 0 or 0 in value.shape
+
+
+def _aligned(
+    op: str, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    """q, k, v [B, H or KH, S or T, D] and the axes that became B, or B and H where all have as many heads."""
     q, k, v = (x[(None,) * max(0, 4 - x.dim())] for x in (query, key, value))
+    heads = q.shape[-3]
+    if enable_gqa and k.shape[-3] != v.shape[-3]:
+        few = [x.shape[-3] for x in (k, v)]
+        if heads and (0 in few or heads % few[0] or heads % few[1]):
+            raise InputError(f"{op}: {heads} query heads do not divide among {few[0]} of key and {few[1]} of value")
+        k, v = (
+            x.repeat_interleave(heads // n, -3) if heads else x[..., :0, :, :] for x, n in zip((k, v), few, strict=True)
+        )
     free = 3 if enable_gqa else 2  # of the last axes those that may differ
     try:
         lead = tuple(torch.broadcast_shapes(*(x.shape[:-free] for x in (q, k, v))))  # type: ignore[no-untyped-call]
@@ -45,15 +88,7 @@ def scaled_dot_product_attention(
         shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
         raise InputError(f"{op}: batch and heads of {shapes} do not match{hint}") from error
     q, k, v = (x.expand(*lead, *x.shape[-free:]).flatten(0, -4) for x in (q, k, v))
-    batch = lead if enable_gqa else lead[:-1]
-    bias = None
-    if attn_mask is not None:
-        bias = _as_bias(op, attn_mask, batch, (q.shape[1], q.shape[2], k.shape[2]), q.dtype)
-    o, _ = attend_op(
-        q, k, v, scale=scale, left=None, right=0 if is_causal else None, softcap=None, attn_bias=bias,
-        q_offset=[0] if is_causal else None, layout="BHSD",
-    )  # fmt: skip
-    return o.reshape((*batch, *o.shape[1:])[-rank:])
+    return q, k, v, lead
 
 
 def _as_bias(op: str, mask: Tensor, batch: tuple[int, ...], own: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

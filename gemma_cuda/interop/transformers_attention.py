@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,12 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import (
+    bidirectional_mask_function,
+    causal_mask_function,
+    sdpa_mask,
+    sliding_window_bidirectional_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from ..errors import InputError
+from .arrays import is_traced
+from .causal_bias import as_bias, is_causal_bias
 from .torch import attend_op
 
 _MASK_ELEMENTS = 1 << 22  # of the rows of a mask that are looked at together
+_WINDOWS = {
+    causal_mask_function: sliding_window_causal_mask_function,
+    bidirectional_mask_function: sliding_window_bidirectional_mask_function,
+}
+_CONCATENATING = ("t5gemma2_decoder",)  # models that put a mask of self attention beside one of cross attention
 
 
 def register(name: str = "gemma_cuda", *, device: str | None = None) -> None:
@@ -35,6 +49,9 @@ def key_range_mask(
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = True,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **options: Any,
@@ -42,7 +59,9 @@ def key_range_mask(
     """int32 [B, 1, S, 2] on the CPU: each query sees the keys key_begin <= t < key_end.
 
     For a mask that is no such interval, or whose intervals do not rise (holes in a prompt, say), bool [B, 1, S, T] as
-    Transformers' SDPA takes it. Rows are looked at some at a time, so that no mask of all of them exists.
+    Transformers' SDPA takes it; also where values cannot be looked at (traces, fake and meta tensors), and where a
+    model says by allow_is_causal_skip or allow_is_bidirectional_skip that it goes on to compute with a plain mask.
+    Rows are looked at some at a time, so that no mask of all of them exists.
     """
 
     def rows(start: int, count: int) -> Tensor:
@@ -54,7 +73,14 @@ def key_range_mask(
         assert seen is not None
         return seen
 
-    if torch.compiler.is_compiling():  # whether the mask is made of intervals cannot be asked while tracing
+    if torch.compiler.is_compiling():
+        return rows(0, q_length)
+    may_skip = {causal_mask_function: allow_is_causal_skip, bidirectional_mask_function: allow_is_bidirectional_skip}
+    is_wanted = not may_skip.get(_base(mask_function, local_size), True)
+    # For a step with a static cache Transformers itself forbids to skip, whatever the model does with its mask.
+    if is_wanted and (q_length > 1 or getattr(options.get("config"), "model_type", None) in _CONCATENATING):
+        return rows(0, q_length)
+    if is_traced(rows(0, min(1, q_length))):  # whether the mask is made of intervals cannot be asked
         return rows(0, q_length)
     at_once = max(1, _MASK_ELEMENTS // max(1, batch_size * kv_length))
     parts = []
@@ -70,6 +96,22 @@ def key_range_mask(
     if bool((begin.diff() < 0).any()) or bool((end.diff() < 0).any()):
         return rows(0, q_length)
     return torch.stack([begin, end], -1).to("cpu", torch.int32)
+
+
+def _base(mask_function: Callable[..., Any], local_size: int | None) -> Callable[..., Any]:
+    """Of a plain window the mask function that it cuts, of any other mask function itself."""
+    if local_size is not None:
+        for base, window in _WINDOWS.items():
+            if _parts(mask_function) == _parts(window(local_size)):
+                return base
+    return mask_function
+
+
+def _parts(mask_function: Callable[..., Any]) -> list[Any]:
+    """The code of the mask function and of those that `and_masks` or `or_masks` joins in it."""
+    joined = [cell.cell_contents for cell in getattr(mask_function, "__closure__", None) or ()]
+    functions = [f for x in joined if isinstance(x, tuple) for f in x]
+    return [getattr(f, "__code__", f) for f in (mask_function, *functions)]
 
 
 def _intervals(seen: Tensor) -> Tensor | None:
@@ -100,11 +142,12 @@ def attention_forward(
     *,
     device: str | None = None,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """(o [B, S, H, D], None) of query [B, H, S, D], key and value [B, KH, T, D].
 
     attention_mask: of `key_range_mask`; bool (true shows) or a float that is added, [B, H or 1, S, T]; or None: causal,
     with the last query at the last key, and windowed, if the module is causal, else everything.
+    output_attentions among the options: (o, weights [B, H, S, T]), computed as eager attention does, with a warning.
     """
     _refuse(dropout, options)
     left = right = bias = ranges = None
@@ -117,6 +160,10 @@ def attention_forward(
         bias = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
     else:
         bias = attention_mask
+    if options.get("output_attentions"):
+        if bias is None:
+            bias = _dense(query, key, left, right, ranges)
+        return _eager(query, key, value, bias, scaling, softcap)
     o, _ = attend_op(
         query, key, value, scale=scaling, left=left, right=right, softcap=softcap, attn_bias=bias, key_range=ranges,
         layout="BHSD", device=device,
@@ -124,8 +171,41 @@ def attention_forward(
     return o.transpose(1, 2), None
 
 
+def _dense(query: Tensor, key: Tensor, left: int | None, right: int | None, ranges: Tensor | None) -> Tensor:
+    """[B or 1, 1, S, T] of 0 and -inf."""
+    queries, keys = query.shape[2], key.shape[2]
+    t = torch.arange(keys, device=query.device)
+    if ranges is not None:
+        begin, end = ranges.to(query.device)[..., None].unbind(-2)
+    else:
+        p = torch.arange(queries, device=query.device)[None, None, :, None] + keys - queries
+        begin = torch.zeros_like(p) if left is None else p - left
+        end = torch.full_like(p, keys) if right is None else p + right + 1
+    seen = (t >= begin) & (t < end)
+    return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, -torch.inf)
+
+
+def _eager(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """(o, weights) as the eager attention of Transformers' Gemmas."""
+    warnings.warn(
+        "attn_implementation 'gemma_cuda' makes no attention weights; this call is computed by eager attention",
+        stacklevel=3,
+    )
+    if is_causal_bias(bias):
+        bias = as_bias(bias, query.shape[2], key.shape[2], query)
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + bias.clamp(min=torch.finfo(bias.dtype).min)  # which leaves a row that sees nothing a number
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
 _UNSERVED = {
-    "output_attentions": "the weights are never made; load the model with attn_implementation='eager'",
     "position_bias": "use attn_implementation='sdpa'",
     "s_aux": "attention sinks are not Gemma's; use attn_implementation='eager'",
     "cache": "continuous batching is not served; use generate()",
