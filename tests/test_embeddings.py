@@ -88,7 +88,7 @@ def test_refuses(machine: Machine) -> None:  # noqa: F811
         (gpu, on_gpu(machine, embeds)[:, ::2], "inputs_embeds is not contiguous, as it has to be on the GPU"),
         (gpu, on_gpu(machine, embeds)[..., :8], f"expected [B, S, E] with E = {SIZE.hidden_size}"),
         (gpu, to_torch(embeds).float().requires_grad_(), "inputs_embeds requires gradients"),
-        (gpu, np.float32(1), "inputs_embeds is of type float32"),
+        (gpu, np.float32(1), "inputs_embeds is np.float32(1.0), expected an array"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             model.prefill(inputs_embeds=given)

@@ -31,7 +31,7 @@ def attend_packed(**changes: Any) -> Any:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no array": (
         lambda: attend(q=[[1.0]]),
-        "attention: q is of type list, expected an array of NumPy, torch, CuPy or JAX",
+        "attention: q is [[1.0]], expected an array of NumPy, torch, CuPy or JAX",
     ),
     "two libraries": (
         lambda: attend(k=torch.zeros(2, 7, 2, 64)),
@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "softcap nan": (lambda: attend(softcap=float("nan")), "attention: softcap is nan, expected a positive number"),
     "window": (
         lambda: attend(sliding_window=0),
-        "attention: sliding_window is 0, expected 1 (the query itself) or more, or None",
+        "attention: sliding_window is 0, expected an integer of at least 1 (the query itself), or None",
     ),
     "offset below": (
         lambda: attend(q_offset=-1),
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: gemma_cuda.rms_norm(Q, np.ones(64, np.float16)),
         "rms_norm: weight is float16, expected float32 as the first argument",
     ),
-    "rms_norm eps": (lambda: gemma_cuda.rms_norm(Q, eps=-1.0), "rms_norm: eps is -1.0, expected 0 or more"),
+    "rms_norm eps": (lambda: gemma_cuda.rms_norm(Q, eps=-1.0), "eps is -1.0, expected a finite number of at least 0"),
     "rms_norm kernel": (
         lambda: gemma_cuda.rms_norm(Q.astype(np.float64), device="emulator"),
         "rms_norm: x is float64, kernels take float32, bfloat16, float16",
@@ -229,7 +229,7 @@ CACHE = np.zeros((6, 1, 64), np.float32)
         ({"heads": 0, "k_cache": None, "v_cache": None}, "heads is 0 without a k_cache: there is nothing to do"),
         ({"heads": 3}, "x is [3, 256], expected [N, 320] of 3 query heads and 1 keys and values, D = 64"),
         ({"q_weight": np.ones(32, np.float32)}, "q_weight is [32], expected [D] = [64]"),
-        ({"pairs": 33}, "pairs is 33, expected 0 to D/2 = 32"),
+        ({"pairs": 33}, "pairs, a part of D/2, is 33, expected an integer from 0 to 32"),
         ({"positions": np.array([0, 1, 5])}, "positions holds 5, outside the 5 rows of cos"),
         ({"slots": np.array([0, 1, -1])}, "slots holds -1, outside the 6 rows of k_cache"),
         ({"slots": np.arange(2)}, "slots is [2], expected [N] = [3]"),

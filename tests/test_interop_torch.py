@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "softcap": (
         lambda: ours.flash_attn_func(X, X, X, softcap=-1.0),
-        "attention: softcap is -1.0, expected a positive number",
+        "flash_attn: softcap is -1.0, expected a finite number of at least 0",
     ),
     "no such function": (lambda: ours.flash_attn_qkvpacked_func, "has no attribute 'flash_attn_qkvpacked_func'"),
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
-from ..device.protocol import Array, Device
-from ..errors import InputError
+from ..arguments import integers, shown
+from ..device.protocol import Array, Device, is_device
+from ..errors import GemmaError, InputError, OutOfMemoryError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Ops whose kernels declare parameters constant. The caller's own kernels may have just written what it passes there, so
@@ -41,13 +43,16 @@ class NumPy:
     library, place = "NumPy", "cpu"
 
     def view(self, x: Any) -> Array:
-        array = x if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        array = x if isinstance(x, np.ndarray) else _exchanged(x)
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            raise InputError("an array is masked, and its hidden elements would count: fill them")
         if not array.dtype.isnative:
             raise InputError(f"an array is {array.dtype.str}: its bytes are in another order than this machine's")
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return np.empty(shape, dtype)
+        with _enough_memory(shape, dtype):
+            return np.empty(shape, dtype)
 
     def stream(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -103,7 +108,8 @@ class Torch:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         import torch
 
-        return torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.device)
+        with _enough_memory(shape, dtype):
+            return torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.device)
 
     def stream(self) -> AbstractContextManager[Any]:
         if self.place == "cpu":
@@ -117,6 +123,24 @@ class Torch:
         return both
 
 
+def _exchanged(x: Any) -> Array:
+    try:
+        return np.from_dlpack(x)
+    except Exception as error:  # of whatever a stranger's __dlpack__ raises
+        raise InputError(f"{shown(x)} cannot be taken by DLPack: {error}") from error
+
+
+@contextmanager
+def _enough_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # NumPy's and torch's
+        raise OutOfMemoryError(f"a result of {dtype.name} {list(shape)} does not fit memory") from error
+
+
+_OPTIONAL = frozenset(
+    ("attn_bias", "out", "weight", "q_weight", "k_weight", "k_cache", "v_cache", "slots", "positions")
+)
 _TORCH_DTYPES = ("bfloat16", "float16", "float32", "float64", "bool", "int16", "int32", "int64", "uint8")
 
 
@@ -124,7 +148,7 @@ def caller_of(op: str, arrays: dict[str, Any]) -> Caller:
     """The one Caller that all arrays (None: not given) are of; raises InputError where they differ."""
     first: tuple[str, Caller] | None = None
     for name, x in arrays.items():
-        if x is None:
+        if x is None and name in _OPTIONAL:
             continue
         own = _caller(op, name, x)
         if first is None:
@@ -140,6 +164,15 @@ def caller_of(op: str, arrays: dict[str, Any]) -> Caller:
 
 
 def _caller(op: str, name: str, x: Any) -> Caller:
+    try:
+        return _library_of(op, name, x)
+    except GemmaError:
+        raise
+    except Exception as error:  # of whatever a stranger's array raises
+        raise InputError(f"{op}: {name} is {shown(x)}, which is no array: {error}") from error
+
+
+def _library_of(op: str, name: str, x: Any) -> Caller:
     if isinstance(x, np.ndarray):
         return NumPy()
     if is_torch(x):
@@ -157,7 +190,7 @@ def _caller(op: str, name: str, x: Any) -> Caller:
         import cupy
 
         return CuPy(int(cupy.asarray(x).device.id))
-    raise InputError(f"{op}: {name} is of type {type(x).__name__}, expected an array of NumPy, torch, CuPy or JAX")
+    raise InputError(f"{op}: {name} is {shown(x)}, expected an array of NumPy, torch, CuPy or JAX")
 
 
 def _torch(op: str, name: str, x: Any) -> Caller:
@@ -198,9 +231,14 @@ def check_memory(op: str, name: str, x: Any) -> None:
         raise InputError(f"{op}: {name} is {x.layout}, expected a dense tensor")
 
 
+def _are_torch(arrays: tuple[Any, ...]) -> bool:
+    given = [x for x in arrays if x is not None]
+    return bool(given) and all(map(is_torch, given))
+
+
 def is_traced(*arrays: Any) -> bool:
     """Whether torch records, plans or maps a call on these tensors: then no value of theirs may be asked for."""
-    if not all(x is None or is_torch(x) for x in arrays):
+    if not _are_torch(arrays):
         return False
     torch: Any = sys.modules["torch"]
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -215,10 +253,11 @@ def is_observed(*arrays: Any) -> bool:
     """Whether a call on these tensors is traced, cast or differentiated: then torch has to see a custom op."""
     if is_traced(*arrays):
         return True
-    if not all(x is None or is_torch(x) for x in arrays):
+    if not _are_torch(arrays):
         return False
     torch: Any = sys.modules["torch"]
-    return bool(torch.is_autocast_enabled(arrays[0].device.type) or torch.autograd.forward_ad._current_level >= 0)
+    casts = any(torch.is_autocast_enabled(x.device.type) for x in arrays if x is not None)
+    return bool(casts or torch.autograd.forward_ad._current_level >= 0)
 
 
 def is_jax(x: Any) -> bool:
@@ -228,19 +267,14 @@ def is_jax(x: Any) -> bool:
 
 def to_host(op: str, name: str, x: Any) -> np.ndarray[Any, Any]:
     """int64 NumPy copy of integers wherever they are; raises InputError for anything else."""
-    if is_torch(x):
-        x = x.detach().cpu().numpy()
-    elif is_of(x, "cupy", "ndarray"):
-        x = x.get()
-    array = np.asarray(x)
-    if array.dtype.kind not in "iu" and array.size:
-        raise InputError(f"{op}: {name} is {array.dtype.name}, expected integers")
-    return array.astype(np.int64)
+    return integers(f"{op}: {name}", x)
 
 
 def device_for(op: str, device: str | Device | None, caller: Caller) -> Device | None:
     """Where a call on the caller's arrays runs; None: on the NumPy reference. Raises InputError where it cannot."""
     if device is not None and not isinstance(device, str):
+        if not is_device(device):
+            raise InputError(f"{op}: device is {shown(device)}, expected None, a name such as 'emulator', or a Device")
         name = device.name
         if (caller.place == "cpu") == (name == "emulator"):
             return device
@@ -251,7 +285,7 @@ def device_for(op: str, device: str | Device | None, caller: Caller) -> Device |
         if caller.place != "cpu" and name in ("cuda", caller.place):
             return _cuda(int(caller.place.removeprefix("cuda:")), op not in _WITH_CONSTANTS)
     expected = "'numpy' or 'emulator'" if caller.place == "cpu" else f"'cuda' or {caller.place!r}"
-    raise InputError(f"{op}: device is {name!r}, but the arrays are on {caller.place}: expected None, {expected}")
+    raise InputError(f"{op}: device is {shown(name)}, but the arrays are on {caller.place}: expected None, {expected}")
 
 
 @cache

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .. import arguments
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
@@ -16,6 +16,7 @@ from .attention_mask import check_max_seqlens, given_ranges, make_mask, window_b
 from .attention_run import run
 from .attention_shapes import AXES, Sizes, check_shapes
 from .causal_bias import as_bias, is_causal_bias
+from .options import flag
 
 _OP = "attention"
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
@@ -68,6 +69,7 @@ def attention(
     Raises InputError before anything is launched or written.
     """
     left, right = window_bounds(causal, sliding_window)
+    return_lse = flag(_OP, "return_lse", return_lse)
     options: dict[str, Any] = {
         "scale": scale, "left": left, "right": right, "softcap": softcap, "attn_bias": attn_bias,
         "block_ids": block_ids, "q_offset": q_offset, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
@@ -126,7 +128,7 @@ def attend(
             attn_bias = as_bias(attn_bias, sizes.query_count, sizes.key_count, q)
         views = [caller.view(x) for x in (q, k, v)]
         _check_dtypes(views)
-        scale = _check_factors(scale, softcap, sizes)
+        scale, softcap = _factors(scale, softcap, sizes)
         if target is not None:
             _check_kernels(views[0], sizes, scale, target)
         bias = None if attn_bias is None else _bias(caller, attn_bias, sizes)
@@ -163,14 +165,13 @@ def _check_dtypes(views: list[Array]) -> None:
             raise InputError(f"{_OP}: {name} is {array.dtype.name}, expected {q.dtype.name} as q")
 
 
-def _check_factors(scale: float | None, softcap: float | None, sizes: Sizes) -> float:
+def _factors(scale: float | None, softcap: float | None, sizes: Sizes) -> tuple[float, float | None]:
+    """(scale, softcap) as finite numbers."""
+    if softcap is not None:
+        softcap = arguments.number(f"{_OP}: softcap", softcap, above=0, otherwise=", or None for no cap")
     if scale is None:
-        scale = sizes.head_dim**-0.5 if sizes.head_dim else 1.0  # every score of no elements is 0
-    if not math.isfinite(scale):
-        raise InputError(f"{_OP}: scale is {scale}, expected a finite number, or None for D ** -0.5")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise InputError(f"{_OP}: softcap is {softcap}, expected a positive number, or None for no cap")
-    return float(scale)
+        return (sizes.head_dim**-0.5 if sizes.head_dim else 1.0), softcap  # every score of no elements is 0
+    return arguments.number(f"{_OP}: scale", scale, otherwise=", or None for D ** -0.5"), softcap
 
 
 def _check_kernels(q: Array, sizes: Sizes, scale: float, target: Device) -> None:

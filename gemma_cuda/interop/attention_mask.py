@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from . import options
 from .arrays import to_host
 from .attention_shapes import Sizes
 from .key_ranges import Mask
 
 _OP = "attention"
+_MOST_KEYS = 1 << 40  # a wider window than that is none
 
 
 def window_bounds(causal: bool, sliding_window: int | None) -> tuple[int | None, int | None]:
     """(left, right) of the window of keys around a query, as `attend` has them."""
+    causal = options.flag(_OP, "causal", causal)
     if sliding_window is None:
         return None, 0 if causal else None
-    if isinstance(sliding_window, bool) or sliding_window < 1:
-        raise InputError(f"{_OP}: sliding_window is {sliding_window}, expected 1 (the query itself) or more, or None")
-    return sliding_window - 1, 0 if causal else sliding_window - 1
+    window = options.integer(_OP, "sliding_window", sliding_window, least=1, otherwise=" (the query itself), or None")
+    left = min(window, _MOST_KEYS) - 1
+    return left, 0 if causal else left
 
 
 def make_mask(
@@ -90,6 +93,7 @@ def check_max_seqlens(
     for letter, cu_seqlens, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
         if most is None:
             continue
+        most = options.integer(_OP, f"max_seqlen_{letter}", most, least=0)
         if cu_seqlens is None:
             raise InputError(f"{_OP}: max_seqlen_{letter} is given without cu_seqlens_{letter} (layout {layout})")
         longest = int(np.diff(to_host(_OP, f"cu_seqlens_{letter}", cu_seqlens)).max(initial=0))

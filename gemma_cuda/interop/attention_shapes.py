@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import arguments
 from ..errors import InputError
 
 _OP = "attention"
@@ -36,8 +37,7 @@ class Sizes:
 
 def check_shapes(layout: str, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> Sizes:
     """The Sizes of a call; raises InputError where shapes do not fit the layout or each other."""
-    if layout not in AXES:
-        raise InputError(f"{_OP}: layout is {layout!r}, expected one of {', '.join(AXES)}")
+    arguments.choice(f"{_OP}: layout", layout, AXES)
     for name, shape, axes in zip("qkv", (q, k, v), (AXES[layout][0], *AXES[layout][1:] * 2), strict=True):
         if len(shape) != len(layout):
             raise InputError(f"{_OP}: {name} is {list(shape)}, expected [{axes}] (layout {layout})")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
+from .. import arguments
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.geglu import geglu as geglu_kernel
@@ -56,7 +56,7 @@ def apply_rms_norm(
         check_float(op, "x", view, target)
         if view.ndim == 0 or view.shape[-1] == 0:
             raise InputError(f"{op}: x is {list(view.shape)}, expected [..., E]")
-        check_eps(op, eps)
+        eps, plus_one = checked_eps(op, eps), arguments.flag(f"{op}: plus_one", plus_one)
         if w is not None:
             check_like(op, "weight", w, (view.shape[-1],), view, "E")
         result, y = _result(op, caller, out, view)
@@ -127,9 +127,8 @@ def check_float(op: str, name: str, x: Array, target: Device | None, *, kernels:
         raise InputError(f"{op}: {name} is {x.dtype.name}, kernels take {', '.join(taken)}")
 
 
-def check_eps(op: str, eps: float) -> None:
-    if not (math.isfinite(eps) and eps >= 0):
-        raise InputError(f"{op}: eps is {eps}, expected 0 or more")
+def checked_eps(op: str, eps: float) -> float:
+    return arguments.number(f"{op}: eps", eps, least=0)
 
 
 def check_like(op: str, name: str, x: Array, shape: tuple[int, ...], first: Array, axes: str) -> None:

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from .. import arguments
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_kernel
 from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
 from .arrays import caller_of, device_for, is_jax, is_observed, to_host
 from .attention_run import PRECISIONS
-from .layers import check_eps, check_float, check_like, contiguous, rows
+from .layers import check_float, check_like, checked_eps, contiguous, rows
 
 _ROW_BYTES = 16  # what the kernel reads at once
+_MOST_HEADS = (1 << 31) - 1
 
 
 def qk_norm_rope(
@@ -92,10 +94,14 @@ def apply_qk_norm_rope(
         views: dict[str, Any] = {name: None if x is None else caller.view(x) for name, x in given.items()}
         own, tables, caches = views["x"], (views["cos"], views["sin"]), (views["k_cache"], views["v_cache"])
         check_float(op, "x", own, target, kernels="16 bit")
-        check_eps(op, eps)
+        eps, heads = checked_eps(op, eps), arguments.integer(f"{op}: heads", heads, least=0, most=_MOST_HEADS)
+        plus_one, v_norm, k_eq_v = (
+            arguments.flag(f"{op}: {name}", value)
+            for name, value in (("plus_one", plus_one), ("v_norm", v_norm), ("k_eq_v", k_eq_v))
+        )
         head_dim, kv_heads = _check_qk(views, heads, k_eq_v)
-        if pairs is not None and not 0 <= pairs <= head_dim // 2:
-            raise InputError(f"{op}: pairs is {pairs}, expected 0 to D/2 = {head_dim // 2}")
+        if pairs is not None:
+            pairs = arguments.integer(f"{op}: pairs, a part of D/2,", pairs, least=0, most=head_dim // 2)
         result = caller.empty((own.shape[0], heads, head_dim), own.dtype)
         options: dict[str, Any] = {
             "heads": heads, "eps": eps, "plus_one": plus_one, "v_norm": v_norm, "k_eq_v": k_eq_v
@@ -170,7 +176,7 @@ def _check_qk(views: dict[str, Any], heads: int, k_eq_v: bool) -> tuple[int, int
             check_like(op, name, views[name], (k_cache.shape[0], kv_heads, head_dim), x, "rows, KH, D")
     elif views["slots"] is not None:
         raise InputError(f"{op}: slots are given, but no k_cache and v_cache")
-    if heads < 0 or heads + kv_heads == 0:
+    if heads + kv_heads == 0:
         raise InputError(f"{op}: heads is {heads} without a k_cache: there is nothing to do")
     width = (heads + (1 if k_eq_v else 2) * kv_heads) * head_dim
     if x.ndim != 2 or x.shape[1] != width:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from ..errors import InputError
 from . import torch_vmap
 from .arrays import to_host
@@ -19,6 +20,7 @@ from .attention_mask import window_bounds
 from .attention_shapes import check_shapes
 from .causal_bias import as_bias, is_causal_bias
 from .layers import apply_geglu, apply_rms_norm
+from .options import flag, integer, number
 from .qk_norm_rope import apply_qk_norm_rope
 from .torch_rules import check_tensors, register_rules
 
@@ -172,7 +174,9 @@ def attention(
 ) -> Any:
     """`gemma_cuda.attention` of tensors as a custom op, which torch.compile traces; `out` gets a copy."""
     left, right = window_bounds(causal, sliding_window)
-    block_ids, cu_seqlens_q, cu_seqlens_k = (_as_tensor(x) for x in (block_ids, cu_seqlens_q, cu_seqlens_k))
+    return_lse = flag("attention", "return_lse", return_lse)
+    indices = {"block_ids": block_ids, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    block_ids, cu_seqlens_q, cu_seqlens_k = (_as_tensor(name, x) for name, x in indices.items())
     o, lse = attend_op(
         q, k, v, scale=scale, left=left, right=right, softcap=softcap, attn_bias=attn_bias, block_ids=block_ids,
         q_offset=_as_list(q_offset), cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, layout=layout,
@@ -192,14 +196,15 @@ def rms_norm(
     device: Any = None,
 ) -> Tensor:
     """`gemma_cuda.rms_norm` of tensors as a custom op; `out` gets a copy."""
-    check_tensors("rms_norm", x=x, weight=weight, out=out)
+    check_tensors("rms_norm", ("x",), x=x, weight=weight, out=out)
+    eps, plus_one = number("rms_norm", "eps", eps, least=0), flag("rms_norm", "plus_one", plus_one)
     y: Tensor = torch.ops.gemma_cuda.rms_norm(x, weight, eps, plus_one, _device_name("rms_norm", device))
     return _into("rms_norm", out, y)
 
 
 def geglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None, device: Any = None) -> Tensor:
     """`gemma_cuda.geglu` of tensors as a custom op; `out` gets a copy."""
-    check_tensors("geglu", gate=gate, up=up, out=out)
+    check_tensors("geglu", ("gate", "up"), gate=gate, up=up, out=out)
     y: Tensor = torch.ops.gemma_cuda.geglu(gate, up, _device_name("geglu", device))
     return _into("geglu", out, y)
 
@@ -224,13 +229,19 @@ def qk_norm_rope(
     device: Any = None,
 ) -> Tensor:
     """`gemma_cuda.qk_norm_rope` of tensors as a custom op; it writes k_cache and v_cache."""
+    op = "qk_norm_rope"
     check_tensors(
-        "qk_norm_rope", x=x, cos=cos, sin=sin, q_weight=q_weight, k_weight=k_weight, k_cache=k_cache, v_cache=v_cache,
-        slots=slots, positions=positions,
+        op, ("x", "cos", "sin"), x=x, cos=cos, sin=sin, q_weight=q_weight, k_weight=k_weight, k_cache=k_cache,
+        v_cache=v_cache, slots=slots, positions=positions,
     )  # fmt: skip
+    heads, eps = integer(op, "heads", heads, least=0, most=1 << 31), number(op, "eps", eps, least=0)
+    plus_one, v_norm, k_eq_v = (
+        flag(op, name, value) for name, value in (("plus_one", plus_one), ("v_norm", v_norm), ("k_eq_v", k_eq_v))
+    )
+    pairs = None if pairs is None else integer(op, "pairs", pairs, least=0, most=1 << 31)
     q: Tensor = torch.ops.gemma_cuda.qk_norm_rope(
         x, cos, sin, q_weight, k_weight, k_cache, v_cache, slots, positions, heads, eps, plus_one, v_norm, pairs,
-        k_eq_v, _device_name("qk_norm_rope", device),
+        k_eq_v, _device_name(op, device),
     )  # fmt: skip
     return q
 
@@ -245,8 +256,10 @@ def _into(op: str, out: Tensor | None, result: Tensor) -> Tensor:
     return out.copy_(result)
 
 
-def _as_tensor(given: Any) -> Tensor | None:
-    return given if given is None or isinstance(given, Tensor) else torch.as_tensor(given)
+def _as_tensor(name: str, given: Any) -> Tensor | None:
+    if given is None or isinstance(given, Tensor):
+        return given
+    return torch.as_tensor(to_host("attention", name, given))
 
 
 def _as_list(offsets: Any) -> Sequence[int] | None:
@@ -258,10 +271,10 @@ def _as_list(offsets: Any) -> Sequence[int] | None:
 
 
 def _device_name(op: str, device: Any) -> str | None:
-    if device is None or isinstance(device, str):
+    if device is None or (isinstance(device, str) and device.isascii()):
         return device
     raise InputError(
-        f"{op}: device is a {type(device).__name__}; what torch traces, maps or casts takes None or a name: 'emulator'"
+        f"{op}: device is {shown(device)}; what torch traces, maps or casts takes None or a name: 'emulator'"
     )
 
 
@@ -285,9 +298,11 @@ def attend_op(
 ) -> tuple[Tensor, Tensor]:
     """The custom op, by names."""
     check_tensors(
-        "attention", q=q, k=k, v=v, attn_bias=attn_bias, block_ids=block_ids, key_range=key_range,
+        "attention", ("q", "k", "v"), q=q, k=k, v=v, attn_bias=attn_bias, block_ids=block_ids, key_range=key_range,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
+    scale = None if scale is None else number("attention", "scale", scale, otherwise=", or None for D ** -0.5")
+    softcap = None if softcap is None else number("attention", "softcap", softcap, above=0, otherwise=", or None")
     # While torch.jit traces, lengths are tensors, and what is compared would be baked in.
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         sizes = check_shapes(layout, tuple(q.shape), tuple(k.shape), tuple(v.shape))

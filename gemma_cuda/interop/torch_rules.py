@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention.bias import CausalBias
 
+from ..arguments import shown
 from ..errors import InputError
 from .arrays import check_memory
 
@@ -19,13 +20,13 @@ _library: Any = torch.library.Library("gemma_cuda", "FRAGMENT")  # type: ignore[
 _unpack_dual: Any = forward_ad.unpack_dual
 
 
-def check_tensors(op: str, **tensors: Any) -> None:
-    """Raises InputError for a tensor that has no plain memory or that requires gradients."""
+def check_tensors(op: str, required: Sequence[str], /, **tensors: Any) -> None:
+    """Raises InputError for a tensor that has no plain memory or that requires gradients, and for None if required."""
     for name, x in tensors.items():
-        if x is None:
+        if x is None and name not in required:
             continue
         if not isinstance(x, Tensor):
-            raise InputError(f"{op}: {name} is of type {type(x).__name__}, expected a tensor as the others are")
+            raise InputError(f"{op}: {name} is {shown(x)}, expected a tensor as the others are")
         check_memory(op, name, x)
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(
@@ -48,7 +49,7 @@ def register_rules(op: str, cast: Sequence[str]) -> None:
 def _below_gradients(op: str, overload: Any, names: list[str], keyset: Any, *args: Any) -> Any:
     """The op without the part of torch that differentiates: without a rule of ours it would make tangents zero."""
     tensors = {name: x for name, x in zip(names, args, strict=False) if isinstance(x, Tensor)}
-    check_tensors(op, **tensors)
+    check_tensors(op, (), **tensors)
     if any(_unpack_dual(x).tangent is not None for x in tensors.values()):
         raise InputError(
             f"{op}: an input has a tangent and there is no forward-mode derivative; keep torch's own function where "

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from ..errors import InputError
 from .causal_bias import first_query, is_causal_bias
+from .options import flag, integer, number
 from .torch import attend_op
 from .torch_rules import check_tensors
 
@@ -32,10 +34,11 @@ def scaled_dot_product_attention(
     """
     op = "scaled_dot_product_attention"
     _refuse(op, dropout_p=dropout_p)
+    is_causal, enable_gqa = flag(op, "is_causal", is_causal), flag(op, "enable_gqa", enable_gqa)
     if attn_mask is not None and is_causal:
         raise InputError(f"{op}: attn_mask and is_causal are both given; put the causal part into attn_mask")
     given = {"query": query, "key": key, "value": value}
-    check_tensors(op, **given, attn_mask=attn_mask)
+    check_tensors(op, ("query", "key", "value"), **given, attn_mask=attn_mask)
     for name, x in given.items():
         if x.dim() < 2:
             raise InputError(f"{op}: {name} is {list(x.shape)}, expected [..., H, S, D] or [S, D]")
@@ -179,7 +182,14 @@ def _flash(
     return_softmax_lse: bool,
     **lengths: Any,
 ) -> Any:
-    left, right = (None if bound < 0 else int(bound) for bound in window_size)
+    op = "flash_attn"
+    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
+        raise InputError(f"{op}: window_size is {shown(window_size)}, expected (left, right)")
+    bounds = [integer(op, "window_size", bound) for bound in window_size]
+    left, right = (None if bound < 0 else min(bound, _MOST_KEYS) for bound in bounds)
+    causal, softcap = flag(op, "causal", causal), number(op, "softcap", softcap, least=0)
+    return_attn_probs = flag(op, "return_attn_probs", return_attn_probs)
+    return_softmax_lse = flag(op, "return_softmax_lse", return_softmax_lse)
     o, lse = attend_op(
         q, k, v, scale=scale, left=left, right=0 if causal else right, softcap=None if softcap == 0 else softcap,
         layout=layout, **lengths,
@@ -189,6 +199,7 @@ def _flash(
     return (o, lse) if return_softmax_lse else o
 
 
+_MOST_KEYS = 1 << 40  # a wider window than that is none
 _WAYS_OUT = {
     "dropout_p": "it is for training; pass 0.0, as model.eval() does",
     "alibi_slopes": "pass the slopes' bias as attn_bias of gemma_cuda.attention",
@@ -198,5 +209,6 @@ _WAYS_OUT = {
 
 def _refuse(op: str, **given: Any) -> None:
     for name, value in given.items():
-        if value is not None and not (name == "dropout_p" and value == 0):
+        is_none = number(op, name, value, least=0, most=1) == 0 if name == "dropout_p" else value is None
+        if not is_none:
             raise InputError(f"{op}: {name} is not supported: {_WAYS_OUT[name]}")

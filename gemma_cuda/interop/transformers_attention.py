@@ -18,6 +18,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from .. import arguments
 from ..errors import InputError
 from .arrays import is_traced
 from .causal_bias import as_bias, is_causal_bias
@@ -37,6 +38,9 @@ def register(name: str = "gemma_cuda", *, device: str | None = None) -> None:
     device: None is the NumPy reference for models on the CPU and the kernels for those on a GPU; "emulator" runs the
     kernels on the CPU. Forward passes and generate() with any cache, padding and image spans; no gradients.
     """
+    name = arguments.text("name", name)
+    if device is not None:
+        arguments.text("device", device)
     AttentionInterface.register(name, partial(attention_forward, device=device))
     AttentionMaskInterface.register(name, key_range_mask)
 
