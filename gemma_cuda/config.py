@@ -109,9 +109,10 @@ class GemmaConfig:
 
         Raises ConfigError naming `source` and the field, and nothing else, whatever `d` holds.
         """
+        from gemma_cuda import arguments
         from gemma_cuda.hf_config import parse_config
 
-        return parse_config(d, source=source)
+        return parse_config(d, source=arguments.text("source", source))
 
     @classmethod
     def from_file(cls, path: str | Path) -> "GemmaConfig":

@@ -14,7 +14,13 @@ import torch
 
 from gemma_cuda import arguments
 from gemma_cuda.errors import CacheError, InputError
-from tests.fuzz.hostile import Integer, Raises
+from tests.fuzz.hostile import Integer
+from tests.fuzz.hostile import Raises as Printable
+
+
+class Raises(Printable):
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
 
 
 def refused(check: Callable[..., Any], value: Any, message: str, **options: Any) -> None:

@@ -96,7 +96,7 @@ def check_max_seqlens(
         most = options.integer(_OP, f"max_seqlen_{letter}", most, least=0)
         if cu_seqlens is None:
             raise InputError(f"{_OP}: max_seqlen_{letter} is given without cu_seqlens_{letter} (layout {layout})")
-        longest = int(np.diff(to_host(_OP, f"cu_seqlens_{letter}", cu_seqlens)).max(initial=0))
+        longest = int(np.diff(np.atleast_1d(to_host(_OP, f"cu_seqlens_{letter}", cu_seqlens))).max(initial=0))
         if longest > most:
             raise InputError(f"{_OP}: max_seqlen_{letter} is {most}, but a sequence has {longest} tokens")
 
