@@ -135,7 +135,7 @@ $(VENV)/.peers: $(VENV)/.dev
 # Wheels alone: what must be compiled for want of one is not the version that a user of this Python would get.
 $(VENV)/.lowest: $(VENV)/.dev tests/lowest_versions.py
 	$(BIN)/python -m tests.lowest_versions >$(LOWEST).txt
-	rm -rf $(LOWEST) && $(BIN)/python -m venv $(LOWEST)
+	rm -rf $(LOWEST) $@ && $(BIN)/python -m venv $(LOWEST)
 	PIP_CONSTRAINT=$(LOWEST).txt $(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  --only-binary :all: --requirement $(LOWEST).txt --editable ".[demo]" || { \
 	  echo 'error: the lowest versions of the dependencies cannot be installed: they need a package index, and' >&2; \

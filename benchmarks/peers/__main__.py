@@ -1,8 +1,8 @@
-"""python -m benchmarks.peers DIR: other projects' tests with our attention; exit code 1 if one fails because of it.
+"""python -m benchmarks.peers DIR: other projects' tests with our attention in the place of theirs.
 
 DIR/flash-attention and DIR/transformers are checkouts; one of them may be missing. Nothing is downloaded. A test that
 fails, or is skipped, runs once more without our attention: it is a failure of ours if it passes then and refusals.toml
-does not name it.
+does not name it. Exit code 1 if there is such a failure, or if no test could be run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(results.table(verdicts))
     if options.json:
         options.json.write_text(json.dumps([{**asdict(v), "run": v.run} for v in verdicts], indent=1) + "\n")
-    return int(any(verdict.failures for verdict in verdicts))
+    return int(any(verdict.failures for verdict in verdicts) or not any(verdict.run for verdict in verdicts))
 
 
 def _suites(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Suite]:
