@@ -106,6 +106,8 @@ def _run(suite: Suite, setting: Setting, report: Path, jobs: int, end: float) ->
     environment = {
         **setting.environment(), **given,
         "PEERS_REPORT": str(report), "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        # It may itself be started by a test, in a process of pytest-xdist.
+        "PYTEST_XDIST_WORKER": "", "PYTEST_ADDOPTS": "",
         "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     with Child(command, environment=environment, directory=suite.directory) as child:

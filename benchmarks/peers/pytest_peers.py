@@ -25,7 +25,7 @@ _ROOT = Path(__file__).parents[2]
 _MESSAGE = 2000  # characters of it that are kept
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if os.environ.get("PYTEST_XDIST_WORKER"):
     # Ours is a checkout, too: its folders kernels and tests would be taken for packages of these names.
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != _ROOT]
 
