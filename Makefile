@@ -10,16 +10,18 @@ JOBS := $(shell nproc 2>/dev/null | awk '{print $$1 < 8 ? $$1 : 8}')
 IN_PARALLEL := -n $(or $(JOBS),1) --dist worksteal
 CXX_FILES = $(shell find kernels bindings -name '*.cu' -o -name '*.cuh' -o -name '*.cc' -o -name '*.h' 2>/dev/null)
 OLDEST_NVRTC := $(VENV)/nvrtc-13.0
+LOWEST := $(VENV)/lowest
 # What an installation in place depends on; Python sources are read where they are.
 BUILD_FILES := pyproject.toml CMakeLists.txt $(wildcard bindings/*.cc bindings/*.h bindings/emulator/*)
 DEMO_PROMPT := examples/fibonacci.txt
 
-.PHONY: help demo test test-slow fuzz lint format bench bench-host doctor clean distclean
+.PHONY: help demo test test-slow test-lowest test-peers fuzz lint format bench bench-host doctor clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       install, fetch the demo weights (Gemma terms apply) and run the main job on them'
 	@echo 'make test       install what the tests need and run them; make test-slow runs those that take long'
+	@echo 'make test-peers PEERS=DIR  the tests of FlashAttention and Transformers, from checkouts in DIR, with our attention'
 	@echo 'make fuzz       hostile files and arguments, 20 times as many as make test draws (TIMES=20, SEED=...)'
 	@echo 'make lint       ruff, mypy, clang-format'
 	@echo 'make format     rewrite the sources as make lint wants them'
@@ -38,13 +40,24 @@ test: $(VENV)/.dev
 	$(PYTEST) -m "not slow" $(IN_PARALLEL)
 
 # Products are rounded as the tensor cores of two generations do. Register allocation differs between compilers: kernels
-# must fit with the oldest NVRTC of CUDA 13, too.
+# must fit with the oldest NVRTC of CUDA 13, too. The lowest versions of all dependencies come last.
 test-slow: $(VENV)/.dev $(VENV)/.nvrtc
 	$(PYTEST) -m slow
 	for mma in ampere hopper; do \
 	  $(PYTEST) --mma $$mma -m "not slow" tests/test_attention.py tests/test_attention_edges.py tests/test_linear.py || exit 1; \
 	done
 	GEMMA_CUDA_NVRTC=$(OLDEST_NVRTC)/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/test_compile.py
+	$(MAKE) test-lowest
+
+test-lowest: $(VENV)/.lowest
+	$(LOWEST)/bin/python -m pytest -m "not slow" -n $(or $(JOBS),1) \
+	  $$($(BIN)/python -c 'from tests.lowest_versions import FILES; print(*FILES)')
+
+# PEERS: a folder with checkouts, flash-attention and transformers. ARGS: --models gemma2 --only numpy --sample 100
+# --minutes 30 --json FILE; python -m benchmarks.peers --help has them all.
+test-peers: $(VENV)/.peers
+	@test -n "$(PEERS)" || { echo 'error: say where the checkouts are: make test-peers PEERS=DIR' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.peers "$(PEERS)" --jobs $(shell nproc 2>/dev/null || echo 1) $(ARGS)
 
 # Other files and arguments at each call, or those of SEED=1 again.
 fuzz: $(VENV)/.dev
@@ -113,4 +126,18 @@ $(VENV)/.dev: $(VENV)/.python $(BUILD_FILES)
 
 $(VENV)/.nvrtc: $(VENV)/.python
 	$(PIP) install --quiet --no-deps --upgrade --target $(OLDEST_NVRTC) 'nvidia-cuda-nvrtc==13.0.*'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(PIP) install --quiet --editable ".[dev,peers]"
+	@touch $@
+
+# Wheels alone: what must be compiled for want of one is not the version that a user of this Python would get.
+$(VENV)/.lowest: $(VENV)/.dev tests/lowest_versions.py
+	$(BIN)/python -m tests.lowest_versions >$(LOWEST).txt
+	rm -rf $(LOWEST) $@ && $(BIN)/python -m venv $(LOWEST)
+	PIP_CONSTRAINT=$(LOWEST).txt $(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --only-binary :all: --requirement $(LOWEST).txt --editable ".[demo]" || { \
+	  echo 'error: the lowest versions of the dependencies cannot be installed: they need a package index, and' >&2; \
+	  echo '$(BIN)/python to be 3.11 or 3.12, for which NumPy 2.0 has wheels' >&2; exit 1; }
 	@touch $@

@@ -25,15 +25,20 @@ _ENDING_S = 10.0  # a killed process that is not gone by then waits inside the k
 
 
 class Child:
-    """A program that runs in ROOT until it ends, or the `with` block does."""
+    """A program that runs in a directory, ROOT by default, until it ends, or the `with` block does."""
 
     def __init__(
-        self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        directory: Path = ROOT,
     ) -> None:
         self._out, self._error = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=directory,
             env={**os.environ, **(environment or {})},
             pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,

@@ -128,7 +128,7 @@ def closure(extra: str) -> list[Requirement]:
 
 
 def test_the_extras_are_those_that_the_readme_names() -> None:
-    assert set(EXTRAS) == {"cuda13", "cuda12", "demo", "torch", "transformers", "jax", "bench", "test", "dev"}
+    assert set(EXTRAS) == {"cuda13", "cuda12", "demo", "torch", "transformers", "jax", "bench", "test", "peers", "dev"}
     readme = (ROOT / "README.md").read_text()
     for extra in EXTRAS:
         assert f"`{extra}`" in readme, extra
