@@ -21,7 +21,7 @@ OUT_OF_BUDGET, REFUSED, TEXT = b"B", b"R", b"T"
 def main() -> None:
     sys.path += json.loads(_receive())
     try:
-        import jinja2.ext  # noqa: F401
+        import jinja2.ext
         import jinja2.sandbox  # noqa: F401
     except ImportError as error:
         _answer(REFUSED, f"jinja2 cannot be imported: {error}")
