@@ -272,7 +272,9 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     private_directory._temporary.cache_clear()
     private_directory._made.clear()
     real = product_cache.atomic_path
-    monkeypatch.setattr(product_cache, "atomic_path", lambda p: read_only(p) if tmp_path in p.parents else real(p))
+    monkeypatch.setattr(
+        product_cache, "atomic_path", lambda p, **options: read_only(p) if tmp_path in p.parents else real(p, **options)
+    )
     assert compile_kernel(INSTANCE, "sm_90a", cache=tmp_path) == filled and len(builds) == 1
     with pytest.warns(RuntimeWarning, match=r"cuda cannot be written \(Read-only file system\)"):
         compile_kernel(INSTANCE, "sm_86", cache=tmp_path)

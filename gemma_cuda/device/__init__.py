@@ -4,7 +4,6 @@ import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..arguments import shown
 from ..errors import InputError
 from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
 
@@ -36,6 +35,8 @@ def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoi
     here if None. Raises InputError for any other name and DeviceError for a device that cannot be had.
     """
     if requested not in DEVICES and not _CUDA.fullmatch(requested):
+        from ..arguments import shown  # which needs NumPy; to ask for devices does not
+
         raise InputError(f"device is {shown(requested)}, expected one of {', '.join(DEVICES)}, cuda:1, ...")
     if requested != "auto":
         if requested != "numpy":
