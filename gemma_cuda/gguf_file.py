@@ -20,7 +20,7 @@ from gemma_cuda.config_fields import shown
 from gemma_cuda.dequantize import FORMATS, BlockFormat
 from gemma_cuda.errors import CheckpointError
 from gemma_cuda.gguf_vocabulary import GgufVocabulary, StringArray, read_vocabulary
-from gemma_cuda.packed import MappedFile, PackedTensor
+from gemma_cuda.packed import ModelFile, PackedTensor
 from gemma_cuda.printable import shown_name
 
 _MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -29,6 +29,7 @@ _MAX_ALIGNMENT = 1 << 20
 _MAX_ENTRIES = _MAX_NAME = 1 << 16
 _MAX_STRINGS = 4 << 20
 _MAX_HEADER = 256 << 20
+_BLOCK = 1 << 20
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, tuple[str, str]] = {  # GGUF value type: (struct code, NumPy dtype)
     0: ("<B", "<u1"), 1: ("<b", "<i1"), 2: ("<H", "<u2"), 3: ("<h", "<i2"), 4: ("<I", "<u4"), 5: ("<i", "<i4"),
@@ -51,7 +52,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        cursor = _Cursor(MappedFile(path))
+        cursor = _Cursor(ModelFile(path))
         tensor_count, entry_count = _read_preamble(cursor)
         self.metadata: dict[str, object] = {}
         for _ in range(entry_count):
@@ -69,7 +70,7 @@ class GgufFile:
                 raise CheckpointError(f"{path}: tensor {shown_name(header.name)} occurs twice")
             self.tensors[header.name] = header.locate(cursor.file, data_start, alignment)
         _check_overlap(path, self.tensors)
-        cursor.file.drop_pages(0, cursor.position)
+        cursor.file.require_unchanged()
 
     def vocabulary(self) -> GgufVocabulary | None:
         """The tokenizer in the metadata, or None if the file has none; CheckpointError if its parts do not fit."""
@@ -77,11 +78,12 @@ class GgufFile:
 
 
 class _Cursor:
-    """Reads a mapped file from front to back; CheckpointError where it would pass the end."""
+    """Reads a file from front to back; CheckpointError where it would pass the end."""
 
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         self.file = file
         self.position = 0
+        self.buffer = bytearray()  # of the file, as far as it was needed
         self.string_count = 0  # in all arrays so far: each takes 60 bytes of memory, whatever it takes of the file
 
     def take(self, count: int, what: str) -> int:
@@ -98,10 +100,19 @@ class _Cursor:
                 f"tensors may have at most {_MAX_HEADER}"
             )
         self.position = start + count
+        self.fill(self.position)
         return start
 
+    def fill(self, end: int) -> bool:
+        """Reads on to `end`, or some way beyond; whether the buffer has grown."""
+        have, most = len(self.buffer), min(len(self.file), _MAX_HEADER)
+        if end <= have or have >= most:
+            return False
+        self.buffer += self.file.read(have, min(most, max(end, have + _BLOCK)) - have)
+        return True
+
     def number(self, code: str, what: str) -> Any:
-        return struct.unpack_from(code, self.file.map, self.take(struct.calcsize(code), what))[0]
+        return struct.unpack_from(code, self.buffer, self.take(struct.calcsize(code), what))[0]
 
     def text(self, what: str, *, limit: int = _MAX_HEADER) -> str:
         length: int = self.number("<Q", what)
@@ -109,7 +120,7 @@ class _Cursor:
         if length > limit:
             raise CheckpointError(f"{self.file.path}: {shown_name(what)} has {length} bytes, expected at most {limit}")
         try:
-            return str(self.file.map[start : start + length], "utf-8")
+            return str(memoryview(self.buffer)[start : start + length], "utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.file.path}: {shown_name(what)} is not UTF-8 at byte {start}") from error
 
@@ -129,7 +140,7 @@ class _Cursor:
             )
         dtype = np.dtype(_SCALARS[item_type][1])
         start = self.take(count * dtype.itemsize, key)
-        return np.frombuffer(self.file.map, dtype, count, start).copy() if count else np.empty(0, dtype)
+        return np.frombuffer(self.buffer, dtype, count, start).copy() if count else np.empty(0, dtype)
 
     def _strings(self, count: int, key: str) -> StringArray:
         """The one place that must be fast: `count` lengths and strings, each known only from the one before."""
@@ -140,20 +151,24 @@ class _Cursor:
             raise CheckpointError(
                 f"{self.file.path}: {self.string_count} strings with {shown_name(key)}, expected at most {_MAX_STRINGS}"
             )
-        unpack, buffer, position = struct.Struct("<Q").unpack_from, self.file.map, begin
+        unpack, buffer, position = struct.Struct("<Q").unpack_from, self.buffer, begin
         starts: list[int] = []
         append = starts.append
-        try:
-            for _ in range(count):
-                append(position + 8)
-                position += 8 + unpack(buffer, position)[0]
-        except (struct.error, OverflowError):
-            position = len(buffer) + 1
+        while len(starts) < count:
+            try:
+                for _ in range(count - len(starts)):
+                    position, start = position + 8 + unpack(buffer, position)[0], position + 8
+                    append(start)
+            except (struct.error, OverflowError):  # the length is beyond what was read, or beyond the file
+                if not self.fill(position + 8):
+                    starts.append(position + 8)
+                    position = len(self.file) + 1
+                    break
         self.position = begin
         self.take(position - begin, f"{key} (string {len(starts) - 1})")
         start_array = np.array(starts, np.int64) - begin
         end_array = np.append(start_array[1:] - 8, position - begin) if count else start_array
-        return StringArray(buffer[begin:position], start_array, end_array)
+        return StringArray(bytes(buffer[begin:position]), start_array, end_array)
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,7 @@ class _TensorHeader:
     type_id: int
     offset: int
 
-    def locate(self, file: MappedFile, data_start: int, alignment: int) -> PackedTensor:
+    def locate(self, file: ModelFile, data_start: int, alignment: int) -> PackedTensor:
         """The tensor at its place in the file, checked to lie inside it."""
         where = f"{file.path}: tensor {shown_name(self.name)}"
         if self.type_id not in _GGML_TYPES:
@@ -188,7 +203,7 @@ class _TensorHeader:
 def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     """Numbers of tensors and of metadata entries."""
     path, size = cursor.file.path, len(cursor.file)
-    if cursor.file.map[:4] != b"GGUF":
+    if cursor.file.read(0, min(4, size)) != b"GGUF":
         raise CheckpointError(f"{path}: not a GGUF file (it does not begin with GGUF)")
     cursor.take(4, "the header")
     version = cursor.number("<I", "the header")

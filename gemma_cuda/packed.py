@@ -8,11 +8,9 @@ file that somebody cuts meanwhile gives an error, where a mapping would end the 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,10 @@ _BLOCK_ELEMENTS = 1 << 17  # float32 of one row block: 512 KiB, so that block, p
 _OUT_DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
 
-class MappedFile:
+class ModelFile:
     """An open file of `len(self)` bytes. CheckpointError if it cannot be opened or is empty.
 
-    Tensors come by `read_into` and `require_unchanged`; map is for a header whose end is known only to its reader.
+    It is read, never mapped: to touch a mapping after the file was cut ends the process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,15 +46,6 @@ class MappedFile:
 
     def __len__(self) -> int:
         return self._stamp[0]
-
-    @cached_property
-    def map(self) -> mmap.mmap:
-        """All bytes, mapped for reading: to touch them after the file was cut ends the process."""
-        self.require_unchanged()
-        try:
-            return mmap.mmap(self._descriptor, len(self), access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.path, error) from error
 
     def read(self, start: int, count: int) -> bytes:
         """A copy of bytes; CheckpointError where the file has become shorter."""
@@ -87,13 +76,6 @@ class MappedFile:
         if _stamp(self._descriptor) != self._stamp:
             raise self._changed()
 
-    def drop_pages(self, start: int, count: int) -> None:
-        """Takes the pages wholly inside [start, start + count) out of this process; the file cache keeps them."""
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (start + count) // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self.map.madvise(mmap.MADV_DONTNEED, first, length)
-
     def _changed(self) -> CheckpointError:
         return CheckpointError(f"{self.path}: the file was changed after it was opened; load the model again")
 
@@ -115,7 +97,7 @@ class PackedTensor:
     name: str  # as the file spells it
     shape: tuple[int, ...]
     format: BlockFormat
-    file: MappedFile
+    file: ModelFile
     start: int
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from gemma_cuda.config_fields import shown
 from gemma_cuda.dequantize import FORMATS, BlockFormat
 from gemma_cuda.errors import CheckpointError
-from gemma_cuda.packed import MappedFile, PackedTensor
+from gemma_cuda.packed import ModelFile, PackedTensor
 from gemma_cuda.printable import shown_name
 from gemma_cuda.side_files import INDEX, parse_json_object
 
@@ -27,7 +27,7 @@ def read_tensors(path: Path) -> dict[str, PackedTensor]:
 
     Tensors of a dtype that we cannot decode are listed too; `PackedTensor.require_readable` refuses them by name.
     """
-    file = MappedFile(path)
+    file = ModelFile(path)
     if len(file) < 8:
         raise CheckpointError(f"{path}: {len(file)} bytes, too short for a safetensors file")
     header_bytes = int.from_bytes(file.read(0, 8), "little")
@@ -55,7 +55,7 @@ def _listed(value: object) -> str:
     return shown(value)
 
 
-def _read_entry(file: MappedFile, name: str, entry: object, data_start: int) -> PackedTensor:
+def _read_entry(file: ModelFile, name: str, entry: object, data_start: int) -> PackedTensor:
     where = f"{file.path}: tensor {shown_name(name)}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its header entry is not an object")
@@ -80,7 +80,7 @@ def _read_entry(file: MappedFile, name: str, entry: object, data_start: int) -> 
     return PackedTensor(name, tuple(shape), block_format, file, data_start + begin)
 
 
-def _check_layout(file: MappedFile, data_start: int, tensors: dict[str, PackedTensor]) -> None:
+def _check_layout(file: ModelFile, data_start: int, tensors: dict[str, PackedTensor]) -> None:
     """The tensors must tile the data exactly, as the format demands: no overlap, no gap, nothing after the last."""
     end, previous = data_start, "the header"
     for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.nbytes)):

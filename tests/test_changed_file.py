@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
 import gemma_cuda
+from gemma_cuda import gguf_file
 from gemma_cuda.checkpoint import Checkpoint, open_checkpoint
 from gemma_cuda.errors import CheckpointError
-from tests.checkpoints import TINY_GEMMA1, random_tensors, write_directory
+from tests.checkpoints import GEMMA3, TINY_GEMMA1, random_tensors, write_directory, write_gguf_model
 
 CHANGED = "the file was changed after it was opened; load the model again"
 CONFIG = {**TINY_GEMMA1, "tie_word_embeddings": False, "vocab_size": 2000}
@@ -44,6 +46,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path, change: object, when: str) ->
 import sys
 from pathlib import Path
 import gemma_cuda
+from gemma_cuda import gguf_file
 from gemma_cuda.checkpoint import open_checkpoint
 from gemma_cuda.errors import CheckpointError
 from tests import test_changed_file
@@ -105,3 +108,24 @@ def test_gathering_notices_a_change(tmp_path: Path) -> None:
     overwrite(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=CHANGED):
         gather(checkpoint)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_gguf_header_that_is_cut_while_it_is_read(
+    tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf_model(path, GEMMA3, random_tensors(GEMMA3, seed=0), gguf.GGMLQuantizationType.F32)
+    monkeypatch.setattr(gguf_file, "_BLOCK", 64)
+    blocks, fill = [], gguf_file._Cursor.fill
+
+    def cutting(self: gguf_file._Cursor, end: int) -> bool:
+        if len(blocks) == after:
+            os.truncate(path, 32)
+        blocks.append(end)
+        return fill(self, end)
+
+    assert gguf_file.GgufFile(path).tensors
+    monkeypatch.setattr(gguf_file._Cursor, "fill", cutting)
+    with pytest.raises(CheckpointError, match=CHANGED):
+        gguf_file.GgufFile(path)
