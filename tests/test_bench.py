@@ -212,6 +212,7 @@ def test_a_random_model_is_timed_by_kernel(cuda: Cuda) -> None:
     assert "×" in tables.prefill_line(row)
 
 
+@pytest.mark.slow
 def test_each_row_of_a_prefill_is_saved_before_the_next_one(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ends the process has what was measured, and the prompts that no time was left for are named."""
     saved: list[list[int]] = []

@@ -68,6 +68,7 @@ def test_a_directory_is_the_same_model(model: str, traced: None) -> None:
     assert as_ours(other, made, EAGER, 140) is not None
 
 
+@pytest.mark.slow
 def test_a_model_without_sdpa_is_compiled_with_its_own_attention(traced: None) -> None:
     path = hf_models.build("gemma2").path
     made = transformers_peers.of_checkpoint(path, device="cpu")

@@ -64,6 +64,7 @@ def test_bwd_overflow():
 """
 
 
+@pytest.mark.slow
 def test_each_kind_of_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_NEEDED", ())
     (tmp_path / "flash-attention" / "tests").mkdir(parents=True)
