@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import shutil
 import signal
+import tempfile
 
 # A shell's background job inherits an ignored SIGINT; the tests of Ctrl-C would then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,9 +28,25 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+from gemma_cuda import files, private_directory  # noqa: E402
 from gemma_cuda.device.emulator import Emulator  # noqa: E402
 from gemma_cuda.device.protocol import Device  # noqa: E402
+from gemma_cuda.errors import GemmaError  # noqa: E402
 from tests.emulated import DeviceOf, on_cuda  # noqa: E402
+
+
+def _use_safe_cache() -> None:
+    """Where the home directory is none that a cache may lie in, all processes of a run share one that ends with it."""
+    try:
+        private_directory.check(files.wanted_cache())
+    except GemmaError:
+        if not os.environ.get("GEMMA_CUDA_CACHE"):
+            directory = tempfile.mkdtemp(prefix="gemma-cuda-tests-")
+            os.environ["GEMMA_CUDA_CACHE"] = directory  # which pytest-xdist's processes inherit
+            atexit.register(shutil.rmtree, directory, ignore_errors=True)
+
+
+_use_safe_cache()
 
 
 @pytest.fixture
