@@ -198,6 +198,7 @@ class Gemma:
 
         if not isinstance(self._memory, Cuda):
             raise DeviceError(f"warmup: there is nothing to prepare on device {self.device!r}, only on CUDA")
+        graphs, tune = arguments.flag("warmup: graphs", graphs), arguments.flag("warmup: tune", tune)
         capacity = checked_capacity(lengths, batch_size, kv_rows, kv_capacity)
         if self._graphs is not None:
             self._memory.synchronize()  # this stream waits for the last use on any other

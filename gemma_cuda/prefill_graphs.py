@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import arguments
 from .batch import Batch, text_batch
 from .config import RopeConfig
 from .device.arena import Arena
@@ -226,17 +227,19 @@ class PrefillGraphs:
 
 def checked_capacity(lengths: Sequence[int], batch_size: int, kv_rows: int, kv_capacity: int | None) -> int:
     """kv_capacity, or what None stands for; raises InputError for arguments of `Gemma.warmup` that make no sense."""
-    if not lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths):
-        raise InputError(f"warmup: lengths is {lengths!r}, expected numbers of tokens such as [16, 128, 1024]")
+    tokens = arguments.integers("warmup: lengths", lengths)
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.min() < 1:
+        raise InputError(
+            f"warmup: lengths is {arguments.shown(lengths)}, expected numbers of tokens such as [16, 128, 1024]"
+        )
     for name, value in (("batch_size", batch_size), ("kv_rows", kv_rows)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"warmup: {name} is {value!r}, expected an integer of at least 1")
+        arguments.integer(f"warmup: {name}", value, least=1)
     if batch_size > kv_rows or batch_size > min(lengths):
         raise InputError(
             f"warmup: batch_size {batch_size} is more than kv_rows {kv_rows} or than the shortest of lengths, "
             f"{min(lengths)}"
         )
-    capacity = 2 * max(lengths) if kv_capacity is None else kv_capacity
+    capacity = 2 * max(lengths) if kv_capacity is None else arguments.integer("warmup: kv_capacity", kv_capacity)
     if capacity < max(lengths):
         raise InputError(f"warmup: kv_capacity {capacity} is less than the longest of lengths, {max(lengths)}")
     return capacity

@@ -71,6 +71,10 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, vocabulary: GgufVocabulary) -> Tokenizer:
         """The tokenizer of a GGUF file of Gemma 1 to 4 (`tokenizer.ggml.model` llama or gemma4)."""
+        from gemma_cuda.gguf_vocabulary import GgufVocabulary
+
+        if not isinstance(vocabulary, GgufVocabulary):
+            raise InputError(f"vocabulary is {arguments.shown(vocabulary)}, expected that of a GGUF file")
         return cls(*read_gguf(vocabulary))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -109,7 +113,8 @@ class Tokenizer:
 
     def stream(self, *, skip_special_tokens: bool = True) -> TokenStream:
         """A decoder that is given one id at a time."""
-        return TokenStream(self, skip_special_tokens=skip_special_tokens)
+        skipped = arguments.flag("skip_special_tokens", skip_special_tokens)
+        return TokenStream(self, skip_special_tokens=skipped)
 
     def token_id(self, token: str) -> int | None:
         """Id of the token written exactly so ("<end_of_turn>"; spaces as U+2581), or None."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PretrainedConfig
 
 from ..arguments import shown
 from ..errors import CacheError, InputError
@@ -32,6 +32,8 @@ def cache_to_transformers(cache: KVCache, config: Any = None) -> DynamicCache:
         raise CacheError("to_transformers: rows end at different positions; transformers needs them padded on the left")
     if any(stored is not None and stored.first_slot for stored in cache.layers):
         raise CacheError("to_transformers: the cache was trimmed to its sliding windows; export it untrimmed")
+    if config is not None and not isinstance(config, PretrainedConfig):
+        raise InputError(f"to_transformers: config is {shown(config)}, expected a configuration of transformers")
     out = DynamicCache() if config is None else DynamicCache(config=config.get_text_config())
     for i, pair in enumerate(cache):
         if pair is not None:

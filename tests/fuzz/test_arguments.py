@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 import gemma_cuda
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import GemmaError
+from gemma_cuda.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.interop import torch as torch_ops
 from gemma_cuda.interop import transformers as for_transformers
+from gemma_cuda.prefill_graphs import checked_capacity
 from gemma_cuda.tokenizer import Tokenizer
 from tests.fuzz import examples
 from tests.fuzz.hostile import anything, is_large
@@ -38,8 +40,13 @@ def model(name: str = "gemma3") -> gemma_cuda.Gemma:
 
 
 @functools.cache
+def vocabulary() -> GgufVocabulary:
+    return Pieces.of(train(), USER_DEFINED).gguf(chat_template="{{ messages }}")
+
+
+@functools.cache
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_gguf(Pieces.of(train(), USER_DEFINED).gguf(chat_template="{{ messages }}"))
+    return Tokenizer.from_gguf(vocabulary())
 
 
 @functools.cache
@@ -132,6 +139,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], tuple[s
         {"name": lambda: build("gemma3").path, "device": just("numpy")},
         ("dtype", "gemm", "progress"),
     ),
+    "Gemma.from_checkpoint": (
+        gemma_cuda.Gemma.from_checkpoint,
+        {"checkpoint": lambda: gemma_cuda.open_checkpoint(build("gemma3").path), "device": just("numpy")},
+        ("dtype", "gemm", "progress"),
+    ),
+    "Gemma.warmup": (
+        checked_capacity,
+        {"lengths": just([16]), "batch_size": just(1), "kv_rows": just(2), "kv_capacity": just(32)},
+        (),
+    ),
     "Gemma.prefill": (model().prefill, {"input_ids": ids}, PREFILL),
     "Gemma.prefill of embeddings": (model().prefill, {"inputs_embeds": floats(1, 3, E)}, PREFILL[1:]),
     "Gemma.prefill over a cache": (
@@ -163,6 +180,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], tuple[s
     "Gemma.to_host": (model().to_host, {"array": floats(2)}, ()),
     "KVCache.crop": (from_cache("crop"), {"length": just(2)}, ()),
     "KVCache.reserve": (from_cache("reserve"), {"slots": just(4)}, ()),
+    "KVCache.to_transformers": (from_cache("to_transformers"), {}, ("config",)),
     "KVCache.load": (gemma_cuda.KVCache.load, {"path": saved_cache}, ()),
     "KVCache.from_transformers": (
         gemma_cuda.KVCache.from_transformers,
@@ -177,6 +195,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], tuple[s
         {"messages": just(MESSAGES)},
         ("add_generation_prompt",),
     ),
+    "Tokenizer.stream": (tokenizer().stream, {}, ("skip_special_tokens",)),
+    "Tokenizer.from_gguf": (Tokenizer.from_gguf, {"vocabulary": vocabulary}, ()),
     "Tokenizer.stream.push": (lambda token_id: tokenizer().stream().push(token_id), {"token_id": just(5)}, ()),
     "Tokenizer.from_pretrained": (Tokenizer.from_pretrained, {"source": lambda: build("gemma3").path}, ()),
     "open_checkpoint": (gemma_cuda.open_checkpoint, {"path": lambda: build("gemma3").path}, ()),
