@@ -46,7 +46,7 @@ test-slow: $(VENV)/.dev $(VENV)/.nvrtc
 	for mma in ampere hopper; do \
 	  $(PYTEST) --mma $$mma -m "not slow" tests/test_attention.py tests/test_attention_edges.py tests/test_linear.py || exit 1; \
 	done
-	GEMMA_CUDA_NVRTC=$(OLDEST_NVRTC)/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/test_compile.py
+	GEMMA_CUDA_NVRTC=$(abspath $(OLDEST_NVRTC))/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/test_compile.py
 	$(MAKE) test-lowest
 
 test-lowest: $(VENV)/.lowest
