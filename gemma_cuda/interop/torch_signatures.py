@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import shown
+from .. import arguments
 from ..errors import InputError
 from .causal_bias import first_query, is_causal_bias
 from .options import flag, integer, number
@@ -183,9 +183,12 @@ def _flash(
     **lengths: Any,
 ) -> Any:
     op = "flash_attn"
-    if not isinstance(window_size, tuple | list) or len(window_size) != 2:
-        raise InputError(f"{op}: window_size is {shown(window_size)}, expected (left, right)")
-    bounds = [integer(op, "window_size", bound) for bound in window_size]
+    given: Any = window_size
+    if not isinstance(given, tuple | list):  # a tensor, an array
+        given = arguments.integers(f"{op}: window_size", given).tolist()
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise InputError(f"{op}: window_size is {arguments.shown(window_size)}, expected (left, right)")
+    bounds = [integer(op, "window_size", bound) for bound in given]
     left, right = (None if bound < 0 else min(bound, _MOST_KEYS) for bound in bounds)
     causal, softcap = flag(op, "causal", causal), number(op, "softcap", softcap, least=0)
     return_attn_probs = flag(op, "return_attn_probs", return_attn_probs)
