@@ -31,7 +31,7 @@ class Budget:
 CONFIG = Budget(_MIB, 1 << 17)  # config.json, generation_config.json: some thousand bytes
 INDEX = Budget(16 * _MIB, 1 << 20)  # *.index.json and headers of safetensors: 0.1 MB for the largest Gemma
 TOKENIZER_CONFIG = Budget(16 * _MIB, 1 << 20)  # Gemma 3's has 1.2 MB
-TOKENIZER_JSON = Budget(64 * _MIB, 4 << 20)  # Gemma 3's has 33 MB and 2.2 million values
+TOKENIZER_JSON = Budget(64 * _MIB, 4 << 20)  # Gemma 3's has 33 MB and 1.9 million values
 TOKENIZER_MODEL = Budget(16 * _MIB)  # Gemma 3's has 4.7 MB
 CHAT_TEMPLATE = Budget(_MIB)  # Gemma 4's has 17 kB
 
