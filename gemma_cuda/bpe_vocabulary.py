@@ -83,12 +83,17 @@ def build_backend(vocabulary: BpeVocabulary) -> tokenizers.Tokenizer:
     return backend
 
 
-def check_vocabulary(source: str, tokens: Collection[str], merges: int) -> None:
-    """TokenizerError unless tokens and merges are within their budget."""
-    if len(tokens) > _MAX_TOKENS or merges > _MAX_MERGES:
+def check_counts(source: str, tokens: int, merges: int = 0) -> None:
+    """TokenizerError unless the numbers of tokens and merges are within their budget."""
+    if tokens > _MAX_TOKENS or merges > _MAX_MERGES:
         raise TokenizerError(
-            f"{source}: {len(tokens)} tokens and {merges} merges, expected at most {_MAX_TOKENS} and {_MAX_MERGES}"
+            f"{source}: {tokens} tokens and {merges} merges, expected at most {_MAX_TOKENS} and {_MAX_MERGES}"
         )
+
+
+def check_vocabulary(source: str, tokens: Collection[str], merges: int) -> None:
+    """TokenizerError unless tokens and merges are within their budget, characters included."""
+    check_counts(source, len(tokens), merges)
     longest, total = max(map(len, tokens), default=0), sum(map(len, tokens))
     if longest > _MAX_TOKEN_LENGTH or total > _MAX_CHARACTERS:
         raise TokenizerError(

@@ -125,7 +125,7 @@ def _pool(x: Array, tokens: int) -> Array:
     if x.ndim != 3:
         raise InputError(f"tower_output is {list(x.shape)}, expected [images, patches, vision]")
     side, target = round(x.shape[1] ** 0.5), round(tokens**0.5)
-    if side * side != x.shape[1] or side % target:
+    if side * side != x.shape[1] or target * target != tokens or side % target:
         raise InputError(
             f"tower_output has {x.shape[1]} patches an image, expected a square that pools to {tokens} tokens"
         )

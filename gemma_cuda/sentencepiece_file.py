@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_cuda.bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary
+from gemma_cuda.bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary, check_counts
 from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import TokenizerError
 from gemma_cuda.side_files import TOKENIZER_MODEL, read_side_file
@@ -50,6 +50,7 @@ def _parse(data: bytes, source: str) -> BpeVocabulary:
             tokens.append(token)
             scores.append(score)
             types.append(piece_type)
+            check_counts(source, len(tokens))  # an empty piece takes 2 bytes of the file and 100 of memory
         elif number == 2:
             model_type = _varint_field(data, _span(value), 3, default=1)
         elif number == 3:

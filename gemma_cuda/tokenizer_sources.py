@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_cuda.bpe_vocabulary import SPACE, BpeVocabulary, build_backend, check_added_tokens, library_errors
+from gemma_cuda.bpe_vocabulary import (
+    SPACE,
+    BpeVocabulary,
+    build_backend,
+    check_added_tokens,
+    check_counts,
+    library_errors,
+)
 from gemma_cuda.config_fields import shown
 from gemma_cuda.errors import TokenizerError
 from gemma_cuda.printable import shown_name
@@ -170,6 +177,7 @@ def _gguf_tokens(vocabulary: GgufVocabulary) -> list[str]:
             f"{vocabulary.source}: tokenizer.ggml.model is {shown(vocabulary.model)}; Gemma files have 'llama' or "
             "'gemma4'"
         )
+    check_counts(vocabulary.source, len(vocabulary), 0 if vocabulary.merges is None else len(vocabulary.merges))
     tokens = []
     for i, token in enumerate(vocabulary.all()):
         try:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from gemma_cuda import multimodal
+from gemma_cuda.errors import InputError
 from tests import hf_forward
 from tests.compare import assert_within_rule
 from tests.hf_models import CAUSAL_TEXT, MULTIMODAL, RECIPES, build
@@ -135,6 +137,12 @@ def test_projected_image_features(name: str) -> None:
             r = modules[0](torch.from_numpy(tower).double())
         b = modules[1](torch.from_numpy(tower))
     assert_within_rule(ours(name).project_image_features(tower), r, b, dtype="float32", what="features")
+
+
+def test_tokens_of_an_image_that_are_no_square_are_refused() -> None:
+    assert multimodal._pool(np.zeros((1, 64, 4)), 16).shape == (1, 16, 4)
+    with pytest.raises(InputError, match="a square that pools to 15 tokens"):
+        multimodal._pool(np.zeros((1, 64, 4)), 15)
 
 
 @pytest.mark.parametrize("prefix", [1, 17, 40])

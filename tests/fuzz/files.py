@@ -201,7 +201,20 @@ TOKENIZER_MODEL = b"".join(
 ) + message(2, b"\x18\x02")
 
 operands = st.sampled_from(
-    ["x", "messages", "'a'", "1000", "10 ** 8", "range(9999)", "[x, x]", "loop", "namespace", "lipsum", "cycler", "''"]
+    [
+        "x",
+        "messages",
+        "'a'",
+        "1000",
+        "10 ** 8",
+        "range(9999)",
+        "[x, x]",
+        "loop",
+        "namespace",
+        "lipsum",
+        "cycler",
+        "''",
+    ]
 )
 expressions = st.recursive(
     operands,
@@ -224,6 +237,11 @@ templates = st.recursive(
     max_leaves=5,
 )
 
+
+runaways = st.sampled_from([
+    "", "", "", "", "", "", "{{ 'a' * 10 ** 9 }}", "{{ '%999999999d' % 1 }}",
+    "{% set n = namespace(x='aaaa') %}{% for i in range(28) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+])  # fmt: skip
 
 # Bytes, or a count or length that what is behind it satisfies.
 payloads = st.binary(max_size=40) | st.integers(0, 9).map(lambda n: struct.pack("<Q", n) + bytes(n))
@@ -308,11 +326,11 @@ def properties(files: Files) -> list[Callable[[], None]]:
         files.tokenizer_from("tokenizer.model", data)
 
     @examples(60)
-    @given(template=templates)
-    def chat_templates(template: str) -> None:
+    @given(runaway=runaways, template=templates)
+    def chat_templates(runaway: str, template: str) -> None:
         with package_errors_only(Path("t.gguf")):
             text = chat_template.render_chat_template(
-                template, [{"role": "user", "content": "x"}], add_generation_prompt=True, special_tokens={},
+                runaway + template, [{"role": "user", "content": "x"}], add_generation_prompt=True, special_tokens={},
                 source="t.gguf",
             )  # fmt: skip
             assert len(text) < chat_template.CHARACTERS + 1000
