@@ -124,13 +124,6 @@ def function(name: str, value: Any, *, error: Kind = InputError) -> Any:
     raise error(f"{name} is {shown(value)}, expected a function or None")
 
 
-def mapping(name: str, value: Any, *, error: Kind = InputError) -> Mapping[Any, Any]:
-    """The value, which is a mapping."""
-    if isinstance(value, Mapping):
-        return value
-    raise error(f"{name} is {shown(value)}, expected a dictionary")
-
-
 def host_array(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[Any, Any]:
     """The NumPy array of an array of any library, or of numbers in sequences of one length; values are not changed.
 

@@ -81,6 +81,7 @@ class _TemplateProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_registered = False  # for the ends and forks of this process
 
     def ask(self, request: bytes) -> tuple[bytes, str]:
         """(kind, text) of the answer; kind b"" if the process died, was too slow or had to be killed."""
@@ -110,6 +111,10 @@ class _TemplateProcess:
 
     def _start(self) -> tuple[bytes, str]:
         self.stop()
+        if not self._is_registered:
+            self._is_registered = True
+            atexit.register(self.stop)
+            os.register_at_fork(after_in_child=self.forget)
         program = str(Path(__file__).with_name("template_process.py"))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", program],
@@ -149,5 +154,3 @@ def _read(descriptor: int, count: int, deadline: float) -> bytes:
 
 
 _process = _TemplateProcess()
-atexit.register(_process.stop)
-os.register_at_fork(after_in_child=_process.forget)

@@ -194,17 +194,17 @@ class Gemma:
         are allocated.
         """
         from .device.cuda import Cuda
-        from .prefill_graphs import PrefillGraphs, checked_capacity
+        from .prefill_graphs import PrefillGraphs, checked_sizes
 
         if not isinstance(self._memory, Cuda):
             raise DeviceError(f"warmup: there is nothing to prepare on device {self.device!r}, only on CUDA")
         graphs, tune = arguments.flag("warmup: graphs", graphs), arguments.flag("warmup: tune", tune)
-        capacity = checked_capacity(lengths, batch_size, kv_rows, kv_capacity)
+        tokens, batch_size, kv_rows, capacity = checked_sizes(lengths, batch_size, kv_rows, kv_capacity)
         if self._graphs is not None:
             self._memory.synchronize()  # this stream waits for the last use on any other
             self._graphs = None  # the old one's memory can be used again
         self._graphs = PrefillGraphs(
-            self._decoder, self._memory, lengths, batch_size=batch_size, kv_rows=kv_rows, kv_capacity=capacity,
+            self._decoder, self._memory, tokens, batch_size=batch_size, kv_rows=kv_rows, kv_capacity=capacity,
             graphs=graphs, tune=tune,
         )  # fmt: skip
         return self._graphs.report()

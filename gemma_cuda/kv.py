@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .batch import Batch
 
-_MOST_SLOTS = 2**31 - 1  # slots are int32
+MOST_SLOTS = 2**31 - 1  # slots are int32
 
 
 class Memory(Protocol):
@@ -202,7 +202,7 @@ class KVCache:
 
         CacheError for what is no number of slots, OutOfMemoryError.
         """
-        wanted = arguments.integer("reserve: slots", slots, least=0, most=_MOST_SLOTS, error=CacheError)
+        wanted = arguments.integer("reserve: slots", slots, least=0, most=MOST_SLOTS, error=CacheError)
         with self.in_use():
             self.make_room(wanted)
 

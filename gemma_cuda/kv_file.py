@@ -13,11 +13,10 @@ import numpy as np
 
 from .errors import CacheError
 from .files import atomic_path
-from .kv import KVCache, LayerKV
+from .kv import MOST_SLOTS, KVCache, LayerKV
 from .reference.precision import Array
 
 _FORMAT = "gemma_cuda.kv.2"
-_MOST_SLOTS = 2**31 - 1
 _STORED = {  # the dtypes of K and V, by the model's
     "float32": (np.dtype(np.float32),),
     "float64": (np.dtype(np.float64),),
@@ -120,7 +119,7 @@ def _described(d: Mapping[str, Any], tensors: Mapping[str, Array]) -> KVCache:
 
 
 def _integers(name: str, values: Any, least: int = 0) -> list[int]:
-    if not isinstance(values, list) or not all(type(x) is int and least <= x <= _MOST_SLOTS for x in values):
+    if not isinstance(values, list) or not all(type(x) is int and least <= x <= MOST_SLOTS for x in values):
         raise CacheError(f"its {name} is {str(values)[:100]}, expected integers of at least {least}")
     return values
 

@@ -225,21 +225,24 @@ class PrefillGraphs:
         return copies[0], copies[1]
 
 
-def checked_capacity(lengths: Sequence[int], batch_size: int, kv_rows: int, kv_capacity: int | None) -> int:
-    """kv_capacity, or what None stands for; raises InputError for arguments of `Gemma.warmup` that make no sense."""
-    tokens = arguments.integers("warmup: lengths", lengths)
-    if tokens.ndim != 1 or tokens.size == 0 or tokens.min() < 1:
+def checked_sizes(
+    lengths: Sequence[int], batch_size: int, kv_rows: int, kv_capacity: int | None
+) -> tuple[list[int], int, int, int]:
+    """The arguments of `Gemma.warmup`, kv_capacity as what None stands for; InputError where they make no sense."""
+    given = arguments.integers("warmup: lengths", lengths)
+    if given.ndim != 1 or given.size == 0 or given.min() < 1:
         raise InputError(
             f"warmup: lengths is {arguments.shown(lengths)}, expected numbers of tokens such as [16, 128, 1024]"
         )
-    for name, value in (("batch_size", batch_size), ("kv_rows", kv_rows)):
-        arguments.integer(f"warmup: {name}", value, least=1)
-    if batch_size > kv_rows or batch_size > min(lengths):
+    tokens = [int(n) for n in given]
+    batch_size = arguments.integer("warmup: batch_size", batch_size, least=1)
+    kv_rows = arguments.integer("warmup: kv_rows", kv_rows, least=1)
+    if batch_size > kv_rows or batch_size > min(tokens):
         raise InputError(
             f"warmup: batch_size {batch_size} is more than kv_rows {kv_rows} or than the shortest of lengths, "
-            f"{min(lengths)}"
+            f"{min(tokens)}"
         )
-    capacity = 2 * max(lengths) if kv_capacity is None else arguments.integer("warmup: kv_capacity", kv_capacity)
-    if capacity < max(lengths):
-        raise InputError(f"warmup: kv_capacity {capacity} is less than the longest of lengths, {max(lengths)}")
-    return capacity
+    capacity = 2 * max(tokens) if kv_capacity is None else arguments.integer("warmup: kv_capacity", kv_capacity)
+    if capacity < max(tokens):
+        raise InputError(f"warmup: kv_capacity {capacity} is less than the longest of lengths, {max(tokens)}")
+    return tokens, batch_size, kv_rows, capacity

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import tempfile
+import warnings
+from collections.abc import Iterator
 
 # A shell's background job inherits an ignored SIGINT; the tests of Ctrl-C would then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,6 +63,26 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
         return on_cuda(emulator, monkeypatch) if is_emulated and emulator.schedule == "random" else emulator
 
     return device
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: products as small as those of tiny models take longer on several."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_warnings() -> Iterator[None]:
+    """Warnings are errors, but for one of torch's own about a mask that it makes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Lower right causal bias will produce NaNs")  # torch gives zeros
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -86,8 +86,6 @@ def test_flags_choices_texts_and_functions() -> None:
     assert arguments.function("h", None) is None and arguments.function("h", len) is len
     with pytest.raises(InputError, match="h is 3, expected a function or None"):
         arguments.function("h", 3)
-    with pytest.raises(InputError, match="m is 3, expected a dictionary"):
-        arguments.mapping("m", 3)
 
 
 def test_paths() -> None:

@@ -24,18 +24,10 @@ from tests.hf_forward import rounded_powers
 from tests.hf_models import CAUSAL, CAUSAL_TEXT, MULTIMODAL, RECIPES, TINY, Size, build
 from tests.parity import is_capped, padded, token_types
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 register()
 register("gemma_cuda_emulator", device="emulator")
 SPANS = [(3, 13), (13, 14), (20, 37)]  # longer than a window, one that touches it, one that ends near the end
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Products as small as these models' take longer on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache

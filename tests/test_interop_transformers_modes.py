@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,17 +29,9 @@ from gemma_cuda.interop.transformers_attention import attention_forward, key_ran
 from tests.hf_models import build
 from tests.parity import padded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 register()
 GENERATIONS = ["gemma_mqa", "gemma2", "gemma3_text", "gemma3", "gemma4_e2b", "gemma4_31b"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Products as small as these models' take longer on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache

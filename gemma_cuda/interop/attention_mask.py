@@ -14,7 +14,7 @@ from .attention_shapes import Sizes
 from .key_ranges import Mask
 
 _OP = "attention"
-_MOST_KEYS = 1 << 40  # a wider window than that is none
+MOST_KEYS = 1 << 40  # a wider window than that is none
 
 
 def window_bounds(causal: bool, sliding_window: int | None) -> tuple[int | None, int | None]:
@@ -23,7 +23,7 @@ def window_bounds(causal: bool, sliding_window: int | None) -> tuple[int | None,
     if sliding_window is None:
         return None, 0 if causal else None
     window = options.integer(_OP, "sliding_window", sliding_window, least=1, otherwise=" (the query itself), or None")
-    left = min(window, _MOST_KEYS) - 1
+    left = min(window, MOST_KEYS) - 1
     return left, 0 if causal else left
 
 

@@ -17,7 +17,7 @@ from .attention_run import PRECISIONS
 from .layers import check_float, check_like, checked_eps, contiguous, rows
 
 _ROW_BYTES = 16  # what the kernel reads at once
-_MOST_HEADS = (1 << 31) - 1
+MOST_HEADS = (1 << 31) - 1
 
 
 def qk_norm_rope(
@@ -94,7 +94,7 @@ def apply_qk_norm_rope(
         views: dict[str, Any] = {name: None if x is None else caller.view(x) for name, x in given.items()}
         own, tables, caches = views["x"], (views["cos"], views["sin"]), (views["k_cache"], views["v_cache"])
         check_float(op, "x", own, target, kernels="16 bit")
-        eps, heads = checked_eps(op, eps), arguments.integer(f"{op}: heads", heads, least=0, most=_MOST_HEADS)
+        eps, heads = checked_eps(op, eps), arguments.integer(f"{op}: heads", heads, least=0, most=MOST_HEADS)
         plus_one, v_norm, k_eq_v = (
             arguments.flag(f"{op}: {name}", value)
             for name, value in (("plus_one", plus_one), ("v_norm", v_norm), ("k_eq_v", k_eq_v))

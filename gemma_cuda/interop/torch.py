@@ -21,7 +21,7 @@ from .attention_shapes import check_shapes
 from .causal_bias import as_bias, is_causal_bias
 from .layers import apply_geglu, apply_rms_norm
 from .options import flag, integer, number
-from .qk_norm_rope import apply_qk_norm_rope
+from .qk_norm_rope import MOST_HEADS, apply_qk_norm_rope
 from .torch_rules import check_tensors, register_rules
 
 
@@ -234,11 +234,11 @@ def qk_norm_rope(
         op, ("x", "cos", "sin"), x=x, cos=cos, sin=sin, q_weight=q_weight, k_weight=k_weight, k_cache=k_cache,
         v_cache=v_cache, slots=slots, positions=positions,
     )  # fmt: skip
-    heads, eps = integer(op, "heads", heads, least=0, most=1 << 31), number(op, "eps", eps, least=0)
+    heads, eps = integer(op, "heads", heads, least=0, most=MOST_HEADS), number(op, "eps", eps, least=0)
     plus_one, v_norm, k_eq_v = (
         flag(op, name, value) for name, value in (("plus_one", plus_one), ("v_norm", v_norm), ("k_eq_v", k_eq_v))
     )
-    pairs = None if pairs is None else integer(op, "pairs", pairs, least=0, most=1 << 31)
+    pairs = None if pairs is None else integer(op, "pairs", pairs, least=0, most=MOST_HEADS)
     q: Tensor = torch.ops.gemma_cuda.qk_norm_rope(
         x, cos, sin, q_weight, k_weight, k_cache, v_cache, slots, positions, heads, eps, plus_one, v_norm, pairs,
         k_eq_v, _device_name(op, device),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import arguments
 from ..errors import InputError
+from .attention_mask import MOST_KEYS
 from .causal_bias import first_query, is_causal_bias
 from .options import flag, integer, number
 from .torch import attend_op
@@ -189,7 +190,7 @@ def _flash(
     if not isinstance(given, list | tuple) or len(given) != 2:
         raise InputError(f"{op}: window_size is {arguments.shown(window_size)}, expected (left, right)")
     bounds = [integer(op, "window_size", bound) for bound in given]
-    left, right = (None if bound < 0 else min(bound, _MOST_KEYS) for bound in bounds)
+    left, right = (None if bound < 0 else min(bound, MOST_KEYS) for bound in bounds)
     causal, softcap = flag(op, "causal", causal), number(op, "softcap", softcap, least=0)
     return_attn_probs = flag(op, "return_attn_probs", return_attn_probs)
     return_softmax_lse = flag(op, "return_softmax_lse", return_softmax_lse)
@@ -202,7 +203,6 @@ def _flash(
     return (o, lse) if return_softmax_lse else o
 
 
-_MOST_KEYS = 1 << 40  # a wider window than that is none
 _WAYS_OUT = {
     "dropout_p": "it is for training; pass 0.0, as model.eval() does",
     "alibi_slopes": "pass the slopes' bias as attn_bias of gemma_cuda.attention",

@@ -6,6 +6,7 @@ import array
 import datetime
 import decimal
 import fractions
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,6 +43,10 @@ class Integer:
         return 1
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 def _recursive() -> list[Any]:
     own: list[Any] = []
     own.append(own)
@@ -68,7 +73,7 @@ NUMBERS: tuple[Any, ...] = (
     *(ml_dtypes.bfloat16(1), np.datetime64("2020-01-01"), np.timedelta64(1, "s"), datetime.date(2020, 1, 1)),
 )
 TEXTS: tuple[Any, ...] = (
-    *("", " ", "a", "1", "\u00b2", "\u0661", "nan", "auto", "numpy", "BSHD", "\0", "\x1b[31mred", "\ud800", "x" * 5000),
+    *("", " ", "a", "1", "\u00b2", "\u0661", "nan", "auto", "numpy", "BSHD", "\0", "\x1b[31mred", "\ud800", "x" * 1000),
     *(
         "../" * 30,
         "/dev/zero",
@@ -122,6 +127,10 @@ MAKERS: tuple[Callable[[], Any], ...] = (
     ),
     *(lambda: torch.float32, lambda: torch.device("cpu"), lambda: np.random.default_rng(0), lambda: lambda *a: a),
 )
+
+
+EVERY: tuple[Callable[[], Any], ...] = (*(functools.partial(_same, value) for value in (*NUMBERS, *TEXTS)), *MAKERS)
+"""A maker of each of these values."""
 
 
 @st.composite

@@ -21,10 +21,10 @@ from gemma_cuda.errors import GemmaError
 from gemma_cuda.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.interop import torch as torch_ops
 from gemma_cuda.interop import transformers as for_transformers
-from gemma_cuda.prefill_graphs import checked_capacity
+from gemma_cuda.prefill_graphs import checked_sizes
 from gemma_cuda.tokenizer import Tokenizer
 from tests.fuzz import examples
-from tests.fuzz.hostile import anything, is_large
+from tests.fuzz.hostile import EVERY, anything, is_large
 from tests.hf_models import build
 from tests.tokenizer_models import USER_DEFINED, Pieces, train
 
@@ -145,7 +145,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], tuple[s
         ("dtype", "gemm", "progress"),
     ),
     "Gemma.warmup": (
-        checked_capacity,
+        checked_sizes,
         {"lengths": just([16]), "batch_size": just(1), "kv_rows": just(2), "kv_capacity": just(32)},
         (),
     ),
@@ -224,12 +224,34 @@ CALLBACKS = {"on_token", "progress", "layer_hook"}
 def test_any_argument(name: str, data: st.DataObject) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        function, arguments = CALLS[name][0], drawn_arguments(name, data)
-        try:
-            function(**arguments)
-        except GemmaError as error:
-            message = str(error)
-            assert 0 < len(message) < 7000 and message.replace("\n", "").isprintable(), message
+        check(CALLS[name][0], drawn_arguments(name, data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_every_value_in_the_place_of_every_argument(name: str) -> None:
+    function, required, optional = CALLS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for argument in (*required, *optional):
+            for make in EVERY:
+                check(function, {other: of() for other, of in required.items()} | {argument: fitting(argument, make())})
+
+
+def check(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Fails unless the call gives a result, or an error of this package with a message of one printable text."""
+    try:
+        function(**arguments)
+    except GemmaError as error:
+        message = str(error)
+        assert 0 < len(message) < 1500 and message.replace("\n", "").isprintable(), message
+
+
+def fitting(argument: str, value: Any) -> Any:
+    """The value; None for one that would be right, and then be a lot of work or the caller's own error."""
+    if (argument in COUNTS and is_large(value)) or (argument in CALLBACKS and callable(value)):
+        return None
+    return value
 
 
 def drawn_arguments(name: str, data: st.DataObject) -> dict[str, Any]:
@@ -238,8 +260,5 @@ def drawn_arguments(name: str, data: st.DataObject) -> dict[str, Any]:
     arguments = {argument: make() for argument, make in required.items()}
     names = [*required, *optional]
     for argument in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
-        value = data.draw(anything(), label=argument)
-        if (argument in COUNTS and is_large(value)) or (argument in CALLBACKS and callable(value)):
-            value = None
-        arguments[argument] = value
+        arguments[argument] = fitting(argument, data.draw(anything(), label=argument))
     return arguments

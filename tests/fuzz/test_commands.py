@@ -210,7 +210,7 @@ def check(call: Call, environment: dict[str, str], folder: Path) -> None:
     elif call.command == "generate" and "--help" not in call.flags:
         assert not errors
     else:
-        assert not err or err.startswith(TEMPORARY)
+        assert all(line.startswith(TEMPORARY) for line in err.splitlines())
         if "--json" in call.flags and "--help" not in call.flags:
             json.loads(out, parse_constant=refuse)
     assert set(os.listdir(folder)) >= {"tiny", "nan", "infinite", "folder", "text", "latin"}
