@@ -44,14 +44,14 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev $(VENV)/.nvrtc
 	$(PYTEST) -m slow
 	for mma in ampere hopper; do \
-	  $(PYTEST) --mma $$mma -m "not slow" tests/test_attention.py tests/test_attention_edges.py tests/test_linear.py || exit 1; \
+	  $(PYTEST) --mma $$mma -m "not slow" tests/ops/test_attention.py tests/ops/test_attention_edges.py tests/ops/test_linear.py || exit 1; \
 	done
-	GEMMA_CUDA_NVRTC=$(abspath $(OLDEST_NVRTC))/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/test_compile.py
+	GEMMA_CUDA_NVRTC=$(abspath $(OLDEST_NVRTC))/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/device/cuda/test_compile.py
 	$(MAKE) test-lowest
 
 test-lowest: $(VENV)/.lowest
 	$(LOWEST)/bin/python -m pytest -m "not slow" -n $(or $(JOBS),1) \
-	  $$($(BIN)/python -c 'from tests.lowest_versions import FILES; print(*FILES)')
+	  $$($(BIN)/python -c 'from benchmarks.lowest_versions import FILES; print(*FILES)')
 
 # PEERS: a folder with checkouts, flash-attention and transformers. ARGS: --models gemma2 --only numpy --sample 100
 # --minutes 30 --json FILE; python -m benchmarks.peers --help has them all.
@@ -133,8 +133,8 @@ $(VENV)/.peers: $(VENV)/.dev
 	@touch $@
 
 # Wheels alone: what must be compiled for want of one is not the version that a user of this Python would get.
-$(VENV)/.lowest: $(VENV)/.dev tests/lowest_versions.py
-	$(BIN)/python -m tests.lowest_versions >$(LOWEST).txt
+$(VENV)/.lowest: $(VENV)/.dev benchmarks/lowest_versions.py
+	$(BIN)/python -m benchmarks.lowest_versions >$(LOWEST).txt
 	rm -rf $(LOWEST) $@ && $(BIN)/python -m venv $(LOWEST)
 	PIP_CONSTRAINT=$(LOWEST).txt $(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  --only-binary :all: --requirement $(LOWEST).txt --editable ".[demo]" || { \

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gemma_cuda.hub import resolve
+from gemma_cuda.formats.hub import resolve
 
 
 def transformers_prefills(model: str, threads: int) -> dict[str, Callable[[Any], Any]]:

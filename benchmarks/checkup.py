@@ -36,15 +36,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import profilers
-from .isolated_tests import Result, run_isolated
-from .processes import run_for, where
+from benchmarks import profilers
+from benchmarks.isolated_tests import Result, run_isolated
+from benchmarks.processes import run_for, where
 
-GOLDEN = ("tests/test_primitives.py", "tests/test_layouts.py")
-KERNELS = tuple(f"tests/test_{name}.py" for name in (
+GOLDEN = ("tests/device/test_primitives.py", "tests/ops/test_layouts.py")
+KERNELS = tuple(f"tests/ops/test_{name}.py" for name in (
     "rms_norm", "geglu", "embed", "logits", "qk_norm_rope", "linear", "attention"
 ))  # fmt: skip
-MODELS = ("tests/test_model_gpu.py",)
+MODELS = ("tests/engine/test_model_gpu.py",)
 TEST_LIMIT_S, MODEL_LIMIT_S, SANITIZER_LIMIT_S = 20.0, 60.0, 45.0
 _MOST_JOBS = 8
 _OUTCOMES = {"passed": "ok", "skipped": "skipped", "not run": "not run"}

@@ -16,17 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cost_cases
+from benchmarks.cost_cases import Case
 from gemma_cuda.bench import sass
 from gemma_cuda.bench.cycles import ARCHITECTURE
 from gemma_cuda.bench.occupancy import blocks_per_multiprocessor
-from gemma_cuda.device import nvrtc
-from gemma_cuda.device.compile import ARCHITECTURES, SHARED_BYTES, compile_kernel
-from gemma_cuda.device.emulator import MAX_SHARED_BYTES, Emulator
-from gemma_cuda.device.recorder import Launch, Recorder
+from gemma_cuda.device.cuda import nvrtc
+from gemma_cuda.device.cuda.compile import ARCHITECTURES, SHARED_BYTES, compile_kernel
+from gemma_cuda.device.dry_run import Launch, Recorder
+from gemma_cuda.device.emulator.device import MAX_SHARED_BYTES, Emulator
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
-
-from . import cost_cases
-from .cost_cases import Case
 
 RESULT = Path(__file__).parent / "results" / "cost-emulator.json"
 

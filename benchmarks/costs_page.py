@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_cuda.device.compile import SHARED_BYTES
-
-from . import cycles_page
-from .markdown import heading, prose, table
+from benchmarks import cycles_page
+from benchmarks.markdown import heading, prose, table
+from gemma_cuda.device.cuda.compile import SHARED_BYTES
 
 Row = Mapping[str, Any]
 FULL_BYTES = 512  # of a request of 32 lanes: rows that are no multiple end in one that is not full

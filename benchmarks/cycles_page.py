@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import compulsory, cycles
+from benchmarks.cycles import LENGTHS, PUBLISHED
+from benchmarks.markdown import heading, prose, table
 from gemma_cuda.bench.cycles import (
     ARCHITECTURE,
     BLOCK_CYCLES,
@@ -18,13 +21,9 @@ from gemma_cuda.bench.cycles import (
     of_loop,
     tile_cycles,
 )
-from gemma_cuda.device.compile import SHARED_BYTES
-from gemma_cuda.device.recorder import Recorder
+from gemma_cuda.device.cuda.compile import SHARED_BYTES
+from gemma_cuda.device.dry_run import Recorder
 from gemma_cuda.ops.attention_plan import plan_attention
-
-from . import compulsory, cycles
-from .cycles import LENGTHS, PUBLISHED
-from .markdown import heading, prose, table
 
 WITHIN = 0.15
 # Layers of models as one prompt: name, query heads, KV heads, head_dim, logit policy, windows (None: causal).

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.markdown import prose, table
 from benchmarks.run import cpu_name
-from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.device.emulator.device import Emulator
 
 RESULT = Path(__file__).parent / "results" / "emulator-speed.json"
 KERNELS = Path(__file__).resolve().parents[1] / "tests" / "kernels"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .markdown import prose, table
+from benchmarks.markdown import prose, table
 
 PUBLISHED = json.loads((Path(__file__).parent / "published" / "attention.json").read_text())
 LENGTHS = ("512", "1024", "2048", "4096", "8192", "16384")

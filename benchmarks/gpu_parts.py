@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from gemma_cuda.device.cuda import Cuda
+from gemma_cuda.device.cuda.device import Cuda
 
 Save = Callable[[dict[str, Any]], None]
 _PACKAGES = ("cupy-cuda13x", "cuda-bindings", "nvidia-cuda-nvrtc", "nvmath-python", "torch", "triton", "transformers")
@@ -41,7 +41,7 @@ def main() -> None:
         faulthandler.dump_traceback_later(options.traceback)
     is_rehearsal = options.gpu != "real"
     if is_rehearsal:
-        from tests import fake_gpu
+        from tests.support import fake_gpu
 
         fake_gpu.install(pytest.MonkeyPatch(), has_cublaslt=fake_gpu.FAKES[options.gpu])
 
@@ -123,7 +123,7 @@ def compiled(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
 
 def launches(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
     """In the order of benchmarks/results/cost-emulator.json."""
-    from . import cost_cases
+    from benchmarks import cost_cases
 
     cuda, count = Cuda(), 0
     for case in cost_cases.cases():

@@ -1,8 +1,8 @@
 """Python's share of a prefill on CUDA: python -m benchmarks.host_time [--json FILE]
 
-Runs where there is no GPU: what CuPy and the driver would do is replaced by nothing (tests/fake_cuda.py, which checks
-what it is asked, stripped of its checks). So these are the times of this package alone; CuPy's and the driver's own
-come on top, a few microseconds a call.
+Runs where there is no GPU: what CuPy and the driver would do is replaced by nothing (tests/support/fake_cuda.py, which
+checks what it is asked, stripped of its checks). So these are the times of this package alone; CuPy's and the driver's
+own come on top, a few microseconds a call.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 import gemma_cuda
-from gemma_cuda.device.cuda import Cuda
-from gemma_cuda.device.emulator import Emulator
-from tests import fake_cuda, fake_streams
-from tests.fake_cublaslt import CublasLt
-from tests.hf_models import Size, build
+from gemma_cuda.device.cuda.device import Cuda
+from gemma_cuda.device.emulator.device import Emulator
+from tests.support import fake_cuda, fake_streams
+from tests.support.fake_cublaslt import CublasLt
+from tests.support.hf_models import Size, build
 
 LENGTHS = (1, 128, 1024)
 ROUNDS = 300

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .processes import Child, where
+from benchmarks.processes import Child, where
 
 _COLLECT_S = 90.0  # to import and to collect, with a GPU context and torch
 _POLL_S = 0.25  # how late it is seen that a silent process has ended

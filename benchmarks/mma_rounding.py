@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemma_cuda.device.emulator import Emulator, MmaRounding
+from gemma_cuda.device.emulator.device import Emulator, MmaRounding
 from gemma_cuda.ops.attention import attention
 from gemma_cuda.ops.linear import linear
 

@@ -14,10 +14,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.compare import ErrorFigure, as_float64, error
-from tests.hf_forward import Outputs, forward
-from tests.hf_models import REAL, RECIPES, RandomModel, build
-from tests.parity import encoder_outputs, multimodal_forward, ours, placeholder_ids, random_features, token_types
+from tests.support.compare import ErrorFigure, as_float64, error
+from tests.support.hf_forward import Outputs, forward
+from tests.support.hf_models import REAL, RECIPES, RandomModel, build
+from tests.support.parity import (
+    encoder_outputs,
+    multimodal_forward,
+    ours,
+    placeholder_ids,
+    random_features,
+    token_types,
+)
 
 REFERENCES = {"float32": "float64", "bfloat16": "float64_bf16_scale"}
 # Two images, the second longer than the window.
@@ -40,7 +47,8 @@ look at: below 1, ours is the more accurate of the two.
 
 head_dim {head_dim} ({global_head_dim} on Gemma 4's full-attention layers), hidden_size {hidden_size}, sliding_window
 {sliding_window}, at least 7 layers. Multimodal models get image embeddings at tokens {images}, PaliGemma a prefix of
-{prefix} tokens. Seeds: `RECIPES[name].seed` in tests/hf_models.py for the weights, the same with 0 for the prompt.
+{prefix} tokens. Seeds: `RECIPES[name].seed` in tests/support/hf_models.py for the weights, the same with 0 for the
+prompt.
 The largest errors of the mixture of experts are of tokens that rounding sends to another expert.
 
 Versions: {versions}.

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .processes import run_for
+from benchmarks.processes import run_for
 
 COST = Path(__file__).parent / "results" / "cost-emulator.json"
 SANITIZED = (  # a test of each kernel that is small and reaches its barriers, copies and edges
-    "tests/test_rms_norm.py::test_any_alignment_gives_the_same_values",
-    "tests/test_geglu.py::test_up_as_one_layer_of_the_per_layer_inputs",
-    "tests/test_embed.py::test_features_take_the_places_of_their_tokens",
-    "tests/test_logits.py::test_ties_go_to_the_lowest_index",
-    "tests/test_qk_norm_rope.py::test_positions_and_slots_are_implied",
-    "tests/test_linear.py::test_counters_serve_any_number_of_launches",
-    "tests/test_linear.py::test_any_number_of_columns_and_float32_out",
-    "tests/test_attention.py::test_queries_that_see_no_key_give_zero_and_minus_infinity",
-    "tests/test_attention.py::test_a_prompt_gives_the_same_bits_whole_and_in_chunks",
-    "tests/test_attention.py::test_the_bits_do_not_depend_on_the_schedule",
+    "tests/ops/test_rms_norm.py::test_any_alignment_gives_the_same_values",
+    "tests/ops/test_geglu.py::test_up_as_one_layer_of_the_per_layer_inputs",
+    "tests/ops/test_embed.py::test_features_take_the_places_of_their_tokens",
+    "tests/ops/test_logits.py::test_ties_go_to_the_lowest_index",
+    "tests/ops/test_qk_norm_rope.py::test_positions_and_slots_are_implied",
+    "tests/ops/test_linear.py::test_counters_serve_any_number_of_launches",
+    "tests/ops/test_linear.py::test_any_number_of_columns_and_float32_out",
+    "tests/ops/test_attention.py::test_queries_that_see_no_key_give_zero_and_minus_infinity",
+    "tests/ops/test_attention.py::test_a_prompt_gives_the_same_bits_whole_and_in_chunks",
+    "tests/ops/test_attention.py::test_the_bits_do_not_depend_on_the_schedule",
 )
 _FOUND = 99  # exit code
 

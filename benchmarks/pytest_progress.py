@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gemma_cuda.device import cuda
+from gemma_cuda.device.cuda import device as cuda
 
 _compile = cuda.compile_kernel
 _reports: list[pytest.TestReport] = []

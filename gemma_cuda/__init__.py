@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import open_checkpoint
     from .config import GemmaConfig
+    from .formats.checkpoint import open_checkpoint
     from .gemma import Gemma, PrefillOutput
     from .interop.attention import attention
     from .interop.layers import geglu, rms_norm
     from .interop.qk_norm_rope import qk_norm_rope
-    from .kv import KVCache
-    from .tokenizer import Tokenizer
+    from .model.kv_cache import KVCache
+    from .text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "config", "KVCache": "kv", "Tokenizer": "tokenizer",
-    "open_checkpoint": "checkpoint", "attention": "interop.attention", "geglu": "interop.layers",
+    "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "config", "KVCache": "model.kv_cache", "Tokenizer": "text.tokenizer",
+    "open_checkpoint": "formats.checkpoint", "attention": "interop.attention", "geglu": "interop.layers",
     "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
 }  # fmt: skip
 

@@ -110,7 +110,7 @@ class GemmaConfig:
         Raises ConfigError naming `source` and the field, and nothing else, whatever `d` holds.
         """
         from gemma_cuda import arguments
-        from gemma_cuda.hf_config import parse_config
+        from gemma_cuda.formats.hf_config import parse_config
 
         return parse_config(d, source=arguments.text("source", source))
 
@@ -119,8 +119,8 @@ class GemmaConfig:
         """The configuration in the config.json at `path` (a file, or the directory that holds it); else ConfigError."""
         from gemma_cuda import arguments
         from gemma_cuda.errors import ConfigError
-        from gemma_cuda.hf_config import parse_config
-        from gemma_cuda.side_files import CONFIG, kind_of, read_json_object
+        from gemma_cuda.formats.hf_config import parse_config
+        from gemma_cuda.formats.side_files import CONFIG, kind_of, read_json_object
 
         path = arguments.path("path", path)
         if kind_of(path, ConfigError) == "directory":
@@ -135,7 +135,7 @@ class GemmaConfig:
 
         `tensor_shapes` are in NumPy's order ([rows, cols]; a GGUF header lists them reversed).
         """
-        from gemma_cuda.gguf_config import parse_metadata
+        from gemma_cuda.formats.gguf_config import parse_metadata
 
         return parse_metadata(metadata, tensor_shapes, source=source)
 

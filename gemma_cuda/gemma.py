@@ -14,30 +14,32 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import arguments, embeddings, multimodal
-from .batch import Batch, Ids, make_batch
-from .checkpoint import Checkpoint, open_checkpoint
+from . import arguments
 from .config import GemmaConfig, LayerType
 from .device import DeviceChoice
 from .device.protocol import Device
+from .engine import embeddings
+from .engine.backend import choose, make_ops, stream_order
+from .engine.batch import Batch, Ids, make_batch
+from .engine.context import BatchStep, Kept
+from .engine.outputs import decoder_hook, is_in_place, kept_columns, placed
+from .engine.sampling import Sampler, require_finite
 from .errors import CacheError, DeviceError, InputError, TokenizerError
-from .hf_config import end_token_ids
-from .hub import resolve
-from .kv import HostMemory, KVCache, Memory
-from .memory import require_memory
-from .model import Decoder, Hook
+from .formats.checkpoint import Checkpoint, open_checkpoint
+from .formats.hf_config import end_token_ids
+from .formats.hub import resolve
+from .host.memory import require_memory
+from .model import multimodal
+from .model.decoder import Decoder, Hook
+from .model.kv_cache import HostMemory, KVCache, Memory
+from .model.weights import Progress, Weights, load_weights
 from .ops.kernel_ops import KernelOps
-from .outputs import decoder_hook, is_in_place, kept_columns, placed
-from .placement import choose, make_ops, stream_order
+from .precision import Array
 from .reference import ReferenceOps
-from .reference.precision import Array
-from .sampling import Sampler, require_finite
-from .step import BatchStep, Kept
-from .weights import Progress, Weights, load_weights
 
 if TYPE_CHECKING:
-    from .prefill_graphs import BucketReport, PrefillGraphs
-    from .tokenizer import Tokenizer
+    from .engine.graphs import BucketReport, PrefillGraphs
+    from .text.tokenizer import Tokenizer
 
 DEFAULT_LENGTHS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens of the prompts that `Gemma.warmup` prepares."""
@@ -145,7 +147,7 @@ class Gemma:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; TokenizerError if it has none."""
-        from .tokenizer import Tokenizer
+        from .text.tokenizer import Tokenizer
 
         if self._checkpoint is None:
             raise TokenizerError("weights that came from no checkpoint have no tokenizer")
@@ -193,8 +195,8 @@ class Gemma:
         Raises InputError, DeviceError on a device without graphs, OutOfMemoryError before caches, tables or activations
         are allocated.
         """
-        from .device.cuda import Cuda
-        from .prefill_graphs import PrefillGraphs, checked_sizes
+        from .device.cuda.device import Cuda
+        from .engine.graphs import PrefillGraphs, checked_sizes
 
         if not isinstance(self._memory, Cuda):
             raise DeviceError(f"warmup: there is nothing to prepare on device {self.device!r}, only on CUDA")

@@ -30,11 +30,11 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
-from gemma_cuda import files, private_directory  # noqa: E402
-from gemma_cuda.device.emulator import Emulator  # noqa: E402
+from gemma_cuda.device.emulator.device import Emulator  # noqa: E402
 from gemma_cuda.device.protocol import Device  # noqa: E402
 from gemma_cuda.errors import GemmaError  # noqa: E402
-from tests.emulated import DeviceOf, on_cuda  # noqa: E402
+from gemma_cuda.host import files, private_directory  # noqa: E402
+from tests.support.emulated import DeviceOf, on_cuda  # noqa: E402
 
 
 def _use_safe_cache() -> None:
@@ -98,7 +98,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from tests import emulated, fuzz, golden
+    from tests import fuzz
+    from tests.support import emulated, golden
 
     fuzz.draw_times(config.getoption("--fuzz"))
     rounding = config.getoption("--mma")
@@ -108,7 +109,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if wanted is None:
         return
     if wanted != "real":
-        from tests.fake_gpu import FAKES, install
+        from tests.support.fake_gpu import FAKES, install
 
         install(pytest.MonkeyPatch(), has_cublaslt=FAKES[wanted])
     elif config.getoption("--no-pool"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 SAID = {
     "swap_sdpa": "True\ntorch.Size([1, 8, 100, 64])\n",
     "gemma2_softcap": "the same tokens: True\n",

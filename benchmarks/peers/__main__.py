@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..processes import ROOT, Child
-from . import results, suites
-from .refusals import REFUSALS
-from .setting import Setting
-from .suites import Suite
+from benchmarks.peers import results, suites
+from benchmarks.peers.refusals import REFUSALS
+from benchmarks.peers.setting import Setting
+from benchmarks.peers.suites import Suite
+from benchmarks.processes import ROOT, Child
 
 _NEEDED = ("torch", "xdist", "einops", "parameterized")
 _LEAST_MINUTES = 0.5

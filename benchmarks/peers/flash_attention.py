@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.peers.plain_attention import plain_attention
 from gemma_cuda.errors import InputError
 from gemma_cuda.interop import torch as interop
-
-from .plain_attention import plain_attention
 
 _is_ours = True
 _on_cpu: TorchFunctionMode

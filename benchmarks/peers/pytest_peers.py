@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from .refusals import LEFT_OUT
-from .sample import thin_out
-from .setting import Setting
+from benchmarks.peers.refusals import LEFT_OUT
+from benchmarks.peers.sample import thin_out
+from benchmarks.peers.setting import Setting
 
 _ROOT = Path(__file__).parents[2]
 _MESSAGE = 2000  # characters of it that are kept

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .refusals import Refusal
+from benchmarks.peers.refusals import Refusal
 
 
 @dataclass

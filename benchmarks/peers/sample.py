@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from .refusals import REFUSALS
-from .setting import Setting
+from benchmarks.peers.refusals import REFUSALS
+from benchmarks.peers.setting import Setting
 
 _TRIES = 200  # draws per test that is wanted
 

@@ -13,11 +13,11 @@ import pytest
 
 import gemma_cuda
 from benchmarks import host_time
-from gemma_cuda.batch import make_batch
-from gemma_cuda.checkpoint import open_checkpoint
-from gemma_cuda.device.recorder import Recorder
-from gemma_cuda.hub import resolve
-from gemma_cuda.masks import key_range
+from gemma_cuda.device.dry_run import Recorder
+from gemma_cuda.engine.batch import make_batch
+from gemma_cuda.formats.checkpoint import open_checkpoint
+from gemma_cuda.formats.hub import resolve
+from gemma_cuda.model.masks import key_range
 from gemma_cuda.ops.attention_plan import plan_attention
 from gemma_cuda.ops.instances import launches, published
 

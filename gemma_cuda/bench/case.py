@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..device.protocol import Array, Device
-from ..reference.precision import BFLOAT16, FLOAT32, FLOAT64, Precision
+from ..precision import BFLOAT16, FLOAT32, FLOAT64, Precision
 from .rule import violation
 
 _CHECKED_ROWS = 6

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ..device import compile as compiler
-from ..device.compile import SHARED_BYTES, compile_kernel
-from ..device.counters import Counters
-from ..device.emulator import Emulator
-from ..device.recorder import Launch
+from ..device.cuda import compile as compiler
+from ..device.cuda.compile import SHARED_BYTES, compile_kernel
+from ..device.dry_run import Launch
+from ..device.emulator.counters import Counters
+from ..device.emulator.device import Emulator
 from ..errors import DeviceError
 from . import cycles, sass, static
 from .case import Case, Inputs

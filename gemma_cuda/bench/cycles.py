@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..device.compile import CompiledKernel
+from ..device.cuda.compile import CompiledKernel
+from ..device.dry_run import Launch
 from ..device.protocol import Device
-from ..device.recorder import Launch
 from ..ops.attention_plan import BLOCK_K, AttentionPlan
 from . import sass
 from .occupancy import blocks_per_multiprocessor

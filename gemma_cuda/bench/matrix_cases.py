@@ -9,13 +9,13 @@ import numpy as np
 
 from ..config import GemmaConfig
 from ..device.protocol import Array, Device
-from ..masks import Int32
+from ..model.masks import Int32
 from ..ops import attention, linear
 from ..ops.attention_plan import HEAD_DIMS, plan_attention
+from ..precision import Precision
 from ..reference.attention import attention as reference_attention
 from ..reference.linear import linear as reference_linear
 from ..reference.linear import linear_geglu as reference_linear_geglu
-from ..reference.precision import Precision
 from .case import Case, Inputs, checked_rows, judge, on_host
 from .measure import noise
 

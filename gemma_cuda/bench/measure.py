@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..device.arena import Arena
-from ..device.cuda import Cuda
-from ..device.graph_timing import Step, captured
-from ..device.launch_plan import LaunchPlan
+from ..device.cuda.device import Cuda
+from ..device.cuda.graph_timing import Step, captured
+from ..device.cuda.launch_plan import LaunchPlan
+from ..device.dry_run import Recorder
 from ..device.protocol import Array, Device
-from ..device.recorder import Recorder
 from ..errors import GemmaError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -157,7 +157,7 @@ def _copy_us(cuda: Cuda, size: int) -> float:
 def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
     """Milliseconds of a product by cuBLASLt, or else by torch's library, and who it was."""
     try:
-        from ..device.cublaslt import Gemms
+        from ..device.cuda.cublaslt import Gemms
 
         gemms = Gemms(cuda)
         plan = gemms.tune(size, size, size, BF16)

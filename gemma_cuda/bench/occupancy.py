@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..device.cubin import Resources
-from ..device.recorder import Launch
+from ..device.cuda.cubin import Resources
+from ..device.dry_run import Launch
 
 REGISTERS = 64 * 1024  # 32-bit ones, of a multiprocessor; the same on every architecture below
 REGISTER_UNIT = 256  # a warp's registers are allotted in these

@@ -15,7 +15,7 @@ from .case import Case
 from .measure import Timing, repeats_for, timed
 
 if TYPE_CHECKING:
-    from ..device.cuda import Cuda
+    from ..device.cuda.device import Cuda
     from ..device.protocol import Array, Device
 
 NAMES = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
@@ -34,7 +34,7 @@ Call = Callable[[], Any]
 def absent(name: str, cuda: Cuda) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
     if name == "cublas":
-        from ..device.cublaslt import Gemms
+        from ..device.cuda.cublaslt import Gemms
         from ..errors import GemmaError
 
         try:
@@ -141,7 +141,7 @@ def _repeated(run: Call, count: int) -> None:
 
 def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]], Array] | None]:
     """Of a case of `linear` the same product by cuBLASLt, its algorithm the fastest of those that it proposes."""
-    from ..device.cublaslt import Gemms
+    from ..device.cuda.cublaslt import Gemms
 
     gemms, dtype = Gemms(cuda), np.dtype(ml_dtypes.bfloat16)
 

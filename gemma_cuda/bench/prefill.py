@@ -16,14 +16,14 @@ import numpy as np
 
 from ..config import GemmaConfig
 from ..device import DeviceChoice
-from ..device.cuda import Cuda
-from ..device.graph_timing import Step
+from ..device.cuda.device import Cuda
+from ..device.cuda.graph_timing import Step
 from ..errors import InputError
+from ..formats.hub import resolve
 from ..gemma import Gemma
-from ..hub import resolve
+from ..model.weights import LayerWeights, Weights
 from ..ops.instances import published, text_fields
 from ..ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
-from ..weights import LayerWeights, Weights
 from . import transformers_peers
 from .measure import Ceilings, ceilings, noise, timed_steps
 from .peers import why

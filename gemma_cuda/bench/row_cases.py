@@ -10,9 +10,9 @@ import numpy as np
 from ..config import GemmaConfig
 from ..device.protocol import Array, Device
 from ..ops import embed, geglu, logits, qk_norm_rope, rms_norm
+from ..precision import Precision
 from ..reference.embed import embed as reference_embed
 from ..reference.geglu import geglu as reference_geglu
-from ..reference.precision import Precision
 from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
 from ..reference.rms_norm import add_norm as reference_add_norm
 from ..reference.rms_norm import rms_norm as reference_rms_norm

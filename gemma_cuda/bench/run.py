@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..device.cuda import Cuda
+from ..device.cuda.device import Cuda
 from ..errors import GemmaError
 from . import peers
 from .case import Case, Inputs

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..device.compile import CompiledKernel
+from ..device.cuda.compile import CompiledKernel
 from ..errors import DeviceError
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..device.compile import compile_kernel
-from ..device.recorder import Launch
+from ..device.cuda.compile import compile_kernel
+from ..device.dry_run import Launch
 from . import sass
 from .occupancy import MULTIPROCESSORS, blocks_per_multiprocessor
 

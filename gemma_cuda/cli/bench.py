@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..bench import cases, run, tables
-    from ..device.cuda import Cuda
+    from ..device.cuda.device import Cuda
 
     wanted = _words(arguments.vs) or []
     if set(wanted) - set(_PEERS):
@@ -101,7 +101,7 @@ def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..bench import counted, cycles, tables
-    from ..device.compile import SHARED_BYTES
+    from ..device.cuda.compile import SHARED_BYTES
 
     if arguments.vs is not None or arguments.plot is not None:
         raise InputError("--vs and --plot are for times, and the emulator has none")
@@ -126,7 +126,7 @@ def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
 def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..bench import prefill, tables
     from ..bench.transformers_peers import COMPILED, NAMES
-    from ..device.cuda import Cuda
+    from ..device.cuda.device import Cuda
     from ..ops.instances import published
 
     if (arguments.model is None) == (arguments.random is None):

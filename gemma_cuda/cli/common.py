@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..device import DEVICES, DeviceChoice, choose_device
 from ..errors import GemmaError, InputError
-from ..files import check_target
+from ..host.files import check_target
 from .parser import device, name
 from .streams import escaped, say
 

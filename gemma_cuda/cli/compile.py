@@ -19,8 +19,8 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..device.compile import ARCHITECTURES, architecture_of, compile_kernels
-    from ..files import cache_directory
+    from ..device.cuda.compile import ARCHITECTURES, architecture_of, compile_kernels
+    from ..host.files import cache_directory
 
     gpus = [architecture_of(gpu.compute_capability) for gpu in detect().gpus if gpu.supported]
     architectures = kernel_choice.chosen_architectures(arguments, gpus or ARCHITECTURES)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .. import doctor
+from ..device import doctor
 from . import common
 
 

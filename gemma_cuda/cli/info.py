@@ -27,8 +27,8 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..checkpoint import open_checkpoint
-    from ..hub import resolve
+    from ..formats.checkpoint import open_checkpoint
+    from ..formats.hub import resolve
 
     with common.progress_bar("fetching") as progress:
         path = resolve(arguments.model, progress=progress)

@@ -11,7 +11,7 @@ from .parser import name
 
 if TYPE_CHECKING:
     from ..config import GemmaConfig
-    from ..device.recorder import Launch
+    from ..device.dry_run import Launch
 
 _ARCHITECTURE = re.compile(r"sm_[0-9]{1,4}[a-z]?", re.ASCII)
 DTYPES = ("bfloat16", "float16", "float32")  # those of ops.checks, without importing NumPy for a parser
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, *, default_architectures: str) 
 
 def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str]) -> "dict[str, list[Launch]]":
     """The launches of what is asked for on each architecture; on one that is not known, those of the smallest."""
-    from ..device.compile import SHARED_BYTES
+    from ..device.cuda.compile import SHARED_BYTES
     from ..ops.instances import launches
 
     chosen, dtypes, biases = (
@@ -69,8 +69,8 @@ def configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
 
 
 def _config_of_checkpoint(model: str) -> "GemmaConfig":
-    from ..checkpoint import open_checkpoint
-    from ..hub import resolve
+    from ..formats.checkpoint import open_checkpoint
+    from ..formats.hub import resolve
 
     with common.progress_bar("fetching") as progress:
         return open_checkpoint(resolve(model, progress=progress)).config

@@ -26,7 +26,7 @@ def add_parser(commands: common.Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..bench import static
-    from ..device.compile import ARCHITECTURES
+    from ..device.cuda.compile import ARCHITECTURES
 
     architectures = kernel_choice.chosen_architectures(arguments, ARCHITECTURES)
     rows: list[dict[str, Any]] = []

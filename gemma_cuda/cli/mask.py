@@ -9,7 +9,7 @@ from . import common, kernel_choice
 from .parser import MOST_TOKENS, name, path, whole, whole_from
 
 if TYPE_CHECKING:
-    from ..mask_tiles import MaskTiles
+    from ..bench.mask_tiles import MaskTiles
 
 _LETTERS = " ░█"  # by state
 _MOST_COLUMNS = 100
@@ -48,8 +48,8 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..device.compile import SHARED_BYTES
-    from ..mask_tiles import mask_tiles
+    from ..bench.mask_tiles import mask_tiles
+    from ..device.cuda.compile import SHARED_BYTES
 
     if arguments.out is not None:
         common.check_picture("--out", arguments.out)
@@ -85,7 +85,7 @@ def _span(text: str) -> tuple[int, int]:
 
 def counts(tiles: "MaskTiles") -> str:
     """How many tiles of one KV head are in each state."""
-    from ..mask_tiles import EDGE, FULL, SKIPPED
+    from ..bench.mask_tiles import EDGE, FULL, SKIPPED
 
     total = tiles.states.size
     numbers = {"skipped": tiles.count(SKIPPED), "at an edge": tiles.count(EDGE), "full": tiles.count(FULL)}
@@ -120,7 +120,7 @@ def draw(tiles: "MaskTiles", title: str, target: Path) -> None:
         raise InputError("--out needs matplotlib: pip install 'gemma-cuda[bench]'") from error
     import numpy as np
 
-    from ..mask_tiles import EDGE, FULL
+    from ..bench.mask_tiles import EDGE, FULL
     from ..ops.attention_plan import BLOCK_K
 
     tokens = len(tiles.key_begin)

@@ -7,9 +7,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from ..engine.sampling import require_finite
 from ..errors import InputError
-from ..files import atomic_path
-from ..sampling import require_finite
+from ..host.files import atomic_path
 
 if TYPE_CHECKING:
     from .. import Gemma, PrefillOutput

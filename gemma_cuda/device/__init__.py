@@ -71,10 +71,10 @@ def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoi
 def open_device(name: str) -> "Device":
     """The device "cuda", "cuda:1" or "emulator"; DeviceError where it cannot be had."""
     if name == "emulator":
-        from .emulator import Emulator
+        from .emulator.device import Emulator
 
         return Emulator()
-    from .cuda import Cuda
+    from .cuda.device import Cuda
 
     return Cuda.named(name)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import private_directory
 from ..errors import DeviceError
-from ..files import atomic_path
+from ..host import private_directory
+from ..host.files import atomic_path
 
 _MOST_BYTES = 1 << 28  # of a file; precompiled headers have ten million
 _MARK = b"\nsha256 "

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 
 from .. import arguments
+from ..device.foreign import (
+    Caller,
+    broadcast_to,
+    caller_of,
+    device_for,
+    is_jax,
+    is_observed,
+    is_torch,
+    is_traced,
+    to_host,
+)
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
-from .arrays import Caller, broadcast_to, caller_of, device_for, is_jax, is_observed, is_torch, is_traced, to_host
 from .attention_mask import check_max_seqlens, given_ranges, make_mask, window_bounds
 from .attention_run import run
 from .attention_shapes import AXES, Sizes, check_shapes

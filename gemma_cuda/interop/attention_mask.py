@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..device.foreign import to_host
 from ..errors import InputError
 from . import options
-from .arrays import to_host
 from .attention_shapes import Sizes
 from .key_ranges import Mask
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..device.cuda import Cuda
+from ..device.cuda.device import Cuda
+from ..device.foreign import Caller, address, overlap
 from ..device.protocol import Array, Device
 from ..errors import DeviceError
 from ..ops.attention import attend
 from ..ops.attention_plan import AttentionPlan, plan_attention
+from ..precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from ..reference.attention import attention as reference
 from ..reference.attention import saturated
-from ..reference.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
-from .arrays import Caller, address, overlap
 from .key_ranges import Mask
 
 PRECISIONS = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..device.foreign import is_of
 from ..errors import InputError
-from .arrays import is_of
 
 
 def is_causal_bias(x: Any) -> bool:

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from .. import arguments
+from ..device.foreign import Caller, address, caller_of, device_for, is_jax, is_observed, overlap
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.geglu import geglu as geglu_kernel
 from ..ops.rms_norm import rms_norm as rms_norm_kernel
 from ..reference.geglu import geglu as reference_geglu
 from ..reference.rms_norm import rms_norm as reference_rms_norm
-from .arrays import Caller, address, caller_of, device_for, is_jax, is_observed, overlap
 from .attention_run import PRECISIONS, copy
 
 

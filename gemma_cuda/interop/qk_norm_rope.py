@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from .. import arguments
+from ..device.foreign import caller_of, device_for, is_jax, is_observed, to_host
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_kernel
 from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
-from .arrays import caller_of, device_for, is_jax, is_observed, to_host
 from .attention_run import PRECISIONS
 from .layers import check_float, check_like, checked_eps, contiguous, rows
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import shown
+from ..device.foreign import to_host
 from ..errors import InputError
 from . import torch_vmap
-from .arrays import to_host
 from .attention import attend
 from .attention_mask import window_bounds
 from .attention_shapes import check_shapes

@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from torch.nn.attention.bias import CausalBias
 
 from ..arguments import shown
+from ..device.foreign import check_memory
 from ..errors import InputError
-from .arrays import check_memory
 
 _GRADIENTS = ("AutogradCPU", "AutogradCUDA", "AutogradMeta", "AutogradNestedTensor", "AutogradOther")
 _library: Any = torch.library.Library("gemma_cuda", "FRAGMENT")  # type: ignore[no-untyped-call]

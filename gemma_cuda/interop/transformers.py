@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, PretrainedConfig
 
 from ..arguments import shown
 from ..errors import CacheError, InputError
-from ..kv import KVCache, LayerKV
+from ..model.kv_cache import KVCache, LayerKV
 from .transformers_attention import register
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from transformers.masking_utils import (
 )
 
 from .. import arguments
+from ..device.foreign import is_traced
 from ..errors import InputError
-from .arrays import is_traced
 from .causal_bias import as_bias, is_causal_bias
 from .torch import attend_op
 

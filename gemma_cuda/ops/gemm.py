@@ -13,7 +13,7 @@ from .geglu import geglu
 from .linear import linear, linear_geglu, split_counters
 
 if TYPE_CHECKING:
-    from ..device.cuda import Cuda
+    from ..device.cuda.device import Cuda
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _FEW_ROWS = 64
@@ -99,7 +99,7 @@ class LibraryGemm:
     bytes_each = 2
 
     def __init__(self, device: Cuda) -> None:
-        from ..device.cublaslt import Gemms
+        from ..device.cuda.cublaslt import Gemms
 
         self.device, self.gemms = device, Gemms(device)
         self.name = f"cuBLASLt {self.gemms.version} by {self.gemms.bindings}"

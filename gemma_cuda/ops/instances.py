@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import GemmaConfig, LayerConfig
-from ..device.recorder import Launch, Recorder
+from ..device.dry_run import Launch, Recorder
 from . import attention, attention_plan, checks, embed, geglu, linear, logits, qk_norm_rope, rms_norm
 
 DTYPES = tuple(checks.CPP_TYPES)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..config import GemmaConfig, RopeConfig
 from ..device.protocol import Array, Device
 from ..errors import DeviceError, InputError, OutOfMemoryError
-from ..reference.precision import BFLOAT16
-from ..rope import Rope, cos_sin
+from ..model.rope import Rope, cos_sin
+from ..precision import BFLOAT16
 from .attention import attend
 from .attention_plan import HEAD_DIMS, AttentionPlan, Int32, plan_attention
 from .embed import embed
@@ -26,7 +26,7 @@ from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
 
 if TYPE_CHECKING:
-    from ..device.recorder import Recorder
+    from ..device.dry_run import Recorder
 
 GEMMS = ("auto", "library", "kernel")
 _FEWEST_ANGLES, _MOST_ANGLES = 1024, 1 << 17  # positions of a rotary table on the device
@@ -173,7 +173,7 @@ def kernel_ops(device: Device, gemm: str) -> KernelOps:
         return KernelOps(device, KernelGemm(device))
     if device.name == "emulator":
         return KernelOps(device, BlasGemm(device))
-    from ..device.cuda import Cuda
+    from ..device.cuda.device import Cuda
 
     assert isinstance(device, Cuda)
     if gemm == "library":

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import RopeConfig
-from ..rope import Rope, cos_sin
+from ..model.rope import Rope, cos_sin
+from ..precision import Array, Precision
 from .attention import attention
 from .embed import embed
 from .geglu import geglu
 from .linear import linear
 from .logits import logits
 from .moe import moe, route
-from .precision import Array, Precision
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
 

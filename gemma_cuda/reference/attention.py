@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .precision import Array, Precision
+from ..precision import Array, Precision
 from .rows import for_row_blocks
 
 # Scores of one block of queries, all heads of a group together: large enough for BLAS, small enough to stay in cache.

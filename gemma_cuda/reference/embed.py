@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import Rows
-from .precision import Array, Precision
+from ..formats.checkpoint import Rows
+from ..precision import Array, Precision
 
 
 def embed(ids: NDArray[np.int64], table: Array | Rows, *, scale: float, precision: Precision) -> Array:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .precision import Array, Precision
+from ..precision import Array, Precision
 from .rows import for_row_blocks
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..precision import Array, Precision
 from .geglu import geglu
 from .linear import linear
-from .precision import Array, Precision
 from .rms_norm import rms_norm
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .precision import Array, Precision
+from ..precision import Array, Precision
 from .rows import for_row_blocks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .. import threads
+from ..host import threads
 
 # A block of float32 rows that stays in a core's second-level cache while several ufuncs pass over it.
 _BLOCK_ELEMENTS = 1 << 16

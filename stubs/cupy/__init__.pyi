@@ -1,6 +1,6 @@
-# The part of CuPy 14 that gemma_cuda/device/cuda.py and gemma_cuda/interop/arrays.py call, and nothing else:
+# The part of CuPy 14 that gemma_cuda/device/cuda/device.py and gemma_cuda/device/foreign.py call, and nothing else:
 # mypy --strict refuses any other call. (cupy-stubs on PyPI has neither devices, streams nor modules.)
-# tests/test_cuda.py compares it with an installed CuPy.
+# tests/device/cuda/test_cuda.py compares it with an installed CuPy.
 from collections.abc import Sequence
 from typing import Any
 

@@ -21,13 +21,13 @@ import gguf
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
-from gemma_cuda import chat_template
-from gemma_cuda.checkpoint import open_checkpoint
 from gemma_cuda.errors import GemmaError
-from gemma_cuda.hf_config import end_token_ids
-from gemma_cuda.tokenizer import Tokenizer
-from tests.checkpoints import TINY_GEMMA1, random_tensors, write_directory, write_gguf_model
+from gemma_cuda.formats.checkpoint import open_checkpoint
+from gemma_cuda.formats.hf_config import end_token_ids
+from gemma_cuda.text import chat_template
+from gemma_cuda.text.tokenizer import Tokenizer
 from tests.fuzz import draw_times, examples
+from tests.support.checkpoints import TINY_GEMMA1, random_tensors, write_directory, write_gguf_model
 
 SECONDS = 10.0  # of CPU, for one example: far above what any needs, far below for ever
 TEXT = "ab  <bos>\x1b[31mé\0 aaaa"

@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gemma_cuda
-from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.device.emulator.device import Emulator
+from gemma_cuda.engine.graphs import checked_sizes
 from gemma_cuda.errors import GemmaError
-from gemma_cuda.gguf_vocabulary import GgufVocabulary
+from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.interop import torch as torch_ops
 from gemma_cuda.interop import transformers as for_transformers
-from gemma_cuda.prefill_graphs import checked_sizes
-from gemma_cuda.tokenizer import Tokenizer
+from gemma_cuda.text.tokenizer import Tokenizer
 from tests.fuzz import examples
 from tests.fuzz.hostile import EVERY, anything, is_large
-from tests.hf_models import build
-from tests.tokenizer_models import USER_DEFINED, Pieces, train
+from tests.support.hf_models import build
+from tests.support.tokenizer_models import USER_DEFINED, Pieces, train
 
 E = 96  # hidden_size of the models
 Call = tuple[Callable[..., Any], dict[str, Callable[[], Any]]]

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_cuda import demo_weights
-from gemma_cuda.device import precompiled
-from gemma_cuda.device.algorithm_cache import ALGORITHM_BYTES, AlgorithmCache, Entry
-from gemma_cuda.device.compile import compile_kernel
-from gemma_cuda.device.emulator import Emulator
+from gemma_cuda.device.cuda.algorithm_cache import ALGORITHM_BYTES, AlgorithmCache, Entry
+from gemma_cuda.device.cuda.compile import compile_kernel
+from gemma_cuda.device.emulator import precompiled
+from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import GemmaError
+from gemma_cuda.formats import demo_weights
 from tests.fuzz import examples
+from tests.support.paths import KERNELS
 
-KERNELS = Path(__file__).parents[1] / "kernels"
 ENTRY = Entry(bytes(range(ALGORITHM_BYTES)), "it was the fastest", 1.0, 2.0, 1.0, 0.5)
 REFUSED = 3  # exit code of a child whose answer is an error of the package
 _WAIT_S = 120

@@ -8,9 +8,10 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 
 
 def limit() -> None:
@@ -22,7 +23,7 @@ def test_hostile_files_are_results_or_one_error(request: pytest.FixtureRequest) 
     times = request.config.getoption("--fuzz")
     ran = subprocess.run(
         ["timeout", str(60 + 30 * times), sys.executable, "-m", "tests.fuzz.files", str(times)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         errors="replace",

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import gemma_cuda
 from gemma_cuda import KVCache
 from gemma_cuda.errors import GemmaError
-from tests import hf_forward
-from tests.cache_state import state
 from tests.fuzz import examples
-from tests.hf_models import BOI, FIRST_TEXT_ID, build
-from tests.parity import ours
+from tests.support import hf_forward
+from tests.support.cache_state import state
+from tests.support.hf_models import BOI, FIRST_TEXT_ID, build
+from tests.support.parity import ours
 
 NAMES = ("gemma_mqa", "gemma2", "gemma3_text", "gemma4_e2b")
 Array = np.ndarray[Any, Any]

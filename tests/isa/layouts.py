@@ -1,6 +1,6 @@
 """Layouts as CuTe writes them: from (thread, value) of an instruction to an element, from an element to an address.
 
-The JSON files beside this are from `python -m tests.isa.write_layouts`.
+The JSON files beside this are from `python -m benchmarks.write_layouts`.
 mma: elements are m + 16 k of a, n + 8 k of b and m + 16 n of c.
 matrix_moves: elements are bits of the rows that lanes point to, 128 a row.
 wgmma: threads are those of a warpgroup and m has 64 rows. Atoms and tiles go from (m or n, k) to an element of 16 bits,

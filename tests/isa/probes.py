@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from gemma_cuda.device.sources import kernel_directory
-from tests.compare import DTYPES
-from tests.emulated import checked
-from tests.golden import KERNELS
 from tests.isa.layouts import Array
+from tests.support.compare import DTYPES
+from tests.support.emulated import checked
+from tests.support.golden import KERNELS
 
 TYPES = {"bf16": DTYPES["bfloat16"], "half": DTYPES["float16"]}
 CUTE = {"bf16": "bf16", "half": "f16"}

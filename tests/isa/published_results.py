@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from gemma_cuda.device.emulator import Emulator
-from tests.compare import DTYPES
-from tests.golden import KERNELS
+from gemma_cuda.device.emulator.device import Emulator
 from tests.isa import layouts
 from tests.isa.layouts import Array
+from tests.support.compare import DTYPES
+from tests.support.golden import KERNELS
 
 TYPES = {"bf16": ("bf16", DTYPES["bfloat16"]), "fp16": ("half", DTYPES["float16"])}
 GPUS: dict[str, Any] = {

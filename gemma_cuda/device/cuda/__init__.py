@@ -1,0 +1,5 @@
+"""An NVIDIA GPU through CuPy."""
+
+from .device import Cuda
+
+__all__ = ["Cuda"]

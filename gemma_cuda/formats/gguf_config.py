@@ -1,0 +1,227 @@
+"""The metadata of a GGUF file to `GemmaConfig`, by way of the config.json that says the same.
+
+A GGUF file leaves to the reader what its architecture implies; what that is follows llama.cpp, which writes and defines
+these files: the layer pattern, the local rope base of Gemma 3, the attention scale by the size of the model.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gemma_cuda.config import GemmaConfig
+from gemma_cuda.errors import ConfigError
+from gemma_cuda.formats.fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from gemma_cuda.formats.hf_config import parse_config
+from gemma_cuda.formats.hf_layers import FULL, SLIDING
+
+_MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "gemma4": "gemma4_text"}
+# llama.cpp tells the 27B models, whose scale is that of hidden_size / heads, by their number of layers.
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+_DEFAULT_PATTERN = {"gemma2": 2, "gemma3": 6}
+_GEMMA2_WINDOW = 4096
+_GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+class _Metadata(Fields):
+    """The keys of one architecture: `block_count` reads "gemma3.block_count"."""
+
+    def __init__(self, metadata: Mapping[str, object], architecture: str, *, source: str) -> None:
+        prefix = architecture + "."
+        own = {
+            key.removeprefix(prefix): _plain(value)
+            for key, value in metadata.items()
+            if isinstance(key, str) and key.startswith(prefix)
+        }
+        super().__init__(own, source=source, prefix=prefix)
+        self.architecture = architecture
+
+
+def parse_metadata(
+    metadata: Mapping[str, object], tensor_shapes: Mapping[str, tuple[int, ...]], *, source: str
+) -> GemmaConfig:
+    """The configuration of a GGUF file of Gemma 1 to 4; ConfigError naming `source` and the metadata key."""
+    general = {key: metadata[key] for key in metadata if isinstance(key, str) and key.startswith("general.")}
+    architecture = Fields(general, source=source).text("general.architecture")
+    if architecture not in _MODEL_TYPES:
+        raise ConfigError(
+            f"{source}: general.architecture is {shown(architecture)}, supported: {', '.join(_MODEL_TYPES)}"
+        )
+    fields = _Metadata(metadata, architecture, source=source)
+    if "token_embd.weight" not in tensor_shapes:
+        raise ConfigError(f"{source}: tensor token_embd.weight is missing, which gives vocab_size")
+    config: dict[str, object] = {
+        "model_type": _MODEL_TYPES[architecture],
+        "vocab_size": tensor_shapes["token_embd.weight"][0],
+        "hidden_size": fields.integer("embedding_length"),
+        "num_hidden_layers": fields.integer("block_count", maximum=MAX_LAYERS),
+        "num_attention_heads": fields.integer("attention.head_count"),
+        "max_position_embeddings": fields.integer("context_length", maximum=MAX_INT32),
+        "rms_norm_eps": _decimal(fields.positive("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in tensor_shapes,
+        **_special_tokens(metadata, source),
+    }
+    if architecture == "gemma4":
+        config |= _gemma4(fields, tensor_shapes)
+    else:
+        config |= _gemma_1_to_3(fields)
+    return parse_config(config, source=source)
+
+
+def _gemma_1_to_3(fields: _Metadata) -> dict[str, object]:
+    """What only Gemma 1 to 3 have, or say alike: all layers have the same shapes."""
+    head_dim = _head_dim(fields, "")
+    config: dict[str, object] = {
+        "head_dim": head_dim,
+        "num_key_value_heads": fields.integer("attention.head_count_kv"),
+        "intermediate_size": fields.integer("feed_forward_length"),
+    }
+    if fields.architecture == "gemma":
+        return config | {"rope_parameters": _rope(fields, fields.positive("rope.freq_base", 10_000.0))}
+    config["query_pre_attn_scalar"] = _query_scalar(fields, head_dim)
+    if fields.architecture == "gemma2":
+        config["sliding_window"] = fields.integer("attention.sliding_window", _GEMMA2_WINDOW, maximum=MAX_INT32)
+        config["layer_types"] = _layer_types(fields)
+        config["rope_parameters"] = _rope(fields, fields.positive("rope.freq_base", 10_000.0))
+        return config | {cap: fields.positive(cap, default) for cap, default in _GEMMA2_CAPS.items()}
+    # llama.cpp: without a window (or with 0) every layer sees everything
+    window = fields.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_INT32)
+    config["sliding_window"] = window or None
+    config["layer_types"] = _layer_types(fields) if window else [FULL] * fields.integer("block_count")
+    config["final_logit_softcapping"] = fields.optional_positive("final_logit_softcapping", None)
+    local = {"rope_type": "default", "rope_theta": fields.positive("rope.freq_base_swa", 10_000.0)}
+    return config | {"rope_parameters": {FULL: _rope(fields, fields.positive("rope.freq_base")), SLIDING: local}}
+
+
+def _query_scalar(fields: _Metadata, head_dim: int) -> int:
+    """query_pre_attn_scalar, which no key holds."""
+    if fields.integer("block_count") == _LAYERS_OF_27B[fields.architecture]:
+        return max(1, fields.integer("embedding_length") // fields.integer("attention.head_count"))
+    return head_dim
+
+
+def _gemma4(fields: _Metadata, tensor_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
+    """What only Gemma 4 has: shapes by layer, shared K and V, per-layer embeddings, experts."""
+    types = _layer_types(fields)
+    shared = fields.integer("attention.shared_kv_layers", 0, minimum=0)
+    if shared >= len(types):
+        fields.fail("attention.shared_kv_layers", f"is {shared}, but there are only {len(types)} layers")
+    dims: dict[str, int] = {FULL: _head_dim(fields, ""), SLIDING: _head_dim(fields, "_swa")}
+    kv_heads = _per_layer(fields, "attention.head_count_kv")
+    widths = _per_layer(fields, "feed_forward_length")
+    own = len(types) - shared
+    doubled = shared > 0 and widths == [widths[0]] * own + [2 * widths[0]] * shared
+    if not doubled and len(set(widths)) > 1:
+        fields.fail("feed_forward_length", "varies by layer in another way than doubling where K and V are shared")
+    if "rope_freqs.weight" not in tensor_shapes:
+        fields.fail("rope", "is incomplete: tensor rope_freqs.weight is missing")
+    ple_size = fields.integer("embedding_length_per_layer_input", minimum=0)
+    ple_table = tensor_shapes.get("per_layer_token_embd.weight")
+    if ple_size and ple_table is None:
+        fields.fail("embedding_length_per_layer_input", "is set, but tensor per_layer_token_embd.weight is missing")
+    experts = fields.integer("expert_count", 0, minimum=0)
+    return {
+        "layer_types": types,
+        "sliding_window": fields.integer("attention.sliding_window", maximum=MAX_INT32),
+        "per_layer_config": {
+            index: {"head_dim": dims[name], "num_key_value_heads": kv}
+            for index, (name, kv) in enumerate(zip(types, kv_heads, strict=True))
+        },
+        "intermediate_size": widths[0],
+        "use_double_wide_mlp": doubled,
+        "num_kv_shared_layers": shared,
+        "attention_k_eq_v": _k_eq_v(fields, types[:own], tensor_shapes),
+        "hidden_size_per_layer_input": ple_size,
+        "vocab_size_per_layer_input": ple_table[0] if ple_table else 1,
+        "final_logit_softcapping": fields.optional_positive("final_logit_softcapping", None),
+        "enable_moe_block": experts > 0,
+        "num_experts": experts,
+        "top_k_experts": fields.integer("expert_used_count") if experts else None,
+        "moe_intermediate_size": fields.integer("expert_feed_forward_length") if experts else None,
+        "rope_parameters": {
+            # Only the values of rope_freqs.weight tell the rotated share; all Gemma 4 models have a quarter.
+            FULL: {
+                "rope_type": "proportional",
+                "rope_theta": fields.positive("rope.freq_base"),
+                "partial_rotary_factor": 0.25,
+            },
+            SLIDING: {"rope_type": "default", "rope_theta": fields.positive("rope.freq_base_swa")},
+        },
+    }
+
+
+def _k_eq_v(fields: _Metadata, types: list[str], tensor_shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the full layers have no V projection of their own, which only the missing tensors tell."""
+    missing = {f"blk.{index}.attn_v.weight" not in tensor_shapes for index, name in enumerate(types) if name == FULL}
+    if len(missing) > 1:
+        fields.fail("attention", f"is inconsistent: some {FULL} layers have an attn_v.weight and some have none")
+    return True in missing
+
+
+def _layer_types(fields: _Metadata) -> list[str]:
+    """The type of each layer: a period p (every p-th layer is full), or for each layer whether it slides."""
+    key, count = "attention.sliding_window_pattern", fields.integer("block_count", maximum=MAX_LAYERS)
+    if fields.architecture in _DEFAULT_PATTERN and not isinstance(fields.values.get(key), list):
+        period = fields.integer(key, _DEFAULT_PATTERN[fields.architecture])
+        return [SLIDING if (index + 1) % period else FULL for index in range(count)]
+    slides = fields.sequence(key)
+    if len(slides) != count or not all(flag in (0, 1) for flag in slides):
+        fields.fail(key, f"is {shown(slides)}, expected {count} flags")
+    return [SLIDING if flag else FULL for flag in slides]
+
+
+def _head_dim(fields: _Metadata, suffix: str) -> int:
+    """The head_dim that K, V and the rotary embedding share, of all layers or with "_swa" of sliding ones."""
+    head_dim = fields.integer("attention.key_length" + suffix)
+    for key in ("attention.value_length" + suffix, "rope.dimension_count" + suffix):
+        if fields.integer(key, head_dim) != head_dim:
+            fields.fail(key, f"is {fields.integer(key)}, but attention.key_length{suffix} is {head_dim}")
+    return head_dim
+
+
+def _per_layer(fields: _Metadata, key: str) -> list[int]:
+    """One integer for each layer, from an array or from one value for all."""
+    count = fields.integer("block_count", maximum=MAX_LAYERS)
+    if not isinstance(fields.values.get(key), list):
+        return [fields.integer(key)] * count
+    values = fields.sequence(key)
+    if len(values) != count:
+        fields.fail(key, f"is {shown(values)}, expected {count}")
+    items = {f"{key}[{index}]": value for index, value in enumerate(values)}
+    return [Fields(items, source=fields.source, prefix=fields.prefix).integer(name) for name in items]
+
+
+def _rope(fields: _Metadata, theta: float) -> dict[str, object]:
+    """The rope entry of config.json, with the scaling that the file gives."""
+    factor_key = "rope.scaling.factor" if "rope.scaling.factor" in fields else "rope.scale_linear"
+    scaling = fields.text("rope.scaling.type", "linear" if factor_key in fields else "none")
+    if scaling == "none":
+        return {"rope_type": "default", "rope_theta": theta}
+    if scaling != "linear":
+        fields.fail("rope.scaling.type", f"is {shown(scaling)}, expected none or linear")
+    return {"rope_type": "linear", "rope_theta": theta, "factor": fields.positive(factor_key)}
+
+
+def _special_tokens(metadata: Mapping[str, object], source: str) -> dict[str, object]:
+    """pad, bos and eos ids; the end-of-turn token ends a text too."""
+    prefix = "tokenizer.ggml."
+    names = ("padding_token_id", "bos_token_id", "eos_token_id", "eot_token_id")
+    given = {name: _plain(metadata[prefix + name]) for name in names if prefix + name in metadata}
+    tokens = Fields(given, source=source, prefix=prefix)
+    eos = tokens.integer("eos_token_id", minimum=0, maximum=MAX_INT32)
+    eot = tokens.integer("eot_token_id", eos, minimum=0, maximum=MAX_INT32)
+    return {
+        "pad_token_id": tokens.integer("padding_token_id", 0, minimum=0, maximum=MAX_INT32),
+        "bos_token_id": tokens.integer("bos_token_id", minimum=0, maximum=MAX_INT32),
+        "eos_token_id": [eos] if eot == eos else [eos, eot],
+    }
+
+
+def _plain(value: object) -> object:
+    """`value` without NumPy: its arrays and scalars as lists, integers, floats."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is `value` in float32, the type of the file: 1e-06, not 9.999999974752427e-07."""
+    with np.errstate(over="ignore"):  # too large: infinite, which is refused
+        return float(str(np.float32(value)))

@@ -1,0 +1,116 @@
+"""The small files of a model (JSON, templates, vocabularies), read within a budget of bytes and of JSON values.
+
+A model's folder comes from strangers: a name may lead to a FIFO or a device, which never end, or to a file that takes
+many times its size to parse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gemma_cuda.errors import GemmaError
+from gemma_cuda.formats.fields import shown
+from gemma_cuda.printable import shown_name
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one kind of file may have: bytes and, if it is JSON, values (lists, objects and their members)."""
+
+    bytes: int
+    values: int = 0
+
+
+CONFIG = Budget(_MIB, 1 << 17)  # config.json, generation_config.json: some thousand bytes
+INDEX = Budget(16 * _MIB, 1 << 20)  # *.index.json and headers of safetensors: 0.1 MB for the largest Gemma
+TOKENIZER_CONFIG = Budget(16 * _MIB, 1 << 20)  # Gemma 3's has 1.2 MB
+TOKENIZER_JSON = Budget(64 * _MIB, 4 << 20)  # Gemma 3's has 33 MB and 1.9 million values
+TOKENIZER_MODEL = Budget(16 * _MIB)  # Gemma 3's has 4.7 MB
+CHAT_TEMPLATE = Budget(_MIB)  # Gemma 4's has 17 kB
+
+
+def kind_of(path: Path, error: type[GemmaError]) -> Literal["file", "directory", "other", "absent"]:
+    """What lies at `path`, links followed; `error` for a name that no file can have, or that may not be looked up."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "absent"
+    except (OSError, ValueError) as problem:  # ValueError: a NUL byte or an unpaired surrogate
+        raise error(f"{shown_name(str(path))}: {_reason(problem)}") from problem
+    return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
+
+
+def read_side_file(path: Path, budget: Budget, error: type[GemmaError]) -> bytes:
+    """All bytes of the regular file at `path`; `error` naming it if it is none, cannot be read or has too many."""
+    try:
+        # Without waiting for the other end of a FIFO, which is refused like every device: it need not end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise error(f"{path}: not a regular file")
+            data = file.read(budget.bytes + 1) if status.st_size <= budget.bytes else b""
+    except FileNotFoundError as problem:
+        raise error(f"{path}: no such file") from problem
+    except (OSError, ValueError) as problem:
+        raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+    if status.st_size > budget.bytes or len(data) > budget.bytes:
+        size = max(status.st_size, len(data))
+        raise error(f"{path}: {size} bytes; a file of this kind may have at most {budget.bytes}")
+    return data
+
+
+def read_side_text(path: Path, budget: Budget, error: type[GemmaError]) -> str:
+    """The UTF-8 text in a file, line ends as "\\n"; `error` as `read_side_file`."""
+    try:
+        text = read_side_file(path, budget, error).decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not UTF-8 at byte {problem.start}") from problem
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json_object(path: Path, budget: Budget, error: type[GemmaError], *, unique: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; `error` naming it otherwise."""
+    return parse_json_object(read_side_file(path, budget, error), str(path), budget, error, unique=unique)
+
+
+def parse_json_object(
+    data: bytes, what: str, budget: Budget, error: type[GemmaError], *, unique: bool = False
+) -> dict[str, Any]:
+    """The JSON object in `data`; `error` beginning with `what` if there is none, it is too much, or (unique) repeats.
+
+    Values are counted before anything is parsed, by the characters that each needs. Parsing takes at most 200 bytes for
+    each and 12 for each byte of text: a list of empty lists takes 24 times its text.
+    """
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > budget.values:
+        raise error(f"{what}: some {values} values; a file of this kind may have at most {budget.values}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise error(f"{what}: lists '{shown_name(repeated)}' twice")
+        return result
+
+    try:
+        value = json.loads(data, object_pairs_hook=once if unique else None)
+    except error:
+        raise
+    except (ValueError, RecursionError) as problem:  # ValueError: no JSON, no UTF-8, an integer of 5,000 digits
+        raise error(f"{what}: cannot be read as JSON: {shown_name(str(problem))}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{what}: holds {shown(value)}, expected an object")
+    return value
+
+
+def _reason(problem: Exception) -> str:
+    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)

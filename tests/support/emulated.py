@@ -1,0 +1,121 @@
+"""What the tests of every kernel share: devices, seeded inputs amid NaN, what a launch had to move at least."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.compulsory import Compulsory
+from gemma_cuda.device.cuda.device import Cuda
+from gemma_cuda.device.emulator import memory as emulator_memory
+from gemma_cuda.device.emulator.counters import Counters
+from gemma_cuda.device.emulator.device import Approximation, Emulator, MmaRounding, Schedule
+from gemma_cuda.device.protocol import Device
+from gemma_cuda.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
+from tests.support.compare import DTYPES
+from tests.support.fake_cuda import Machine
+from tests.support.mirror import MirroredGpu
+
+Array = np.ndarray[Any, Any]
+SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
+APPROXIMATIONS: tuple[Approximation, ...] = ("exact", "up", "down")
+MMA_ROUNDINGS: tuple[MmaRounding, ...] = ("fast", "ampere", "hopper")
+HALF_DTYPES = ("bfloat16", "float16")
+ROUNDING: dict[str, Precision] = {"bfloat16": BFLOAT16, "float16": FLOAT16}
+EPS_RATIOS = (0.0, 0.01, 0.25, 1.0, 4.0, 100.0)
+"""Mean squares of rows as multiples of a norm's eps: 0, where it decides alone, where it matters, where it does not."""
+DeviceOf = Callable[[Emulator], Device]
+"""See the fixture device_of."""
+_MARGIN = 128
+
+
+_on_gpu = False
+_mma: MmaRounding | None = None
+
+
+def use_gpu() -> None:
+    """From now on `checked` is the GPU; pytest --gpu calls this."""
+    global _on_gpu
+    _on_gpu = True
+
+
+def use_mma(rounding: MmaRounding) -> None:
+    """From now on `checked` rounds as these tensor cores, whatever a test asks for; pytest --mma calls this."""
+    global _mma
+    _mma = rounding
+
+
+def checked(schedule: Schedule = "forward", **options: Any) -> Any:
+    """An emulator that looks at every access; with pytest --gpu the GPU, whose schedule and mma nobody chooses."""
+    if _on_gpu:
+        return _gpu(options.get("kernels"), options.get("shared_bytes"))
+    forced = {} if _mma is None else {"mma": _mma}
+    return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options, **forced})
+
+
+@functools.cache
+def _gpu(kernels: Path | None, shared_bytes: int | None) -> MirroredGpu:
+    return MirroredGpu(kernels=kernels, shared_bytes=shared_bytes)
+
+
+def on_cuda(runs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """The CUDA device on a fake GPU whose launches `runs` runs."""
+    Machine(runs).install(monkeypatch)
+    return Cuda()
+
+
+def values(seed: int, *shape: int, dtype: str, scale: float = 1.0) -> Array:
+    """Normal values of standard deviation `scale`."""
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(DTYPES[dtype])
+
+
+def near_eps(x: Array, eps: float, dtype: str) -> Array:
+    """x [EPS_RATIOS, ..., width], scaled so that the mean square of each row is eps times its ratio."""
+    ratios = np.reshape(EPS_RATIOS, (-1,) + (1,) * (x.ndim - 1))
+    return (x * np.sqrt(ratios * eps / np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True))).astype(
+        DTYPES[dtype]
+    )
+
+
+def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> Array:
+    """The same values on a device, inside memory that is NaN before, after and, by `gap` elements, between the rows.
+
+    They start `offset` elements after a multiple of 256 bytes.
+    """
+    *outer, width = array.shape
+    start, stop = _MARGIN + offset, _MARGIN + offset + math.prod(outer) * (width + gap)
+
+    def inside(room: Array) -> Array:
+        return room[start:stop].reshape(*outer, width + gap)[..., :width]
+
+    room = np.full(stop + _MARGIN, np.nan, array.dtype)
+    inside(room)[...] = array
+    return inside(device.from_host(room))
+
+
+def poisoned(*shape: int, dtype: str) -> Array:
+    """Memory that a kernel may write, and that nothing may read before."""
+    return emulator_memory.poisoned(shape, DTYPES[dtype])
+
+
+def bounds(dtype: str, reference: Callable[[Precision], Any]) -> tuple[Any, Any]:
+    """(r, b) of the tolerance rule: the reference in float64, and with its rounding points in `dtype`."""
+    return reference(FLOAT64), reference(ROUNDING[dtype])
+
+
+def counted(device: Emulator) -> Counters:
+    """What the last launch cost."""
+    assert device.counters is not None
+    return device.counters
+
+
+def assert_moves_little_more(counters: Counters, least: Compulsory) -> None:
+    """Fails if a launch touched more than 2 % beyond the compulsory sectors; or fewer, which cannot be."""
+    assert least.read_sectors <= counters.global_read_sectors <= 1.02 * least.read_sectors
+    assert least.write_sectors <= counters.global_write_sectors <= 1.02 * least.write_sectors
