@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import GemmaConfig
     from .formats.checkpoint import open_checkpoint
+    from .formats.gemma_config import GemmaConfig
     from .gemma import Gemma, PrefillOutput
     from .interop.attention import attention
     from .interop.layers import geglu, rms_norm
@@ -21,9 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "config", "KVCache": "model.kv_cache", "Tokenizer": "text.tokenizer",
-    "open_checkpoint": "formats.checkpoint", "attention": "interop.attention", "geglu": "interop.layers",
-    "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
+    "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "formats.gemma_config", "KVCache": "model.kv_cache",
+    "Tokenizer": "text.tokenizer", "open_checkpoint": "formats.checkpoint", "attention": "interop.attention",
+    "geglu": "interop.layers", "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
 }  # fmt: skip
 
 

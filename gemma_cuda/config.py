@@ -1,14 +1,11 @@
-"""`GemmaConfig`: what a checkpoint says about its architecture, one entry per layer, checked and frozen.
+"""`ModelConfig`: the architecture of a checkpoint, one entry per layer, checked and frozen.
 
-`from_dict` and `from_file` read HuggingFace's config.json (see `hf_config`), `from_gguf` the metadata of a GGUF file
-(see `gguf_config`). Everything that follows from the file is worked out here once: no other module knows a default, a
-spelling or a generation's layer pattern.
+`GemmaConfig` (formats/gemma_config.py) is one that reads files. Reading resolves every default, every spelling and the
+layer pattern of each generation, so that no other module knows them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Literal
 
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -50,7 +47,7 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
-class GemmaConfig:
+class ModelConfig:
     """The text model of one checkpoint. Field names are HuggingFace's."""
 
     model_type: str
@@ -102,42 +99,6 @@ class GemmaConfig:
     vision_layer_norm_eps: float | None
     dtype: str | None
     """Of the checkpoint, as the file says."""
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, object], *, source: str) -> "GemmaConfig":
-        """The configuration in a parsed config.json `d`; `source` is the file name used in messages.
-
-        Raises ConfigError naming `source` and the field, and nothing else, whatever `d` holds.
-        """
-        from gemma_cuda import arguments
-        from gemma_cuda.formats.hf_config import parse_config
-
-        return parse_config(d, source=arguments.text("source", source))
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> "GemmaConfig":
-        """The configuration in the config.json at `path` (a file, or the directory that holds it); else ConfigError."""
-        from gemma_cuda import arguments
-        from gemma_cuda.errors import ConfigError
-        from gemma_cuda.formats.hf_config import parse_config
-        from gemma_cuda.formats.side_files import CONFIG, kind_of, read_json_object
-
-        path = arguments.path("path", path)
-        if kind_of(path, ConfigError) == "directory":
-            path = path / "config.json"
-        return parse_config(read_json_object(path, CONFIG, ConfigError), source=str(path))
-
-    @classmethod
-    def from_gguf(
-        cls, metadata: Mapping[str, object], tensor_shapes: Mapping[str, tuple[int, ...]], *, source: str
-    ) -> "GemmaConfig":
-        """The configuration in a GGUF file's `metadata` (key to value) and tensor names with shapes; else ConfigError.
-
-        `tensor_shapes` are in NumPy's order ([rows, cols]; a GGUF header lists them reversed).
-        """
-        from gemma_cuda.formats.gguf_config import parse_metadata
-
-        return parse_metadata(metadata, tensor_shapes, source=source)
 
     @property
     def generation(self) -> Literal[1, 2, 3, 4]:

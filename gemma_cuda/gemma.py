@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import arguments
-from .config import GemmaConfig, LayerType
+from .config import LayerType
 from .device import DeviceChoice
 from .device.protocol import Device
 from .engine import embeddings
@@ -26,6 +26,7 @@ from .engine.outputs import decoder_hook, is_in_place, kept_columns, placed
 from .engine.sampling import Sampler, require_finite
 from .errors import CacheError, DeviceError, InputError, TokenizerError
 from .formats.checkpoint import Checkpoint, open_checkpoint
+from .formats.gemma_config import GemmaConfig
 from .formats.hf_config import end_token_ids
 from .formats.hub import resolve
 from .host.memory import require_memory

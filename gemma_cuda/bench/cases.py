@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
 from ..ops.instances import published
@@ -62,7 +62,7 @@ def without_kernels(ops: Sequence[str], models: Sequence[str]) -> list[str]:
     return [f"{name}: attention has no kernel for head_dim {', '.join(map(str, d))}" for name, d in wide.items() if d]
 
 
-_MAKERS: dict[str, Callable[[str, GemmaConfig, int], Iterator[Case]]] = {
+_MAKERS: dict[str, Callable[[str, ModelConfig, int], Iterator[Case]]] = {
     "rms_norm": rms_norm_cases,
     "add_norm": add_norm_cases,
     "qk_norm_rope": qk_norm_rope_cases,

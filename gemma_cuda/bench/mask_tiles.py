@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import GemmaConfig, LayerConfig
+from ..config import LayerConfig, ModelConfig
 from ..device.dry_run import Recorder
 from ..engine.batch import Batch, make_batch
 from ..errors import InputError
@@ -44,7 +44,7 @@ class MaskTiles:
 
 
 def mask_tiles(
-    config: GemmaConfig, layer: LayerConfig, tokens: int, images: Sequence[tuple[int, int]], shared_bytes: int
+    config: ModelConfig, layer: LayerConfig, tokens: int, images: Sequence[tuple[int, int]], shared_bytes: int
 ) -> MaskTiles:
     """The tiles of a layer for a prompt of `tokens` tokens with images at [begin, end), on a GPU with shared_bytes.
 
@@ -70,7 +70,7 @@ def mask_tiles(
     return MaskTiles(states, table[:, 2].astype(np.int64) // group, begin, end, batch.spans[0])
 
 
-def _batch(config: GemmaConfig, tokens: int, images: Sequence[tuple[int, int]]) -> Batch:
+def _batch(config: ModelConfig, tokens: int, images: Sequence[tuple[int, int]]) -> Batch:
     types = np.zeros((1, tokens), np.int64)
     if images and not (config.bidirectional or "").startswith("vision"):
         raise InputError("mask: this model has no spans of images, each token sees what is before it")

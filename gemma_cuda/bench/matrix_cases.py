@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..device.protocol import Array, Device
 from ..model.masks import Int32
 from ..ops import attention, linear
@@ -24,7 +24,7 @@ _FA3_TOKENS, _FA3_LENGTHS, _FA3_WIDTH = 16384, (512, 1024, 2048, 4096, 8192, 163
 _CHECKED_COLUMNS = 256
 
 
-def _products(config: GemmaConfig) -> dict[str, tuple[int, int]]:
+def _products(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Name -> [N, K] of a layer's weights."""
     layer, heads = config.layers[0], config.num_attention_heads
     width, inner = config.hidden_size, heads * layer.head_dim
@@ -36,7 +36,7 @@ def _products(config: GemmaConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def linear_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def linear_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     for name, (columns, depth) in _products(config).items():
         yield _product(model, name, tokens, columns, depth)
 
@@ -74,7 +74,7 @@ def _product_inputs(tokens: int, columns: int, depth: int) -> Callable[[Device, 
     return make
 
 
-def linear_geglu_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def linear_geglu_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     columns, depth = _products(config)["gate, up"]
     half = columns // 2
 
@@ -100,7 +100,7 @@ def linear_geglu_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator
     )  # fmt: skip
 
 
-def attention_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def attention_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     """A local and a global layer, where a model has both, and attention has their head_dim."""
     for layer in {layer.layer_type: layer for layer in config.layers}.values():
         if layer.head_dim not in HEAD_DIMS:

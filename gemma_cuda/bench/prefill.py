@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..config import GemmaConfig
 from ..device import DeviceChoice
 from ..device.cuda.device import Cuda
 from ..device.cuda.graph_timing import Step
 from ..errors import InputError
+from ..formats.gemma_config import GemmaConfig
 from ..formats.hub import resolve
 from ..gemma import Gemma
 from ..model.weights import LayerWeights, Weights

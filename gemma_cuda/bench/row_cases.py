@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..device.protocol import Array, Device
 from ..ops import embed, geglu, logits, qk_norm_rope, rms_norm
 from ..precision import Precision
@@ -22,7 +22,7 @@ from .measure import BF16, noise
 _EPS, _TOP_K = 1e-6, 64
 
 
-def rms_norm_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def rms_norm_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     width = config.hidden_size
 
     def make(device: Device, seed: int) -> Inputs:
@@ -43,7 +43,7 @@ def rms_norm_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Cas
     )  # fmt: skip
 
 
-def add_norm_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def add_norm_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     width = config.hidden_size
 
     def make(device: Device, seed: int) -> Inputs:
@@ -74,7 +74,7 @@ def add_norm_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Cas
     )  # fmt: skip
 
 
-def qk_norm_rope_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def qk_norm_rope_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     layer, heads = config.layers[0], config.num_attention_heads
     kv_heads, dim = layer.num_key_value_heads, layer.head_dim
     columns = (heads + 2 * kv_heads) * dim
@@ -116,7 +116,7 @@ def qk_norm_rope_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator
     )  # fmt: skip
 
 
-def geglu_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def geglu_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     width = config.layers[0].intermediate_size
 
     def check(device: Device, given: Inputs, y: Array) -> str | None:
@@ -135,7 +135,7 @@ def geglu_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
     )  # fmt: skip
 
 
-def embed_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def embed_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     width, scale = config.hidden_size, config.hidden_size**0.5
 
     def make(device: Device, seed: int) -> Inputs:
@@ -158,7 +158,7 @@ def embed_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
     )  # fmt: skip
 
 
-def softcap_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def softcap_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     cap, width = config.final_logit_softcapping, config.vocab_size
     if cap is None or tokens > 1:
         return
@@ -179,7 +179,7 @@ def softcap_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case
     )  # fmt: skip
 
 
-def top_k_cases(model: str, config: GemmaConfig, tokens: int) -> Iterator[Case]:
+def top_k_cases(model: str, config: ModelConfig, tokens: int) -> Iterator[Case]:
     width = config.vocab_size
     if tokens > 1:
         return

@@ -9,7 +9,7 @@ from . import common
 from .parser import name
 
 if TYPE_CHECKING:
-    from ..config import GemmaConfig
+    from ..config import ModelConfig
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -64,7 +64,7 @@ def layer_pattern(layer_types: list[str]) -> str:
     return f"{block} ({letters.count('L')} local, {letters.count('G')} global)"
 
 
-def _print(report: dict[str, Any], config: "GemmaConfig") -> None:
+def _print(report: dict[str, Any], config: "ModelConfig") -> None:
     kind = config.model_type if config.composite is None else f"{config.model_type} of {config.composite}"
     heads = sorted({(layer.head_dim, layer.num_key_value_heads) for layer in config.layers})
     windows = sorted({layer.sliding_window for layer in config.layers if layer.sliding_window is not None})

@@ -10,7 +10,7 @@ from . import common
 from .parser import name
 
 if TYPE_CHECKING:
-    from ..config import GemmaConfig
+    from ..config import ModelConfig
     from ..device.dry_run import Launch
 
 _ARCHITECTURE = re.compile(r"sm_[0-9]{1,4}[a-z]?", re.ASCII)
@@ -58,7 +58,7 @@ def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) 
     return chosen
 
 
-def configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
+def configs(models: list[str] | None) -> "Iterable[ModelConfig]":
     """Of each published size or checkpoint; of every published size for None."""
     from ..ops.instances import published
 
@@ -68,7 +68,7 @@ def configs(models: list[str] | None) -> "Iterable[GemmaConfig]":
     return [sizes[model] if model in sizes else _config_of_checkpoint(model) for model in models]
 
 
-def _config_of_checkpoint(model: str) -> "GemmaConfig":
+def _config_of_checkpoint(model: str) -> "ModelConfig":
     from ..formats.checkpoint import open_checkpoint
     from ..formats.hub import resolve
 

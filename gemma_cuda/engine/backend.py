@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 from .. import arguments
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..device import DeviceChoice, choose_device, open_device
 from ..device.protocol import Device, is_device
 from ..errors import DeviceError, InputError
@@ -21,7 +21,7 @@ from ..reference import ReferenceOps
 _DTYPES = ("float32", "float64", "bfloat16", "float16")  # the last is refused, with its reason
 
 
-def choose(device: str | Device, dtype: str, config: GemmaConfig | None = None) -> tuple[DeviceChoice, Precision]:
+def choose(device: str | Device, dtype: str, config: ModelConfig | None = None) -> tuple[DeviceChoice, Precision]:
     """The device and the precision of a model, as far as they can be told without its configuration (None).
 
     "auto" takes NumPy for what kernels do not do. InputError for a dtype that the device does not compute in.

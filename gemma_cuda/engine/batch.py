@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import arguments
-from ..config import GemmaConfig, LayerType
+from ..config import LayerType, ModelConfig
 from ..errors import CacheError, InputError
 from ..model.kv_cache import KVCache
 from ..model.masks import AUDIO, Queries, spans
@@ -49,7 +49,7 @@ class Batch:
 
 
 def make_batch(
-    config: GemmaConfig,
+    config: ModelConfig,
     *,
     input_ids: Ids | None,
     inputs_embeds: Any | None,
@@ -134,7 +134,7 @@ def make_batch(
     )  # fmt: skip
 
 
-def text_batch(config: GemmaConfig, tokens: int, begin: int, end: int) -> Batch:
+def text_batch(config: ModelConfig, tokens: int, begin: int, end: int) -> Batch:
     """What `make_batch` makes of so many text tokens of one prompt, but for their ids.
 
     Slots begin : end of its cache hold the tokens before them.
@@ -149,7 +149,7 @@ def text_batch(config: GemmaConfig, tokens: int, begin: int, end: int) -> Batch:
     )  # fmt: skip
 
 
-def _ids(value: Ids, config: GemmaConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _ids(value: Ids, config: ModelConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """(ids [B, S], real [B, S]) of [S], [B, S] or a list of lists of different lengths."""
     if isinstance(value, list | tuple) and value and all(map(arguments.has_axes, value)):
         rows = [arguments.integers("input_ids", r) for r in value]
@@ -233,7 +233,7 @@ def _first_seen(cached: NDArray[np.bool_], past: KVCache) -> NDArray[np.int32]:
 
 
 def _spans(
-    config: GemmaConfig,
+    config: ModelConfig,
     past: KVCache | None,
     cu_seqlens: NDArray[np.int32],
     slots: NDArray[np.int32],
@@ -282,7 +282,7 @@ def _queries(
 
 def _biases(
     value: ArrayLike | Mapping[LayerType, ArrayLike] | None,
-    config: GemmaConfig,
+    config: ModelConfig,
     batch_size: int,
     seq_len: int,
     total: int,

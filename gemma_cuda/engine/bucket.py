@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import GemmaConfig, LayerConfig, RopeConfig
+from ..config import LayerConfig, ModelConfig, RopeConfig
 from ..device.cuda.launch_plan import LaunchPlan
 from ..model.decoder import Decoder, Mask
 from ..model.kv_cache import LayerKV
@@ -101,7 +101,7 @@ class Bucket:
         capacity: int,
         shared_bytes: int,
     ) -> None:
-        self.config: GemmaConfig = decoder.config
+        self.config: ModelConfig = decoder.config
         self.tokens, self.shortest, self.batch_size = tokens, shortest, batch_size
         self.capacity, self._shared_bytes = capacity, shared_bytes
         self.fields = Fields()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import GemmaConfig, LayerConfig
+from ..config import LayerConfig, ModelConfig
 from ..model.decoder import Mask
 from ..model.kv_cache import LayerKV
 from ..model.masks import Int32, key_range
@@ -35,7 +35,7 @@ class Kept:
 class BatchStep:
     """The step of a batch of any kind: what layers share is computed, and placed on the device, once."""
 
-    def __init__(self, config: GemmaConfig, ops: ReferenceOps | KernelOps, batch: Batch, kept: Kept) -> None:
+    def __init__(self, config: ModelConfig, ops: ReferenceOps | KernelOps, batch: Batch, kept: Kept) -> None:
         self.narrow = len(kept.rows) < len(batch.row)
         self._config, self._ops, self._batch, self._kept = config, ops, batch, kept
         self._ropes: dict[tuple[object, ...], Rope] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import arguments
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..device.foreign import caller_of
 from ..device.protocol import Array
 from ..errors import InputError
@@ -49,7 +49,7 @@ def view(value: Any, memory: Memory) -> Array:
         raise InputError(f"{_NAME}: a {type(value).__name__} cannot be taken: {error}") from error
 
 
-def check(embeds: Array, config: GemmaConfig, ids_shape: tuple[int, int] | None) -> Array:
+def check(embeds: Array, config: ModelConfig, ids_shape: tuple[int, int] | None) -> Array:
     """[B, S, E] of embeddings [S, E] or [B, S, E] for ids of that shape; raises InputError.
 
     On a GPU they are bfloat16 and contiguous.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..model.kv_cache import KVCache, LayerKV, Memory
 from ..precision import Array
 
@@ -22,7 +22,7 @@ class Lease:
 class KVPool:
     """K and V [rows, capacity, KH, D] of every layer that has its own; caches of one or more rows are taken from it."""
 
-    def __init__(self, config: GemmaConfig, memory: Memory, rows: int, capacity: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, config: ModelConfig, memory: Memory, rows: int, capacity: int, dtype: np.dtype[Any]) -> None:
         self.rows, self.capacity, self.memory = rows, capacity, memory
         self._config, self._taken = config, np.zeros(rows, bool)
         self.layers: list[LayerKV | None] = []
@@ -33,7 +33,7 @@ class KVPool:
             self.layers.append(LayerKV(memory.zeros(shape, dtype), memory.zeros(shape, dtype)) if own else None)
 
     @staticmethod
-    def nbytes(config: GemmaConfig, rows: int, capacity: int, itemsize: int) -> int:
+    def nbytes(config: ModelConfig, rows: int, capacity: int, itemsize: int) -> int:
         """Bytes that a pool takes."""
         return rows * capacity * config.kv_bytes_per_token(itemsize)
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_cuda import arguments
-from gemma_cuda.config import GemmaConfig
 from gemma_cuda.errors import CheckpointError
 from gemma_cuda.formats.fields import shown
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.formats.gguf_file import GgufFile
 from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.formats.packed_tensor import PackedTensor

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file to `GemmaConfig`, by way of the config.json that says the same.
+"""The metadata of a GGUF file to `ModelConfig`, by way of the config.json that says the same.
 
 A GGUF file leaves to the reader what its architecture implies; what that is follows llama.cpp, which writes and defines
 these files: the layer pattern, the local rope base of Gemma 3, the attention scale by the size of the model.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gemma_cuda.config import GemmaConfig
+from gemma_cuda.config import ModelConfig
 from gemma_cuda.errors import ConfigError
 from gemma_cuda.formats.fields import MAX_INT32, MAX_LAYERS, Fields, shown
 from gemma_cuda.formats.hf_config import parse_config
@@ -38,7 +38,7 @@ class _Metadata(Fields):
 
 def parse_metadata(
     metadata: Mapping[str, object], tensor_shapes: Mapping[str, tuple[int, ...]], *, source: str
-) -> GemmaConfig:
+) -> ModelConfig:
     """The configuration of a GGUF file of Gemma 1 to 4; ConfigError naming `source` and the metadata key."""
     general = {key: metadata[key] for key in metadata if isinstance(key, str) and key.startswith("general.")}
     architecture = Fields(general, source=source).text("general.architecture")

@@ -1,4 +1,4 @@
-"""config.json to `GemmaConfig`, in every spelling that Hub files and HuggingFace Transformers 4.38 to 5.23 use.
+"""config.json to `ModelConfig`, in every spelling that Hub files and HuggingFace Transformers 4.38 to 5.23 use.
 
 A key that is absent takes the default of HuggingFace's config class: that is what the file means (that of Gemma 3 4B on
 the Hub holds little more than the values that differ). Unknown keys are ignored, unknown values refused.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from gemma_cuda.config import Bidirectional, GemmaConfig
+from gemma_cuda.config import Bidirectional, ModelConfig
 from gemma_cuda.errors import ConfigError
 from gemma_cuda.formats.fields import MAX_INT32, Fields, shown
 from gemma_cuda.formats.hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers
@@ -64,7 +64,7 @@ def end_token_ids(path: Path) -> tuple[int, ...]:
     return () if fields.is_null("eos_token_id") else _eos_token_ids(fields)
 
 
-def parse_config(d: Mapping[str, object], *, source: str) -> GemmaConfig:
+def parse_config(d: Mapping[str, object], *, source: str) -> ModelConfig:
     """The configuration in a parsed config.json; ConfigError naming `source` and the field."""
     if not isinstance(d, Mapping):
         raise ConfigError(f"{source}: holds {shown(d)}, expected an object")
@@ -81,7 +81,7 @@ def parse_config(d: Mapping[str, object], *, source: str) -> GemmaConfig:
         name: _token(top, next((key for key in keys if key in top), keys[0]), default)
         for name, (keys, default) in _TOKEN_KEYS.get(composite or "", {}).items()
     }
-    return GemmaConfig(
+    return ModelConfig(
         model_type=model_type,
         composite=composite,
         vocab_size=vocab_size,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import GemmaConfig, LayerConfig
+from ..config import LayerConfig, ModelConfig
 from ..ops.kernel_ops import KernelOps
 from ..precision import Array
 from ..reference import ReferenceOps
@@ -52,7 +52,7 @@ class Step(Protocol):
 class Decoder:
     """Embedding, layers and head of one model over one set of ops."""
 
-    def __init__(self, config: GemmaConfig, weights: Weights, ops: ReferenceOps | KernelOps) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, ops: ReferenceOps | KernelOps) -> None:
         self.config, self.weights, self.ops = config, weights, ops
         self.plus_one = config.norm_plus_one
         # After this layer nothing writes K or V: only tokens whose output is asked for go on.

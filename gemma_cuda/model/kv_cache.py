@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import arguments
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..errors import CacheError, OutOfMemoryError
 from ..precision import Array
 
@@ -103,7 +103,7 @@ class KVCache:
     @classmethod
     def empty(
         cls,
-        config: GemmaConfig,
+        config: ModelConfig,
         batch_size: int,
         fingerprint: str,
         dtype: str,
@@ -123,7 +123,7 @@ class KVCache:
     def over(
         cls,
         layers: list[LayerKV | None],
-        config: GemmaConfig,
+        config: ModelConfig,
         batch_size: int,
         fingerprint: str,
         dtype: str,
@@ -359,7 +359,7 @@ class KVCache:
 
         return cache_from_transformers(cache, gemma)
 
-    def check_model(self, config: GemmaConfig, fingerprint: str, dtype: str) -> None:
+    def check_model(self, config: ModelConfig, fingerprint: str, dtype: str) -> None:
         """Raises CacheError unless this cache was made by the model of that configuration, fingerprint and dtype."""
         if len(self) != config.num_hidden_layers:
             raise CacheError(f"past_key_values has {len(self)} layers, the model has {config.num_hidden_layers}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import GemmaConfig, LayerConfig
+from ..config import LayerConfig, ModelConfig
 from ..errors import InputError
 
 Int32 = NDArray[np.int32]
@@ -33,7 +33,7 @@ class Queries:
     span_end: Int32
 
 
-def key_range(config: GemmaConfig, layer: LayerConfig, queries: Queries) -> tuple[Int32, Int32]:
+def key_range(config: ModelConfig, layer: LayerConfig, queries: Queries) -> tuple[Int32, Int32]:
     """(key_begin, key_end), int32 [n]: query i sees the slots key_begin[i] <= t < key_end[i] of its batch row."""
     q, begin, end = queries.slots, queries.first, queries.slots + 1
     sliding = layer.sliding_window is not None
@@ -53,7 +53,7 @@ def key_range(config: GemmaConfig, layer: LayerConfig, queries: Queries) -> tupl
     return begin, end
 
 
-def spans(config: GemmaConfig, token_type_ids: NDArray[np.int64] | None, slots: Int32) -> list[tuple[int, int]]:
+def spans(config: ModelConfig, token_type_ids: NDArray[np.int64] | None, slots: Int32) -> list[tuple[int, int]]:
     """The bidirectional spans [begin, end), in slots, of the tokens in `slots` (rising by 1).
 
     Gemma 3: maximal runs of image tokens; Gemma 4: of image and video tokens; PaliGemma: the prefix (type 0).
@@ -66,7 +66,7 @@ def spans(config: GemmaConfig, token_type_ids: NDArray[np.int64] | None, slots: 
     return [(int(slots[begin]), int(slots[end - 1]) + 1) for begin, end in zip(begins, ends, strict=True)]
 
 
-def _in_span(config: GemmaConfig, token_type_ids: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
+def _in_span(config: ModelConfig, token_type_ids: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
     """bool [n], true for tokens inside a bidirectional span; None where the model or the prompt has none."""
     if token_type_ids is None or config.bidirectional in (None, "text"):
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import arguments
-from ..config import GemmaConfig
+from ..config import ModelConfig
 from ..errors import InputError
 from ..precision import Array
 from ..reference import ReferenceOps
@@ -19,13 +19,13 @@ from .weights import Weights
 Ids = NDArray[np.int64]
 
 
-def placeholder_types(config: GemmaConfig) -> dict[int, int]:
+def placeholder_types(config: ModelConfig) -> dict[int, int]:
     """Placeholder token id -> its token type (1 image, 2 video, 3 audio), for those the model has."""
     pairs = ((config.image_token_id, IMAGE), (config.video_token_id, VIDEO), (config.audio_token_id, AUDIO))
     return {token: kind for token, kind in pairs if token is not None and config.composite is not None}
 
 
-def token_types(config: GemmaConfig, input_ids: ArrayLike) -> Ids:
+def token_types(config: ModelConfig, input_ids: ArrayLike) -> Ids:
     """token_type_ids, int64 of the shape of input_ids: 0 text, 1 image, 2 video, 3 audio placeholder."""
     ids = arguments.integers("input_ids", input_ids)
     types = np.zeros(ids.shape, np.int64)
@@ -34,7 +34,7 @@ def token_types(config: GemmaConfig, input_ids: ArrayLike) -> Ids:
     return types
 
 
-def embeddable(config: GemmaConfig, ids: Ids) -> Ids:
+def embeddable(config: ModelConfig, ids: Ids) -> Ids:
     """ids with placeholders replaced by ids that have an embedding row.
 
     Pad in Gemma 4, 0 for an id outside the vocabulary before it.
@@ -45,7 +45,7 @@ def embeddable(config: GemmaConfig, ids: Ids) -> Ids:
     return np.where(placeholder & (ids >= config.vocab_size), 0, ids)
 
 
-def expand_image_tokens(config: GemmaConfig, input_ids: Sequence[int], counts: int | Sequence[int]) -> list[int]:
+def expand_image_tokens(config: ModelConfig, input_ids: Sequence[int], counts: int | Sequence[int]) -> list[int]:
     """The ids with every image marker expanded; counts: soft tokens of each image, in order, or of every image.
 
     Gemma 3: each boi token becomes "\\n\\n" boi, count x image token, eoi "\\n\\n", joined with the newlines around it.
@@ -97,7 +97,7 @@ def _merge_newlines(ids: list[int]) -> list[int]:
     return merged[:-1]
 
 
-def project_image_features(config: GemmaConfig, weights: Weights, ops: ReferenceOps, tower_output: ArrayLike) -> Array:
+def project_image_features(config: ModelConfig, weights: Weights, ops: ReferenceOps, tower_output: ArrayLike) -> Array:
     """Image features [n, tokens, E] that `merge_features` puts into the prompt, from the vision tower's output.
 
     Gemma 3: tower_output [n, patches, vision] (patches a square), average-pooled to mm_tokens_per_image, normed,
@@ -142,7 +142,7 @@ def _floats(name: str, value: ArrayLike) -> Array:
 
 
 def merge_features(
-    config: GemmaConfig, inputs_embeds: ArrayLike, features: ArrayLike, input_ids: ArrayLike, kind: int = IMAGE
+    config: ModelConfig, inputs_embeds: ArrayLike, features: ArrayLike, input_ids: ArrayLike, kind: int = IMAGE
 ) -> Array:
     """inputs_embeds [B, S, E] with its placeholder rows replaced by features [..., E], in order.
 

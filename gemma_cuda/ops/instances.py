@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import GemmaConfig, LayerConfig
+from ..config import LayerConfig, ModelConfig
 from ..device.dry_run import Launch, Recorder
+from ..formats.gemma_config import GemmaConfig
 from . import attention, attention_plan, checks, embed, geglu, linear, logits, qk_norm_rope, rms_norm
 
 DTYPES = tuple(checks.CPP_TYPES)
@@ -17,7 +18,7 @@ _QUERIES_AND_KEYS = (*((rows, rows) for rows in _ROWS), (1, 4096))  # the last: 
 
 
 def launches(
-    configs: Iterable[GemmaConfig],
+    configs: Iterable[ModelConfig],
     dtypes: Iterable[str] = DTYPES,
     *,
     shared_bytes: int,
@@ -66,7 +67,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _norms(config: GemmaConfig, dtype: np.dtype[Any], device: Recorder) -> None:
+def _norms(config: ModelConfig, dtype: np.dtype[Any], device: Recorder) -> None:
     eps, width = config.rms_norm_eps, config.hidden_size
     rows, weight = device.empty((1, width), dtype), device.empty((width,), dtype)
     for plus_one in {False, config.norm_plus_one}:  # GGUF files hold 1 + w, of every model
@@ -85,7 +86,7 @@ def _norms(config: GemmaConfig, dtype: np.dtype[Any], device: Recorder) -> None:
         rms_norm.rms_norm(device.empty((1, vision), dtype), norm, eps=eps, device=device, plus_one=plus_one)
 
 
-def _ends(config: GemmaConfig, dtype: np.dtype[Any], device: Recorder) -> None:
+def _ends(config: ModelConfig, dtype: np.dtype[Any], device: Recorder) -> None:
     """Embedding and logits."""
     table = device.empty((config.vocab_size, config.hidden_size), dtype)
     embed.embed(np.zeros(1, np.int32), table, scale=1.0, device=device)
@@ -98,7 +99,7 @@ def _ends(config: GemmaConfig, dtype: np.dtype[Any], device: Recorder) -> None:
         logits.argmax(z, device=device)
 
 
-def _layer(config: GemmaConfig, layer: LayerConfig, dtype: np.dtype[Any], device: Recorder) -> None:
+def _layer(config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], device: Recorder) -> None:
     heads, kv_heads, head_dim = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
     kv_parts = 0 if layer.kv_source is not None else 1 if layer.attention_k_eq_v else 2
     width, mlp, per_layer = config.hidden_size, layer.intermediate_size, config.hidden_size_per_layer_input
@@ -127,7 +128,7 @@ def _layer(config: GemmaConfig, layer: LayerConfig, dtype: np.dtype[Any], device
 
 
 def _attention(
-    config: GemmaConfig, layer: LayerConfig, dtype: np.dtype[Any], bias: np.dtype[Any] | None, device: Recorder
+    config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], bias: np.dtype[Any] | None, device: Recorder
 ) -> None:
     if layer.head_dim not in attention_plan.HEAD_DIMS:
         return
@@ -141,7 +142,7 @@ def _attention(
         )  # fmt: skip
 
 
-def _heads(config: GemmaConfig, layer: LayerConfig, kv_parts: int, dtype: np.dtype[Any], device: Recorder) -> None:
+def _heads(config: ModelConfig, layer: LayerConfig, kv_parts: int, dtype: np.dtype[Any], device: Recorder) -> None:
     """Norms and rotation of q, k and v."""
     heads, head_dim = config.num_attention_heads, layer.head_dim
     weight = device.empty((head_dim,), dtype) if config.has_qk_norm else None
@@ -174,7 +175,7 @@ def _with_vision(model_type: str, text: dict[str, Any], vision_hidden_size: int)
     return {"model_type": model_type, "text_config": text, "vision_config": {"hidden_size": vision_hidden_size}}
 
 
-# What decides an instance or a time: sizes, heads, windows. The rest is what GemmaConfig takes for granted.
+# What decides an instance or a time: sizes, heads, windows. The rest is what ModelConfig takes for granted.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma-2b": _fields("gemma", 18, 2048, 16384, 8, 1),
     "gemma-7b": _fields("gemma", 28, 3072, 24576, 16, 16),

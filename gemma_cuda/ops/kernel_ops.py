@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import GemmaConfig, RopeConfig
+from ..config import ModelConfig, RopeConfig
 from ..device.protocol import Array, Device
 from ..errors import DeviceError, InputError, OutOfMemoryError
 from ..model.rope import Rope, cos_sin
@@ -191,7 +191,7 @@ def kernel_ops(device: Device, gemm: str) -> KernelOps:
         return KernelOps(device, by_kernel)
 
 
-def missing_kernels(config: GemmaConfig) -> str | None:
+def missing_kernels(config: ModelConfig) -> str | None:
     """What this model needs and no kernel does, in words; None if nothing is missing."""
     if config.generation == 4:
         return "there are no kernels for Gemma 4 yet"

@@ -16,13 +16,13 @@ from gemma_cuda.bench.matrix_cases import ranges
 from gemma_cuda.bench.measure import Ceilings, Recording, Timing, noise
 from gemma_cuda.bench.transformers_peers import Peers
 from gemma_cuda.cli import main
-from gemma_cuda.config import GemmaConfig
 from gemma_cuda.device.cuda import nvrtc
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.dry_run import Recorder
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import DeviceError, InputError
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.ops.instances import published
 from tests.support import fake_gpu
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.config import GemmaConfig
 from gemma_cuda.errors import CheckpointError, ConfigError, DownloadError, GemmaError, TokenizerError
 from gemma_cuda.formats import hub, side_files
 from gemma_cuda.formats.checkpoint import open_checkpoint
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.formats.gguf_file import GgufFile
 from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary, StringArray
 from gemma_cuda.formats.hf_config import end_token_ids

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from gemma_cuda.config import GemmaConfig, RopeConfig
+from gemma_cuda.config import RopeConfig
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from tests.support.config_cases import FULL, HF_CONFIGS, HUB, SLIDING, TINY, TINY_4, hub, read
 
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")

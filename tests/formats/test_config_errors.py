@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_cuda.config import GemmaConfig
 from gemma_cuda.errors import ConfigError
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from tests.support.config_cases import FULL, HF_CONFIGS, HUB, SLIDING, hub, read
 
 ABSENT = object()

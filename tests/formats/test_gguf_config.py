@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_cuda.config import GemmaConfig, RopeConfig
+from gemma_cuda.config import RopeConfig
 from gemma_cuda.errors import ConfigError
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from tests.support.config_cases import FULL, SLIDING, hub, read
 
 Shapes = dict[str, tuple[int, ...]]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_cuda.config import GemmaConfig, LayerConfig
+from gemma_cuda.config import LayerConfig
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.model.masks import Queries, key_range, spans
 
 TEXT = {

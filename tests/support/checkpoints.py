@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-from gemma_cuda.config import GemmaConfig
+from gemma_cuda.formats.gemma_config import GemmaConfig
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 

@@ -16,7 +16,7 @@ import tokenizers
 from safetensors.numpy import save_file
 
 from gemma_cuda import cli
-from gemma_cuda.config import GemmaConfig
+from gemma_cuda.formats.gemma_config import GemmaConfig
 from tests.support.paths import ROOT
 
 TINY_CONFIG = {

@@ -16,7 +16,7 @@ from transformers import (
 from transformers import GemmaConfig as Gemma1Config
 from transformers.models.gemma4_unified import Gemma4UnifiedConfig, Gemma4UnifiedTextConfig
 
-from gemma_cuda.config import GemmaConfig
+from gemma_cuda.formats.gemma_config import GemmaConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
