@@ -115,7 +115,7 @@ class _TemplateProcess:
             self._is_registered = True
             atexit.register(self.stop)
             os.register_at_fork(after_in_child=self.forget)
-        program = str(Path(__file__).with_name("text/template_process.py"))
+        program = str(Path(__file__).with_name("template_process.py"))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", program],
             stdin=subprocess.PIPE,
