@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from .errors import GemmaError, InputError, OutOfMemoryError
-from .printable import printable
+from .printable import shown_line
 
 Kind = type[GemmaError]
 _LONGEST_NAME = 255  # bytes of a file's name on the file systems that we know of
-_SHOWN = 80
+_LONGEST_SHOWN = 80  # characters of a value in a message
 
 
 def integer(
@@ -169,17 +169,13 @@ def shown(value: Any) -> str:
     kind = f"a {type(value).__name__}"
     shape, dtype = _attribute(value, "shape"), _attribute(value, "dtype")
     if shape is not None and dtype is not None and not isinstance(value, np.generic):
-        return _cut(f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}")
-    try:
-        return _cut(_REPR.repr(value))
-    except Exception:
-        return _cut(kind)
-
-
-def _cut(line: str) -> str:
-    """The line without characters that a terminal obeys, cut to 80."""
-    safe = printable(line).replace("\n", r"\n")
-    return safe if len(safe) <= _SHOWN else f"{safe[: _SHOWN - 1]}…"
+        line = f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}"
+    else:
+        try:
+            line = _REPR.repr(value)
+        except Exception:
+            line = kind
+    return shown_line(line, _LONGEST_SHOWN - len("..."))
 
 
 class _Repr(reprlib.Repr):
@@ -187,7 +183,7 @@ class _Repr(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 60, 60, 40
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
 
     def repr_instance(self, x: Any, level: int) -> str:
         try:
@@ -197,7 +193,7 @@ class _Repr(reprlib.Repr):
         return f"a {type(x).__name__}" if not described or " at 0x" in described else described
 
     def repr_int(self, x: int, level: int) -> str:
-        return super().repr_int(x, level) if x.bit_length() < 4096 else f"an integer of {x.bit_length()} bits"
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
 
 
 _REPR = _Repr()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from .. import arguments
 from ..errors import CheckpointError
-from ..printable import shown_name
-from .fields import shown
+from ..printable import shown_line
+from .fields import shown_json
 from .gemma_config import GemmaConfig
 from .gguf_file import GgufFile
 from .gguf_vocabulary import GgufVocabulary
@@ -97,7 +97,7 @@ class Checkpoint:
         try:
             return self._tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: there is no tensor {shown_name(name)}") from None
+            raise CheckpointError(f"{self.path}: there is no tensor {shown_line(name)}") from None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -128,8 +128,8 @@ def _open_directory(path: Path) -> Checkpoint:
         if name is None:
             continue
         if name in tensors:
-            both = f"{shown_name(tensors[name].name)} and {shown_name(tensor.name)}"
-            raise CheckpointError(f"{path}: {both} are both {shown_name(name)}")
+            both = f"{shown_line(tensors[name].name)} and {shown_line(tensor.name)}"
+            raise CheckpointError(f"{path}: {both} are both {shown_line(name)}")
         tensors[name] = tensor
     if "lm_head.weight" not in tensors:  # what HuggingFace leaves out is tied, whatever config.json says
         config = replace(config, tie_word_embeddings=True)
@@ -144,14 +144,14 @@ def _read_shards(path: Path) -> Iterator[PackedTensor]:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     shards: dict[str, dict[str, PackedTensor]] = {}
     for name, file_name in weight_map.items():
-        where = f"tensor {shown_name(name)}"
+        where = f"tensor {shown_line(name)}"
         if not isinstance(file_name, str) or Path(file_name).name != file_name or file_name == "..":
             raise CheckpointError(
-                f"{index}: {where} is in {shown(file_name)}, expected the name of a file beside the index"
+                f"{index}: {where} is in {shown_json(file_name)}, expected the name of a file beside the index"
             )
         if file_name not in shards:
             if kind_of(path / file_name, CheckpointError) != "file":
-                raise CheckpointError(f"{path / shown_name(file_name)} is missing; {_INDEX} lists it")
+                raise CheckpointError(f"{path / shown_line(file_name)} is missing; {_INDEX} lists it")
             shards[file_name] = read_tensors(path / file_name)
         if name not in shards[file_name]:
             raise CheckpointError(f"{path / file_name}: {where} is missing; {_INDEX} says it is there")

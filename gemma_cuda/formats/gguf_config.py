@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from .fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from .fields import MAX_INT32, MAX_LAYERS, Fields, shown_json
 from .hf_config import parse_config
 from .hf_layers import FULL, SLIDING
 
@@ -44,7 +44,7 @@ def parse_metadata(
     architecture = Fields(general, source=source).text("general.architecture")
     if architecture not in _MODEL_TYPES:
         raise ConfigError(
-            f"{source}: general.architecture is {shown(architecture)}, supported: {', '.join(_MODEL_TYPES)}"
+            f"{source}: general.architecture is {shown_json(architecture)}, supported: {', '.join(_MODEL_TYPES)}"
         )
     fields = _Metadata(metadata, architecture, source=source)
     if "token_embd.weight" not in tensor_shapes:
@@ -165,7 +165,7 @@ def _layer_types(fields: _Metadata) -> list[str]:
         return [SLIDING if (index + 1) % period else FULL for index in range(count)]
     slides = fields.sequence(key)
     if len(slides) != count or not all(flag in (0, 1) for flag in slides):
-        fields.fail(key, f"is {shown(slides)}, expected {count} flags")
+        fields.fail(key, f"is {shown_json(slides)}, expected {count} flags")
     return [SLIDING if flag else FULL for flag in slides]
 
 
@@ -185,7 +185,7 @@ def _per_layer(fields: _Metadata, key: str) -> list[int]:
         return [fields.integer(key)] * count
     values = fields.sequence(key)
     if len(values) != count:
-        fields.fail(key, f"is {shown(values)}, expected {count}")
+        fields.fail(key, f"is {shown_json(values)}, expected {count}")
     items = {f"{key}[{index}]": value for index, value in enumerate(values)}
     return [Fields(items, source=fields.source, prefix=fields.prefix).integer(name) for name in items]
 
@@ -197,7 +197,7 @@ def _rope(fields: _Metadata, theta: float) -> dict[str, object]:
     if scaling == "none":
         return {"rope_type": "default", "rope_theta": theta}
     if scaling != "linear":
-        fields.fail("rope.scaling.type", f"is {shown(scaling)}, expected none or linear")
+        fields.fail("rope.scaling.type", f"is {shown_json(scaling)}, expected none or linear")
     return {"rope_type": "linear", "rope_theta": theta, "factor": fields.positive(factor_key)}
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import shown
 from ..errors import CheckpointError
-from ..printable import shown_name
+from ..printable import shown_line
 from .dequantize import FORMATS, BlockFormat
-from .fields import shown
 from .gguf_vocabulary import GgufVocabulary, StringArray, read_vocabulary
 from .packed_tensor import ModelFile, PackedTensor
 
@@ -58,7 +58,7 @@ class GgufFile:
         for _ in range(entry_count):
             key = cursor.text("a metadata key", limit=_MAX_NAME)
             if key in self.metadata:
-                raise CheckpointError(f"{path}: metadata key {shown_name(key)} occurs twice")
+                raise CheckpointError(f"{path}: metadata key {shown_line(key)} occurs twice")
             self.metadata[key] = cursor.value(cursor.number("<I", key), key)
         _check_whole(path, self.metadata.get("split.count", 1))
         headers = [_read_tensor_header(cursor) for _ in range(tensor_count)]
@@ -67,7 +67,7 @@ class GgufFile:
         self.tensors: dict[str, PackedTensor] = {}
         for header in headers:
             if header.name in self.tensors:
-                raise CheckpointError(f"{path}: tensor {shown_name(header.name)} occurs twice")
+                raise CheckpointError(f"{path}: tensor {shown_line(header.name)} occurs twice")
             self.tensors[header.name] = header.locate(cursor.file, data_start, alignment)
         _check_overlap(path, self.tensors)
         cursor.file.require_unchanged()
@@ -91,12 +91,12 @@ class _Cursor:
         start = self.position
         if count > len(self.file) - start:
             raise CheckpointError(
-                f"{self.file.path}: {shown_name(what)} needs {count} bytes at byte {start}, the file has "
+                f"{self.file.path}: {shown_line(what)} needs {count} bytes at byte {start}, the file has "
                 f"{len(self.file)}: it is cut or damaged"
             )
         if count > _MAX_HEADER - start:
             raise CheckpointError(
-                f"{self.file.path}: {shown_name(what)} needs {count} bytes at byte {start}; all metadata and names of "
+                f"{self.file.path}: {shown_line(what)} needs {count} bytes at byte {start}; all metadata and names of "
                 f"tensors may have at most {_MAX_HEADER}"
             )
         self.position = start + count
@@ -118,11 +118,11 @@ class _Cursor:
         length: int = self.number("<Q", what)
         start = self.take(length, what)
         if length > limit:
-            raise CheckpointError(f"{self.file.path}: {shown_name(what)} has {length} bytes, expected at most {limit}")
+            raise CheckpointError(f"{self.file.path}: {shown_line(what)} has {length} bytes, expected at most {limit}")
         try:
             return str(memoryview(self.buffer)[start : start + length], "utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.file.path}: {shown_name(what)} is not UTF-8 at byte {start}") from error
+            raise CheckpointError(f"{self.file.path}: {shown_line(what)} is not UTF-8 at byte {start}") from error
 
     def value(self, value_type: int, key: str) -> object:
         if value_type == _STRING:
@@ -130,13 +130,13 @@ class _Cursor:
         if value_type in _SCALARS:
             return self.number(_SCALARS[value_type][0], key)
         if value_type != _ARRAY:
-            raise CheckpointError(f"{self.file.path}: {shown_name(key)} has unknown type {value_type}")
+            raise CheckpointError(f"{self.file.path}: {shown_line(key)} has unknown type {value_type}")
         item_type, count = self.number("<I", key), self.number("<Q", key)
         if item_type == _STRING:
             return self._strings(count, key)
         if item_type not in _SCALARS:
             raise CheckpointError(
-                f"{self.file.path}: {shown_name(key)} is an array of type {item_type}, expected numbers or strings"
+                f"{self.file.path}: {shown_line(key)} is an array of type {item_type}, expected numbers or strings"
             )
         dtype = np.dtype(_SCALARS[item_type][1])
         start = self.take(count * dtype.itemsize, key)
@@ -149,7 +149,7 @@ class _Cursor:
         self.string_count += count
         if self.string_count > _MAX_STRINGS:
             raise CheckpointError(
-                f"{self.file.path}: {self.string_count} strings with {shown_name(key)}, expected at most {_MAX_STRINGS}"
+                f"{self.file.path}: {self.string_count} strings with {shown_line(key)}, expected at most {_MAX_STRINGS}"
             )
         unpack, buffer, position = struct.Struct("<Q").unpack_from, self.buffer, begin
         starts: list[int] = []
@@ -180,7 +180,7 @@ class _TensorHeader:
 
     def locate(self, file: ModelFile, data_start: int, alignment: int) -> PackedTensor:
         """The tensor at its place in the file, checked to lie inside it."""
-        where = f"{file.path}: tensor {shown_name(self.name)}"
+        where = f"{file.path}: tensor {shown_line(self.name)}"
         if self.type_id not in _GGML_TYPES:
             raise CheckpointError(f"{where} has unknown type {self.type_id}")
         type_name = _GGML_TYPES[self.type_id]
@@ -224,7 +224,7 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
 
 def _read_tensor_header(cursor: _Cursor) -> _TensorHeader:
     name = cursor.text("a tensor's name", limit=_MAX_NAME)
-    where = f"{cursor.file.path}: tensor {shown_name(name)}"
+    where = f"{cursor.file.path}: tensor {shown_line(name)}"
     dim_count = cursor.number("<I", f"tensor {name}")
     if not 1 <= dim_count <= _MAX_DIMS:
         raise CheckpointError(f"{where} has {dim_count} dimensions, expected 1 to {_MAX_DIMS}")
@@ -255,4 +255,4 @@ def _check_overlap(path: Path, tensors: Mapping[str, PackedTensor]) -> None:
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes))
     for before, after in itertools.pairwise(ordered):
         if before.start + before.nbytes > after.start:
-            raise CheckpointError(f"{path}: tensor {shown_name(after.name)} overlaps {shown_name(before.name)}")
+            raise CheckpointError(f"{path}: tensor {shown_line(after.name)} overlaps {shown_line(before.name)}")

@@ -15,7 +15,7 @@ _PREFIX = "tokenizer.ggml."
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # its repr would be all of the data
 class StringArray:
     """`len(self)` byte strings in one buffer: string i is `data[starts[i]:ends[i]]`."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..config import Bidirectional, ModelConfig
 from ..errors import ConfigError
-from .fields import MAX_INT32, Fields, shown
+from .fields import MAX_INT32, Fields, shown_json
 from .hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers
 from .side_files import CONFIG, kind_of, read_json_object
 
@@ -67,7 +67,7 @@ def end_token_ids(path: Path) -> tuple[int, ...]:
 def parse_config(d: Mapping[str, object], *, source: str) -> ModelConfig:
     """The configuration in a parsed config.json; ConfigError naming `source` and the field."""
     if not isinstance(d, Mapping):
-        raise ConfigError(f"{source}: holds {shown(d)}, expected an object")
+        raise ConfigError(f"{source}: holds {shown_json(d)}, expected an object")
     top = Fields(d, source=source)
     composite, model_type, text = _text_section(top)
     _check_unsupported(text, model_type)
@@ -133,11 +133,11 @@ def _text_section(top: Fields) -> tuple[str | None, str, Fields]:
         text = top.section("text_config")
         text_type = text.text("model_type", allowed[0])
         if text_type not in allowed:
-            text.fail("model_type", f"is {shown(text_type)}, expected {' or '.join(allowed)} within {model_type}")
+            text.fail("model_type", f"is {shown_json(text_type)}, expected {' or '.join(allowed)} within {model_type}")
         return model_type, text_type, text
     reason = _OTHER_ARCHITECTURES.get(model_type, "it is no Gemma we know")
     known = ", ".join([*DEFAULTS, *_COMPOSITES])
-    top.fail("model_type", f"is {shown(model_type)}, which is not supported: {reason}. Supported: {known}")
+    top.fail("model_type", f"is {shown_json(model_type)}, which is not supported: {reason}. Supported: {known}")
 
 
 def _check_unsupported(text: Fields, model_type: str) -> None:
@@ -149,7 +149,7 @@ def _check_unsupported(text: Fields, model_type: str) -> None:
     allowed = ("gelu_pytorch_tanh", "gelu") if model_type == "gemma" else ("gelu_pytorch_tanh",)
     activation = text.text(key, "gelu_pytorch_tanh")
     if activation not in allowed:
-        text.fail(key, f"is {shown(activation)}, expected gelu_pytorch_tanh")
+        text.fail(key, f"is {shown_json(activation)}, expected gelu_pytorch_tanh")
     if not is_generation_4(model_type) and text.optional_section("per_layer_config").values:
         text.fail("per_layer_config", f"is not supported in {model_type}: its layers are all alike")
 
@@ -195,7 +195,7 @@ def _attention_direction(text: Fields, model_type: str, composite: str | None) -
         return ("vision_all_layers" if composite else None), None
     direction = text.optional_text(key) if key in text else ("vision" if model_type == "gemma4_unified_text" else None)
     if direction not in (None, "vision", "all"):
-        text.fail(key, f"is {shown(direction)}, expected null, 'vision' or 'all'")
+        text.fail(key, f"is {shown_json(direction)}, expected null, 'vision' or 'all'")
     if direction == "all":
         return "text", None if half is None else half + 1  # HuggingFace: |q - k| <= w // 2 + 1
     return ("vision_sliding_layers" if direction == "vision" else None), None

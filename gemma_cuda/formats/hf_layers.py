@@ -2,8 +2,9 @@
 
 from typing import cast
 
+from ..arguments import shown
 from ..config import LayerConfig, LayerType, RopeConfig, RopeType
-from .fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from .fields import MAX_INT32, MAX_LAYERS, Fields, shown_json
 
 FULL: LayerType = "full_attention"
 SLIDING: LayerType = "sliding_attention"
@@ -84,7 +85,7 @@ def _layer_types(text: Fields, model_type: str) -> list[LayerType]:
             text.fail("layer_types", f"has {len(given)} entries for {count} layers")
         for index, name in enumerate(given):
             if not isinstance(name, str) or name not in (FULL, SLIDING):
-                text.fail(f"layer_types[{index}]", f"is {shown(name)}, expected {FULL} or {SLIDING}")
+                text.fail(f"layer_types[{index}]", f"is {shown_json(name)}, expected {FULL} or {SLIDING}")
         types = cast(list[LayerType], list(given))
     if is_generation_4(model_type):
         types[-1] = FULL  # as HuggingFace does, also where the file says otherwise
@@ -200,7 +201,7 @@ def _rope_entry(entry: Fields, *, theta: float | None) -> RopeConfig:
     key = "type" if "type" in entry and "rope_type" not in entry else "rope_type"  # "type" before Transformers 4.45
     rope_type = entry.text(key, "default")
     if rope_type not in ("default", "linear", "proportional"):
-        entry.fail(key, f"is {shown(rope_type)}, expected default, linear or proportional")
+        entry.fail(key, f"is {shown_json(rope_type)}, expected default, linear or proportional")
     if theta is None or "rope_theta" in entry:
         theta = entry.positive("rope_theta")
     if theta < 1:

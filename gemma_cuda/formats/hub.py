@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import arguments
 from ..errors import CheckpointError, DownloadError, GemmaError
-from ..printable import shown_name
+from ..printable import shown_line
 from .demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
 from .side_files import INDEX, kind_of, read_json_object
 
@@ -38,13 +38,13 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, ~ of an unknown user
         if isinstance(error, GemmaError):
             raise
-        raise CheckpointError(f"{shown_name(str(name))} is not a usable path: {shown_name(str(error))}") from error
+        raise CheckpointError(f"{shown_line(str(name))} is not a usable path: {shown_line(str(error))}") from error
     if name == DEMO_MODEL:
         return demo_weights(progress)
     if isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.endswith((".gguf", ".safetensors")):
         return _cached_snapshot(name) or _download(name, progress)
     raise CheckpointError(
-        f"{shown_name(str(name))}: no such file or directory; a model is a directory, a .gguf file, {DEMO_MODEL} or a "
+        f"{shown_line(str(name))}: no such file or directory; a model is a directory, a .gguf file, {DEMO_MODEL} or a "
         "Hub id (org/name)"
     )
 
@@ -57,7 +57,7 @@ def _cached_snapshot(repo: str) -> Path | None:
     try:
         found = try_to_load_from_cache(repo, "config.json")
     except (HFValidationError, OSError) as error:
-        raise CheckpointError(f"{shown_name(repo)}: neither a path nor the id of a repository: {error}") from error
+        raise CheckpointError(f"{shown_line(repo)}: neither a path nor the id of a repository: {error}") from error
     snapshot = Path(found).parent if isinstance(found, str) else None
     return snapshot if snapshot is not None and _has_weights(snapshot) else None
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from ..arguments import shown
 from ..errors import CheckpointError
-from ..printable import shown_name
+from ..printable import shown_line
 from .dequantize import FORMATS, BlockFormat
-from .fields import shown
 from .packed_tensor import ModelFile, PackedTensor
 from .side_files import INDEX, parse_json_object
 
@@ -48,24 +48,17 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _listed(value: object) -> str:
-    """A short list as it is; anything else as `shown` has it."""
-    if isinstance(value, list) and len(value) <= _MAX_DIMS:
-        return f"[{', '.join(map(shown, value))}]"
-    return shown(value)
-
-
 def _read_entry(file: ModelFile, name: str, entry: object, data_start: int) -> PackedTensor:
-    where = f"{file.path}: tensor {shown_name(name)}"
+    where = f"{file.path}: tensor {shown_line(name)}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise CheckpointError(f"{where}: unknown dtype {shown(dtype)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_size, shape)):
-        raise CheckpointError(f"{where}: shape is {_listed(shape)}, expected a list of at most {_MAX_DIMS} sizes")
+        raise CheckpointError(f"{where}: shape is {shown(shape)}, expected a list of at most {_MAX_DIMS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where}: data_offsets is {_listed(offsets)}, expected [begin, end]")
+        raise CheckpointError(f"{where}: data_offsets is {shown(offsets)}, expected [begin, end]")
     begin, end = offsets
     need = math.prod(shape) * _ITEM_BYTES[dtype]
     if end - begin != need:
@@ -86,7 +79,7 @@ def _check_layout(file: ModelFile, data_start: int, tensors: dict[str, PackedTen
     for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.nbytes)):
         if tensor.start != end:
             what = "overlaps" if tensor.start < end else "leaves a gap after"
-            raise CheckpointError(f"{file.path}: tensor {shown_name(tensor.name)} {what} {shown_name(previous)}")
+            raise CheckpointError(f"{file.path}: tensor {shown_line(tensor.name)} {what} {shown_line(previous)}")
         end, previous = tensor.start + tensor.nbytes, tensor.name
     if end != len(file):
         raise CheckpointError(f"{file.path}: {len(file) - end} bytes follow the last tensor: the header does not match")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import GemmaError
-from ..printable import shown_name
-from .fields import shown
+from ..printable import shown_line
+from .fields import shown_json
 
 _MIB = 1 << 20
 
@@ -43,7 +43,7 @@ def kind_of(path: Path, error: type[GemmaError]) -> Literal["file", "directory",
     except (FileNotFoundError, NotADirectoryError):
         return "absent"
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte or an unpaired surrogate
-        raise error(f"{shown_name(str(path))}: {_reason(problem)}") from problem
+        raise error(f"{shown_line(str(path))}: {_reason(problem)}") from problem
     return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
 
 
@@ -98,7 +98,7 @@ def parse_json_object(
         if len(result) < len(pairs):
             seen: set[str] = set()
             repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(f"{what}: lists '{shown_name(repeated)}' twice")
+            raise error(f"{what}: lists '{shown_line(repeated)}' twice")
         return result
 
     try:
@@ -106,9 +106,9 @@ def parse_json_object(
     except error:
         raise
     except (ValueError, RecursionError) as problem:  # ValueError: no JSON, no UTF-8, an integer of 5,000 digits
-        raise error(f"{what}: cannot be read as JSON: {shown_name(str(problem))}") from problem
+        raise error(f"{what}: cannot be read as JSON: {shown_line(str(problem))}") from problem
     if not isinstance(value, dict):
-        raise error(f"{what}: holds {shown(value)}, expected an object")
+        raise error(f"{what}: holds {shown_json(value)}, expected an object")
     return value
 
 

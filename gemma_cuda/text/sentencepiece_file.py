@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arguments import shown
 from ..errors import TokenizerError
-from ..formats.fields import shown
 from ..formats.side_files import TOKENIZER_MODEL, read_side_file
 from .bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary, check_counts
 

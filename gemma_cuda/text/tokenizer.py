@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
+from ..arguments import shown
 from ..errors import InputError, TokenizerError
-from ..formats.fields import shown
 from ..formats.side_files import kind_of
 from .bpe_vocabulary import library_errors
 from .chat_template import render_chat_template

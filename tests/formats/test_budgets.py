@@ -23,7 +23,7 @@ from gemma_cuda.formats.gguf_file import GgufFile
 from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary, StringArray
 from gemma_cuda.formats.hf_config import end_token_ids
 from gemma_cuda.formats.side_files import Budget, parse_json_object, read_side_file
-from gemma_cuda.printable import printable, shown_name
+from gemma_cuda.printable import printable, shown_line
 from gemma_cuda.text import chat_template
 from gemma_cuda.text.bpe_vocabulary import check_added_tokens, check_vocabulary
 from gemma_cuda.text.tokenizer import Tokenizer
@@ -326,7 +326,7 @@ def test_safetensors_headers_beyond_their_budget(tmp_path: Path) -> None:
         ),
         (
             raw_safetensors({"a": {"dtype": "F32", "shape": [[9]], "data_offsets": [0, 4]}}, b""),
-            "shape is [a list of 1",
+            "shape is [[9]]",
         ),
     ):
         path.write_bytes(data)
@@ -337,8 +337,8 @@ def test_safetensors_headers_beyond_their_budget(tmp_path: Path) -> None:
 
 def test_names_reach_no_terminal_raw(tmp_path: Path) -> None:
     assert printable("a\x1b[31m\n\u202eb\ud800\x9b") == "a\\x1b[31m\n\\u202eb\\ud800\\x9b"
-    assert printable("猫 é ok") == "猫 é ok" == shown_name("猫 é ok")
-    assert shown_name("a\nb" + "x" * 999) == "a\\nb" + "x" * 117 + "..."
+    assert printable("猫 é ok") == "猫 é ok" == shown_line("猫 é ok")
+    assert shown_line("a\nb" + "x" * 999) == "a\\nb" + "x" * 117 + "..."
     for kind in GemmaError.__subclasses__():
         if kind.__name__ != "KernelError":
             assert str(kind("a\x1b]0;title\x07")) == "a\\x1b]0;title\\x07"
