@@ -1,4 +1,4 @@
-"""The public API: names and signatures as in public_api.txt; after a change on purpose: python -m tests.test_public_api."""
+"""The public API: names and signatures as in public_api.txt (python -m tests.test_public_api writes it anew)."""
 
 from __future__ import annotations
 
