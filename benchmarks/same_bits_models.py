@@ -33,7 +33,7 @@ def _text(model_type: str, **changes: Any) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "head_dim": 64,
         "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-6,
+        "rms_norm_eps": 1e-3,  # large, so that a wrong one shows in bfloat16
         "pad_token_id": 0,
         "bos_token_id": 2,
         "eos_token_id": 1,

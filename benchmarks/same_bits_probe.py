@@ -348,6 +348,8 @@ def functions(probe: Probe, gemma_cuda: Any) -> None:
                 },
             )
         probe.run(f"rms_norm {label}", lambda d=device: {"y": gemma_cuda.rms_norm(x, weight, plus_one=True, device=d)})
+        wide = x.astype(np.float32)
+        probe.run(f"rms_norm {label}: float32", lambda d=device, wide=wide: {"y": gemma_cuda.rms_norm(wide, device=d)})
         probe.run(f"geglu {label}", lambda d=device: {"y": gemma_cuda.geglu(x, gate, device=d)})
 
         def rotated(device: Any = device) -> dict[str, Any]:
