@@ -96,6 +96,13 @@ def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
         f"  {load['peak_bytes'] / 1e9:.2f} GB at most. `python -m benchmarks.run load`",
         f"- A prefill of {memory['length']} tokens takes {above:.0f} MB at most above the loaded model.",
         "  `python -m benchmarks.run memory`",
+        "",
+        "## Two commits, the same bits",
+        "",
+        "`python -m benchmarks.same_bits BASE` compares what the commit BASE and the working tree compute, bit by bit:",
+        "random models of Gemma 1 to 4 on NumPy in three dtypes, Gemma 1 to 3 on the emulator and on the fake GPU,",
+        "launch by launch and by plans; with their KV caches, kernel launches and error messages. It takes about two",
+        "minutes on two cores.",
     ]
     return "\n".join(lines) + "\n"
 
