@@ -160,7 +160,7 @@ def _write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> 
 def _write_gguf(folder: Path) -> None:
     import gguf
 
-    from tests.checkpoints import GEMMA3, random_tensors, write_gguf_model
+    from tests.support.checkpoints import GEMMA3, random_tensors, write_gguf_model
 
     config = {**GEMMA3, "vocab_size": VOCAB}
     tensors = random_tensors(config, seed=0)
