@@ -23,13 +23,13 @@ class Launch:
     shared_bytes: int
 
 
-class Recorder:
+class DryRunDevice:
     """A device whose `launches` say what was launched, in order.
 
     shared_bytes: what a block of the GPU that is meant may have. arena: where its arrays would lie.
     """
 
-    name = "recorder"
+    name = "dry run"
 
     def __init__(self, shared_bytes: int, arena: Arena | None = None) -> None:
         self.shared_bytes, self.arena = shared_bytes, arena
@@ -39,7 +39,7 @@ class Recorder:
         """Array of any size that takes no memory: it has a shape and strides, but nothing may look at its elements."""
         element = np.empty(1, dtype)
         if self.arena is not None:
-            self.arena.give_with(element, self.arena.take(math.prod(shape) * element.itemsize))
+            self.arena.free_with(element, self.arena.allocate(math.prod(shape) * element.itemsize))
         steps = [element.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         return np.lib.stride_tricks.as_strided(element, tuple(shape), steps)
 

@@ -20,7 +20,7 @@ from .. import arguments
 from ..config import RopeConfig
 from ..device.arena import Arena
 from ..device.cuda.device import Cuda
-from ..device.dry_run import Launch, Recorder
+from ..device.dry_run import DryRunDevice, Launch
 from ..errors import InputError
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
@@ -78,7 +78,7 @@ class PrefillGraphs:
         ]
         blocks = [cuda.from_host(bucket.empty_block) for bucket in self.buckets]
         positions = kv_capacity + config.position_offset
-        pool = KVPool(config, Recorder(cuda.shared_bytes), kv_rows, kv_capacity, dtype)
+        pool = KVPool(config, DryRunDevice(cuda.shared_bytes), kv_rows, kv_capacity, dtype)
         arena_bytes, launches, products = self._measure(blocks, ropes, positions, pool)
         table_bytes = sum(self._ops.angle_bytes(head_dim, positions) for _, head_dim in ropes)
         feature_bytes = rising[-1] * config.hidden_size * dtype.itemsize
@@ -93,7 +93,7 @@ class PrefillGraphs:
         tables = {rope: self._ops.angles(*rope, positions) for rope in ropes}
         self._positions = min(len(cos) for cos, _ in tables.values())
         self._features = cuda.empty((rising[-1], config.hidden_size), dtype)
-        cuda.write(self._features, np.zeros(config.hidden_size, dtype))  # the first copy allocates
+        cuda.upload(self._features, np.zeros(config.hidden_size, dtype))  # the first copy allocates
         self._arena = cuda.empty((arena_bytes,), np.uint8)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             bucket.block = block
@@ -101,7 +101,7 @@ class PrefillGraphs:
                 outputs = bucket.launch_all(decoder, bucket.fields.of(block), self._features, tables, self.pool)
             bucket.outputs = [(outputs[0][:b], outputs[1][:b]) for b in range(1, batch_size + 1)]
             if graphs:
-                cuda.start(bucket.plan)
+                cuda.launch_plan(bucket.plan)
                 cuda.synchronize()
                 bucket.graph = cuda.capture(bucket.plan)
         largest = max(bucket.fields.size for bucket in self.buckets)
@@ -116,15 +116,15 @@ class PrefillGraphs:
         most = 0
         launches: dict[str, Launch] = {}
         products: set[tuple[Any, ...]] = set()
-        recorder = Recorder(self._cuda.shared_bytes)
+        recorder = DryRunDevice(self._cuda.shared_bytes)
         tables: RopeTables = {
             (rope, dim): (recorder.empty((positions, dim // 2), np.float32),) * 2 for rope, dim in ropes
         }
         features = recorder.empty((self.buckets[-1].tokens, self._decoder.config.hidden_size), self._ops.hidden_dtype)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             arena = Arena()
-            recorder = Recorder(self._cuda.shared_bytes, arena)
-            ops, noted = self._ops.for_recorder(recorder)
+            recorder = DryRunDevice(self._cuda.shared_bytes, arena)
+            ops, noted = self._ops.for_dry_run(recorder)
             decoder = Decoder(self._decoder.config, self._decoder.weights, ops)
             bucket.launch_all(decoder, bucket.fields.of(block), features, tables, pool)
             most = max(most, arena.peak)
@@ -169,7 +169,7 @@ class PrefillGraphs:
         if batch.inputs_embeds is not None:
             embeds = batch.inputs_embeds.reshape(-1, self._features.shape[1])
             if isinstance(embeds, np.ndarray):
-                self._cuda.write(self._features, embeds.astype(self._features.dtype, copy=False))
+                self._cuda.upload(self._features, embeds.astype(self._features.dtype, copy=False))
             else:
                 self._cuda.copy(self._features[: len(embeds)], embeds)
         self._start(bucket, bucket.describe(batch, cache.lease.first), () if ids is None else ids)
@@ -209,11 +209,11 @@ class PrefillGraphs:
         staged = pinned.data.view(np.int32)[: len(block)]
         staged[:] = block
         staged[: len(ids)] = ids  # the first of the fields
-        self._cuda.upload(bucket.block, pinned, 4 * len(block))
+        self._cuda.upload_pinned(bucket.block, pinned, 4 * len(block))
         if bucket.graph is not None:
             self._cuda.launch_graph(bucket.graph)
         else:
-            self._cuda.start(bucket.plan)
+            self._cuda.launch_plan(bucket.plan)
 
     def _outputs(self, bucket: Bucket, batch_size: int) -> tuple[Array, Array]:
         """Copies, since the next prefill writes to the same memory."""

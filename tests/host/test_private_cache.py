@@ -375,7 +375,7 @@ def test_a_loaded_library_needs_its_file_no_more(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import numpy as np
-from gemma_cuda.device import kernel_library
+from gemma_cuda.device.emulator import kernel_library
 from gemma_cuda.device.emulator import Emulator
 cache, kernels = map(Path, sys.argv[1:])
 device = Emulator(kernels=kernels, cache=cache, workers=1)
@@ -411,7 +411,7 @@ def test_a_limit_of_file_sizes_is_said_with_the_directory(tmp_path: Path) -> Non
 import resource, sys
 from pathlib import Path
 import numpy as np
-from gemma_cuda.device.compile import compile_kernel
+from gemma_cuda.device.cuda.compile import compile_kernel
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import DeviceError
 cache, kernels = map(Path, sys.argv[1:])

@@ -17,7 +17,7 @@ from .cublaslt_handles import Descriptors, Library
 from .device import Cuda
 from .gemm_product import Product, check_array, product_of
 from .graph_timing import captured, fastest
-from .launch_plan import Use
+from .launch_plan import Operand
 
 _CANDIDATES = 8  # of cuBLASLt's guesses, the best of which come first
 _FEWEST_LAUNCHES, _MANY_LAUNCHES, _MOST_LAUNCHES = 4, 16, 128  # in a graph that is timed
@@ -28,7 +28,7 @@ _ONE, _ZERO = (int(_FACTORS[i:].ctypes.data) for i in range(2))
 
 
 class GemmPlan:
-    """One product, ready to be launched any number of times, until the Gemms that made it is closed."""
+    """One product, ready to be launched any number of times, until the GemmPlans that made it is closed."""
 
     def __init__(self, library: Library, descriptors: Descriptors, algorithm: Array) -> None:
         self.product = descriptors.product
@@ -67,10 +67,10 @@ class GemmPlan:
         self._descriptors.close()
 
     def _refuse(self, *_: int) -> None:
-        raise LaunchError(f"gemm {self.product}: its Gemms is closed")
+        raise LaunchError(f"gemm {self.product}: its GemmPlans is closed")
 
 
-class Gemms:
+class GemmPlans:
     """Products out [M, N] = x [M, K] · weight [N, K]ᵀ on one GPU: bfloat16 or float16, summed in float32, rounded once.
 
     cache: directory in which the results of `tune` are kept (None: the user's). All products share one workspace, so
@@ -121,9 +121,9 @@ class Gemms:
         check_array(product, "out", out, (product.m, product.n), product.out_dtype, product.ldo)
         check_array(product, "x", x, (product.m, product.k), product.dtype, product.ldx)
         check_array(product, "weight", weight, (product.n, product.k), product.dtype, product.k)
-        step = partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr)
+        launch = partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr)
         arrays = ("out", out), ("x", x), ("weight", weight), ("workspace", plan.workspace)
-        self._cuda.submit("gemm", step, (Use.of(*pair) for pair in arrays))
+        self._cuda.enqueue("gemm", launch, (Operand.of(*pair) for pair in arrays))
 
     def close(self) -> None:
         """Frees what cuBLASLt holds; plans cannot be made or launched any more."""
@@ -208,7 +208,7 @@ def _noise(cuda: Cuda, elements: int, dtype: str) -> Array:
     array = cuda.empty((elements,), dtype)
     values = np.random.default_rng(0).standard_normal(min(elements, 1 << 20), np.float32).astype(dtype)
     for i in range(0, elements, len(values)):
-        cuda.write(array[i : i + len(values)], values[: elements - i])
+        cuda.upload(array[i : i + len(values)], values[: elements - i])
     return array
 
 

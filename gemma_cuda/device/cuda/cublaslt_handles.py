@@ -45,7 +45,7 @@ class Library:
     def open(self) -> Any:
         """The bindings; raises LaunchError after close()."""
         if not self._destroy.alive:
-            raise LaunchError("gemm: this Gemms is closed")
+            raise LaunchError("gemm: this GemmPlans is closed")
         return self.bindings
 
     def close(self) -> None:
