@@ -20,7 +20,7 @@ from ..errors import GemmaError
 from ..host import private_directory
 from ..host.files import wanted_cache
 from ..host.threads import thread_count
-from . import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
+from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect, is_installed
 
 # What the package imports besides NumPy; tests/test_packaging.py keeps it equal to the dependencies of pyproject.toml.
 PACKAGES = ("huggingface_hub", "jinja2", "ml_dtypes", "safetensors", "tokenizers", "tqdm")
@@ -196,7 +196,7 @@ def _cuda_packages(driver: Driver) -> list[Finding]:
 
 def _probe(subject: str, module: str, code: str, remedy: str | None) -> Finding:
     """Run `code` in a process of its own: it prints the detail, or its last line says what is wrong."""
-    if not _importable(module):
+    if not is_installed(module):
         return Finding(subject, State.MISSING, f"{module} is not installed", remedy)
     try:
         done = subprocess.run(
@@ -209,13 +209,6 @@ def _probe(subject: str, module: str, code: str, remedy: str | None) -> Finding:
     if done.returncode != 0:
         return Finding(subject, State.BROKEN, detail, remedy)
     return Finding(subject, State.OK, detail)
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # the parent package is missing
-        return False
 
 
 def _compiler() -> Finding:

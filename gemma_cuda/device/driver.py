@@ -1,6 +1,6 @@
-"""What the NVIDIA driver says of this machine, asked through ctypes: no CuPy, no CUDA context.
+"""The NVIDIA driver's version and GPUs, through ctypes: no CuPy, no CUDA context.
 
-Only the standard library, so that it can be asked before anything is installed.
+Imports only the standard library, so that it runs before anything is installed.
 """
 
 import ctypes
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 MIN_COMPUTE_CAPABILITY = (8, 0)
@@ -122,3 +123,11 @@ def cuda_extra(driver: Driver) -> str | None:
     if major >= 13:
         return "cuda13"
     return "cuda12" if major == 12 else None
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; imports at most its parent package."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the parent package is missing
+        return False

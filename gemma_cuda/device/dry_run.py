@@ -1,4 +1,4 @@
-"""A device that runs nothing and writes down what would be launched."""
+"""A device that runs nothing and notes its launches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .protocol import Argument, Array
 
 @dataclass(frozen=True)
 class Launch:
-    """What a multiprocessor must offer for one launch. threads: of a block; shared_bytes: dynamic, of a block."""
+    """Resources of one launch. threads: of a block; shared_bytes: dynamic shared memory of a block."""
 
     instance: str
     threads: int
@@ -24,9 +24,9 @@ class Launch:
 
 
 class DryRunDevice:
-    """A device whose `launches` say what was launched, in order.
+    """A device that only notes `launches`, in order.
 
-    shared_bytes: what a block of the GPU that is meant may have. arena: where its arrays would lie.
+    shared_bytes: most shared memory of a block of the intended GPU. arena: takes the blocks of its arrays (None: none).
     """
 
     name = "dry run"
@@ -36,7 +36,7 @@ class DryRunDevice:
         self.launches: list[Launch] = []
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of any size that takes no memory: it has a shape and strides, but nothing may look at its elements."""
+        """Array of any size that takes no memory: shape and strides only, its elements must not be read or written."""
         element = np.empty(1, dtype)
         if self.arena is not None:
             self.arena.free_with(element, self.arena.allocate(math.prod(shape) * element.itemsize))
@@ -62,17 +62,11 @@ class DryRunDevice:
         return array
 
     def address(self, array: Array) -> int:
-        """Of an array that is aligned as a GPU aligns what it allocates."""
+        """0, an address aligned as those of a GPU's allocator."""
         return 0
 
     def launch(
-        self,
-        instance: str,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared_bytes: int,
-        args: Sequence[Argument],
-        *,
-        overlap: bool = False,
-    ) -> None:
+        self, instance: str, grid: Sequence[int], block: Sequence[int], shared_bytes: int, args: Sequence[Argument],
+        *, overlap: bool = False,
+    ) -> None:  # fmt: skip
         self.launches.append(Launch(instance, int(np.prod(block)), shared_bytes))

@@ -179,17 +179,12 @@ def _parse(path: Path, state: tuple[tuple[int, int], ...]) -> list[KernelSource]
         included = tuple(declarations.includes(text))
         kernels = [
             KernelSource(
-                found.name,
-                path,
-                tuple(_parameter(p) for p in split_list(found.parameters) if p != "void"),
-                tuple(split_list(found.template_parameters or "")),
-                found.launch_bounds,
-                found.scope,
-                included,
+                found.name, path, tuple(_parameter(p) for p in split_list(found.parameters) if p != "void"),
+                tuple(split_list(found.template_parameters or "")), found.launch_bounds, found.scope, included,
             )
             for found in declarations.declarations(text)
             if found.template_parameters != ""  # a specialisation: its template is the kernel
-        ]
+        ]  # fmt: skip
         _parsed[path] = (state, kernels)
     return _parsed[path][1]
 

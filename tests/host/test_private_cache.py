@@ -220,6 +220,15 @@ def test_home_directories_of_users_are_known(monkeypatch: pytest.MonkeyPatch) ->
     assert files.wanted_cache() == Path(os.path.expanduser("~root")) / "cache"
 
 
+def test_a_tilde_in_the_variable_of_the_standard_is_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("GEMMA_CUDA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")  # only a shell expands it; relative paths are to be ignored
+    assert files.wanted_cache() == tmp_path / ".cache" / "gemma-cuda"
+
+
 @pytest.mark.parametrize("home", [None, "relative", "unsafe"])
 def test_without_a_safe_home_products_end_with_the_process(
     home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

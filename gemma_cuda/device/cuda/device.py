@@ -33,14 +33,9 @@ class Cuda(CudaMemory):
     name = "cuda"
 
     def __init__(
-        self,
-        index: int = 0,
-        *,
-        wait: bool = False,
-        overlap: bool = True,
-        kernels: Path | None = None,
+        self, index: int = 0, *, wait: bool = False, overlap: bool = True, kernels: Path | None = None,
         cache: Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(index, wait=wait)
         self.overlap = overlap
         self._can_overlap = self.compute_capability >= _FIRST_WITH_OVERLAP

@@ -32,18 +32,9 @@ class PreparedLaunch:
     """
 
     def __init__(
-        self,
-        instance: str,
-        function: int,
-        grid: Dim,
-        block: Dim,
-        shared_bytes: int,
-        values: Sequence[bytes],
-        *,
-        overlap: bool,
-        describe: Callable[[], str],
-        module: object = None,
-    ) -> None:
+        self, instance: str, function: int, grid: Dim, block: Dim, shared_bytes: int, values: Sequence[bytes],
+        *, overlap: bool, describe: Callable[[], str], module: object = None,
+    ) -> None:  # fmt: skip
         from cuda.bindings import driver
 
         self.instance, self._function, self._describe, self._module = instance, function, describe, module
@@ -93,15 +84,9 @@ class KernelLoader:
         self.loaded: dict[str, LoadedKernel] = {}
 
     def prepare(
-        self,
-        instance: str,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared_bytes: int,
-        args: Sequence[Argument],
-        *,
-        overlap: bool,
-    ) -> tuple[PreparedLaunch, Iterator[Operand]]:
+        self, instance: str, grid: Sequence[int], block: Sequence[int], shared_bytes: int, args: Sequence[Argument],
+        *, overlap: bool,
+    ) -> tuple[PreparedLaunch, Iterator[Operand]]:  # fmt: skip
         """A launch, and its array operands. Raises LaunchError for arguments that do not fit the kernel or the GPU."""
         grid_dim, block_dim = check_dimensions(instance, grid, block, shared_bytes, self._shared_bytes)
         kernel = self.load(instance)
