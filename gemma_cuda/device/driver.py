@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 MIN_COMPUTE_CAPABILITY = (8, 0)
+INSTALL_CUDA = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12)"
 
 _CUDA_ERROR_NO_DEVICE = 100
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
@@ -46,7 +47,7 @@ class Driver:
 
 
 def detect(load: Callable[[str], Any] = ctypes.CDLL) -> Driver:
-    """The driver's CUDA version and visible GPUs (CUDA_VISIBLE_DEVICES applies). Never raises.
+    """The driver's CUDA version and visible GPUs, subject to CUDA_VISIBLE_DEVICES. Never raises.
 
     load: opens a shared library by name; raises OSError where there is none.
     """

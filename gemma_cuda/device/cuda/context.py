@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from ...errors import DeviceError
+from ..driver import INSTALL_CUDA
 from ..protocol import Array
 from .compile import architecture_of
 from .errors import raise_cuda_errors
@@ -111,7 +112,4 @@ def _require_packages() -> None:
         import cupy  # noqa: F401
         from cuda.bindings import driver  # noqa: F401
     except ImportError as error:
-        raise DeviceError(
-            f"device 'cuda' needs CuPy and cuda-bindings ({error}): pip install 'gemma-cuda[cuda13]' "
-            "(cuda12 for a driver of CUDA 12)"
-        ) from error
+        raise DeviceError(f"device 'cuda' needs CuPy and cuda-bindings ({error}): {INSTALL_CUDA}") from error
