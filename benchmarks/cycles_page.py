@@ -22,7 +22,7 @@ from gemma_cuda.bench.cycles import (
     tile_cycles,
 )
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
-from gemma_cuda.device.dry_run import Recorder
+from gemma_cuda.device.dry_run import DryRunDevice
 from gemma_cuda.ops.attention_plan import plan_attention
 
 WITHIN = 0.15
@@ -59,7 +59,7 @@ def estimated_seconds(
     """Of our attention on an H100: sequences of equal length with key ranges [N], shape (H, KH, D)."""
     heads, kv_heads, head_dim = shape
     cu_seqlens = np.linspace(0, len(end), sequences + 1).astype(np.int32)
-    device = Recorder(SHARED_BYTES[ARCHITECTURE])
+    device = DryRunDevice(SHARED_BYTES[ARCHITECTURE])
     plan = plan_attention(
         begin, end, cu_seqlens, group=heads // kv_heads, head_dim=head_dim, is_plain=is_plain, device=device
     )

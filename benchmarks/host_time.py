@@ -98,7 +98,7 @@ def measure() -> dict[str, Any]:
     graphs = gemma._engine.graphs
     assert graphs is not None
     plan = graphs.buckets[-1].plan
-    ours = [step for name, step in zip(plan.names, plan.steps, strict=True) if name != "gemm"]
+    ours = [step for name, step in zip(plan.names, plan.launches, strict=True) if name != "gemm"]
     launches = microseconds(lambda: [step(0) for step in ours]) / len(ours)
     patch.undo()
     return {

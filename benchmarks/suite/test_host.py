@@ -13,7 +13,7 @@ import pytest
 
 import gemma_cuda
 from benchmarks import host_time
-from gemma_cuda.device.dry_run import Recorder
+from gemma_cuda.device.dry_run import DryRunDevice
 from gemma_cuda.engine.batch import Prompt, make_batch
 from gemma_cuda.formats.checkpoint import open_checkpoint
 from gemma_cuda.formats.hub import resolve
@@ -71,7 +71,7 @@ def test_batch_masks_and_attention_plan(benchmark: Benchmark, tokens: int) -> No
         batch = make_batch(config, Prompt(ids))
         begin, end = key_range(config, config.layers[0], batch.queries)
         return plan_attention(
-            begin, end, batch.cu_seqlens, group=2, head_dim=256, is_plain=True, device=Recorder(232448)
+            begin, end, batch.cu_seqlens, group=2, head_dim=256, is_plain=True, device=DryRunDevice(232448)
         ).tokens
 
     assert benchmark(prepare) == tokens

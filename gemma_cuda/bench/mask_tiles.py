@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import LayerConfig, ModelConfig
-from ..device.dry_run import Recorder
+from ..device.dry_run import DryRunDevice
 from ..engine.batch import Batch, Prompt, make_batch
 from ..errors import InputError
 from ..model.masks import IMAGE, Int32, key_range
@@ -57,7 +57,7 @@ def mask_tiles(
     group = config.num_attention_heads // layer.num_key_value_heads
     plan = plan_attention(
         begin, end, np.array([0, tokens], np.int32), group=group, head_dim=layer.head_dim,
-        is_plain=config.attn_logit_softcapping is None, device=Recorder(shared_bytes),
+        is_plain=config.attn_logit_softcapping is None, device=DryRunDevice(shared_bytes),
     )  # fmt: skip
     table = plan.table[np.argsort(plan.table[:, 2])]  # the plan has the longest first
     states = np.zeros((len(table), -(-tokens // BLOCK_K)), np.int8)

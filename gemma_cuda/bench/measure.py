@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ..device.arena import Arena
 from ..device.cuda.device import Cuda
-from ..device.cuda.graph_timing import Step, captured
-from ..device.cuda.launch_plan import LaunchPlan
-from ..device.dry_run import Recorder
+from ..device.cuda.graph_timing import captured
+from ..device.cuda.launch_plan import LaunchPlan, StreamLaunch
+from ..device.dry_run import DryRunDevice
 from ..device.protocol import Array, Device
 from ..errors import GemmaError
 
@@ -60,7 +60,7 @@ class Recording:
 
     def __init__(self, cuda: Cuda, calls: Sequence[Callable[[Device], Array]]) -> None:
         arena = Arena()
-        recorder = Recorder(cuda.shared_bytes, arena)
+        recorder = DryRunDevice(cuda.shared_bytes, arena)
         kept = [call(recorder) for call in calls]
         cuda.load(recorder.launches)
         self._cuda, self.count = cuda, len(calls)
@@ -70,7 +70,7 @@ class Recording:
             self.outputs = [call(cuda) for call in calls]
         del kept
         self.poison()
-        self._graph = captured(cuda, self.plan.steps)
+        self._graph = captured(cuda, self.plan.launches)
 
     def poison(self) -> None:
         """Makes every output NaN."""
@@ -81,10 +81,10 @@ class Recording:
 
     def time(self) -> Timing:
         """Of one call."""
-        return timed_steps(self._cuda, self.plan.steps, self.count)
+        return timed_steps(self._cuda, self.plan.launches, self.count)
 
 
-def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: float | None = None) -> Timing:
+def timed_steps(cuda: Cuda, steps: Sequence[StreamLaunch], count: int = 1, *, enough_s: float | None = None) -> Timing:
     """The Timing of steps that make up `count` of what is meant, in one CUDA graph, several times if they are short.
 
     enough_s: seconds after which no round is added to the fewest (None: ENOUGH_SECONDS).
@@ -157,9 +157,9 @@ def _copy_us(cuda: Cuda, size: int) -> float:
 def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
     """Milliseconds of a product by cuBLASLt, or else by torch's library, and who it was."""
     try:
-        from ..device.cuda.cublaslt import Gemms
+        from ..device.cuda.cublaslt import GemmPlans
 
-        gemms = Gemms(cuda)
+        gemms = GemmPlans(cuda)
         plan = gemms.tune(size, size, size, BF16)
         x, weight = noise(cuda, 1, (size, size)), noise(cuda, 2, (size, size))
         out = cuda.empty((size, size), BF16)

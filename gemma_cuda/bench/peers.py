@@ -34,11 +34,11 @@ Call = Callable[[], Any]
 def absent(name: str, cuda: Cuda) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
     if name == "cublas":
-        from ..device.cuda.cublaslt import Gemms
+        from ..device.cuda.cublaslt import GemmPlans
         from ..errors import GemmaError
 
         try:
-            Gemms(cuda).close()
+            GemmPlans(cuda).close()
         except GemmaError as error:
             return str(error)
         return None
@@ -141,9 +141,9 @@ def _repeated(run: Call, count: int) -> None:
 
 def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]], Array] | None]:
     """Of a case of `linear` the same product by cuBLASLt, its algorithm the fastest of those that it proposes."""
-    from ..device.cuda.cublaslt import Gemms
+    from ..device.cuda.cublaslt import GemmPlans
 
-    gemms, dtype = Gemms(cuda), np.dtype(ml_dtypes.bfloat16)
+    gemms, dtype = GemmPlans(cuda), np.dtype(ml_dtypes.bfloat16)
 
     def of(case: Case) -> Callable[[Device, dict[str, Any]], Array] | None:
         if case.op != "linear":

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..device import DeviceChoice
 from ..device.cuda.device import Cuda
-from ..device.cuda.graph_timing import Step
+from ..device.cuda.launch_plan import StreamLaunch
 from ..errors import InputError
 from ..formats.gemma_config import GemmaConfig
 from ..formats.hub import resolve
@@ -277,8 +277,8 @@ def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
     bucket = None if graphs is None else graphs.bucket(tokens, 1)
     if bucket is None:
         return {}
-    steps: dict[str, list[Step]] = defaultdict(list)
-    for name, step in zip(bucket.plan.names, bucket.plan.steps, strict=True):
+    steps: dict[str, list[StreamLaunch]] = defaultdict(list)
+    for name, step in zip(bucket.plan.names, bucket.plan.launches, strict=True):
         steps[name.partition("<")[0]].append(step)
     return {name: 1e-3 * timed_steps(cuda, own, enough_s=0.0).median_us for name, own in steps.items()}
 

@@ -60,7 +60,7 @@ def make_ops(checkpoint: Checkpoint, chosen: DeviceChoice, working: Precision, d
         reference.require_memory(weight_elements(checkpoint, reference) * working.compute.itemsize, what)
         return reference
     ops = kernel_ops(open_device(chosen.name) if isinstance(device, str) else device, gemm)
-    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
+    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.element_bytes, what)
     return ops
 
 

@@ -20,7 +20,7 @@ from .. import arguments
 from ..config import RopeConfig
 from ..device.arena import Arena
 from ..device.cuda import Cuda
-from ..device.dry_run import Launch, Recorder
+from ..device.dry_run import DryRunDevice, Launch
 from ..errors import InputError
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
@@ -99,7 +99,7 @@ class GraphExecutor:
         ]
         blocks = [cuda.from_host(bucket.empty_block) for bucket in self.buckets]
         positions = kv_capacity + config.position_offset
-        pool = KVPool(config, Recorder(cuda.shared_bytes), sizes.kv_rows, kv_capacity, dtype)
+        pool = KVPool(config, DryRunDevice(cuda.shared_bytes), sizes.kv_rows, kv_capacity, dtype)
         arena_bytes, launches, products = self._measure(blocks, ropes, positions, pool)
         table_bytes = sum(self._ops.angle_bytes(head_dim, positions) for _, head_dim in ropes)
         feature_bytes = longest * config.hidden_size * dtype.itemsize
@@ -117,7 +117,7 @@ class GraphExecutor:
         tables = {rope: self._ops.angles(*rope, positions) for rope in ropes}
         self._positions = min(len(cos) for cos, _ in tables.values())
         self._features = cuda.empty((longest, config.hidden_size), dtype)
-        cuda.write(self._features, np.zeros(config.hidden_size, dtype))  # the first copy allocates
+        cuda.upload(self._features, np.zeros(config.hidden_size, dtype))  # the first copy allocates
         self._arena = cuda.empty((arena_bytes,), np.uint8)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             bucket.block = block
@@ -125,7 +125,7 @@ class GraphExecutor:
                 outputs = bucket.launch_all(decoder, ops, bucket.fields.of(block), self._features, tables, self.pool)
             bucket.outputs = [(outputs[0][:b], outputs[1][:b]) for b in range(1, sizes.batch_size + 1)]
             if graphs:
-                cuda.start(bucket.plan)
+                cuda.launch_plan(bucket.plan)
                 cuda.synchronize()
                 bucket.graph = cuda.capture(bucket.plan)
         largest = max(bucket.fields.size for bucket in self.buckets)
@@ -140,15 +140,15 @@ class GraphExecutor:
         most = 0
         launches: dict[str, Launch] = {}
         products: set[tuple[Any, ...]] = set()
-        recorder = Recorder(self._cuda.shared_bytes)
+        recorder = DryRunDevice(self._cuda.shared_bytes)
         tables: RopeTables = {
             (rope, dim): (recorder.empty((positions, dim // 2), np.float32),) * 2 for rope, dim in ropes
         }
         features = recorder.empty((self.buckets[-1].tokens, self._decoder.config.hidden_size), self._ops.hidden_dtype)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             arena = Arena()
-            recorder = Recorder(self._cuda.shared_bytes, arena)
-            ops, noted = self._ops.for_recorder(recorder)
+            recorder = DryRunDevice(self._cuda.shared_bytes, arena)
+            ops, noted = self._ops.for_dry_run(recorder)
             decoder = Decoder(self._decoder.config, self._decoder.weights, ops)
             bucket.launch_all(decoder, ops, bucket.fields.of(block), features, tables, pool)
             most = max(most, arena.peak)
@@ -198,7 +198,7 @@ class GraphExecutor:
     def _copy_features(self, embeds: Any) -> None:
         embeds = embeds.reshape(-1, self._features.shape[1])
         if isinstance(embeds, np.ndarray):
-            self._cuda.write(self._features, embeds.astype(self._features.dtype, copy=False))
+            self._cuda.upload(self._features, embeds.astype(self._features.dtype, copy=False))
         else:
             self._cuda.copy(self._features[: len(embeds)], embeds)
 
@@ -223,11 +223,11 @@ class GraphExecutor:
         staged = pinned.data.view(np.int32)[: len(block)]
         staged[:] = block
         staged[: len(ids)] = ids  # the first of the fields
-        self._cuda.upload(bucket.block, pinned, 4 * len(block))
+        self._cuda.upload_pinned(bucket.block, pinned, 4 * len(block))
         if bucket.graph is not None:
             self._cuda.launch_graph(bucket.graph)
         else:
-            self._cuda.start(bucket.plan)
+            self._cuda.launch_plan(bucket.plan)
 
     def _outputs(self, bucket: Bucket, batch_size: int) -> tuple[Array, Array]:
         """Copies, since the next prefill writes to the same memory."""

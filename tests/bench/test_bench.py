@@ -19,7 +19,7 @@ from gemma_cuda.cli import main
 from gemma_cuda.device.cuda import nvrtc
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
 from gemma_cuda.device.cuda.device import Cuda
-from gemma_cuda.device.dry_run import Recorder
+from gemma_cuda.device.dry_run import DryRunDevice
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import DeviceError, InputError
 from gemma_cuda.formats.gemma_config import GemmaConfig
@@ -60,7 +60,7 @@ def test_a_wrong_output_is_marked_and_has_no_time(op: str, cuda: Cuda) -> None:
     (case, *_) = cases.chosen([op], [SMALL], [3])
 
     def nothing_written(device: Any, given: Any) -> Any:
-        y = case.run(Recorder(device.shared_bytes), given)
+        y = case.run(DryRunDevice(device.shared_bytes), given)
         return device.empty(y.shape, y.dtype)
 
     other = case.make(cuda, 77)
@@ -167,7 +167,7 @@ def test_the_estimate_is_that_of_the_costs_page(model: str, policy: str) -> None
     result = json.loads(cost.RESULT.read_text())
     (loop,) = [loop for loop in result["loops"] if (loop["head_dim"], loop["policy"]) == (256, policy)]
     for case in cases.chosen(["attention"], [model], [2048]):
-        device = Recorder(SHARED_BYTES["sm_90a"])
+        device = DryRunDevice(SHARED_BYTES["sm_90a"])
         given = case.make(device, 0)
         case.run(device, given)
         estimate = counted._estimate(case, given, device.launches[0], device)
@@ -292,7 +292,7 @@ def test_the_command_refuses(
 
 
 def test_every_published_size_has_cases() -> None:
-    device = Recorder(SHARED_BYTES["sm_90a"])
+    device = DryRunDevice(SHARED_BYTES["sm_90a"])
     for name, config in published().items():
         found = cases.chosen(cases.OPS, [name], [1])
         assert {case.op for case in found} >= {"linear", "attention", "top_k"}

@@ -14,7 +14,7 @@ from gemma_cuda.bench import occupancy, sass
 from gemma_cuda.bench.cycles import CLOCK_HZ, seconds, tile_cycles
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
 from gemma_cuda.device.cuda.cubin import Resources
-from gemma_cuda.device.dry_run import Launch, Recorder
+from gemma_cuda.device.dry_run import DryRunDevice, Launch
 
 RESULT: dict[str, Any] = json.loads(cost.RESULT.read_text())
 STALE = "kernels or ops have changed; run: python -m benchmarks.cost && python -m benchmarks.report"
@@ -45,7 +45,7 @@ def test_products_are_those_of_attention_as_it_is(head_dim: int) -> None:
 
 
 def test_the_instances_are_those_that_are_launched() -> None:
-    device = Recorder(SHARED_BYTES["sm_90a"])
+    device = DryRunDevice(SHARED_BYTES["sm_90a"])
     for case in CASES:
         case.run(device)
     launched = {(launch.instance, launch.threads, launch.shared_bytes) for launch in device.launches}

@@ -93,7 +93,7 @@ def multiply(gemm: KernelGemm, rows: int, columns: int, depth: int) -> None:
     """The three ways in which a model uses a product, against the reference and against each other."""
     device: Any = gemm.device
     x, w = values(rows, rows, depth, dtype="bfloat16"), values(1, columns, depth, dtype="bfloat16", scale=0.1)
-    placed, weight = device.from_host(x), gemm.place(w.astype(np.float32))
+    placed, weight = device.from_host(x), gemm.upload(w.astype(np.float32))
     y = device.to_host(gemm.product(placed, weight, BF16))
     check(x, w, y, "bfloat16", "bfloat16")
     check(x, w, device.to_host(gemm.product(placed, weight, F32)), "bfloat16", "float32")
@@ -120,5 +120,5 @@ def test_the_products_of_a_layer_of_gemma_3_270m(columns: int, depth: int) -> No
     x = values(0, 257, depth, dtype="bfloat16")
     w = values(1, columns, depth, dtype="bfloat16", scale=0.05)
     placed = gemm.device.from_host(x)
-    y = gemm.device.to_host(gemm.product(placed, gemm.place(w.astype(np.float32)), BF16))
+    y = gemm.device.to_host(gemm.product(placed, gemm.upload(w.astype(np.float32)), BF16))
     check(x, w, y, "bfloat16", "bfloat16")

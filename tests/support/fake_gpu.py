@@ -8,7 +8,7 @@ import pytest
 
 from gemma_cuda.bench import measure, run
 from gemma_cuda.device import sources
-from gemma_cuda.device.cuda.cublaslt import Gemms
+from gemma_cuda.device.cuda.cublaslt import GemmPlans
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from tests.support.fake_cublaslt import CublasLt, hide_nvmath
@@ -51,5 +51,5 @@ def for_bench(patch: pytest.MonkeyPatch) -> Cuda:
     patch.setattr(run, "_MOST_SETS", 2)
     patch.setattr(measure, "FEWEST_ROUNDS", 3)
     patch.setattr(measure, "ENOUGH_SECONDS", 0.0)
-    patch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
+    patch.setattr(GemmPlans, "tune", GemmPlans.plan)  # on the emulator it takes a minute
     return Cuda()
