@@ -10,7 +10,7 @@ import numpy as np
 
 from ..device.protocol import Array, Device
 from ..precision import BFLOAT16, FLOAT32, FLOAT64, Precision
-from .rule import violation
+from .tolerance import violation
 
 _CHECKED_ROWS = 6
 

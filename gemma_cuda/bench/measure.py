@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,25 +20,11 @@ from ..device.cuda.launch_plan import LaunchPlan
 from ..device.dry_run import Recorder
 from ..device.protocol import Array, Device
 from ..errors import GemmaError
+from .peers import torch_on_gpu, torch_timing
+from .timing import Timing, repeats_for, timed
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 7, 100, 0.3
-LEAST_GRAPH_MS, MOST_REPEATS = 0.2, 64  # a shorter graph is repeated inside a longer one; the host starts one in 10 us
 _BLOCK = 1 << 22  # random values that are drawn; larger arrays repeat them
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Of one launch: the median and the 10th and 90th percentile of `rounds` rounds, in microseconds.
-
-    is_graph: what was timed is a CUDA graph; without one the host's own time may be part of it.
-    """
-
-    median_us: float
-    low_us: float
-    high_us: float
-    rounds: int
-    is_graph: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,29 +80,6 @@ def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: 
     return timed(lambda rounds: cuda.graph_times([graph] * rounds), count * repeats, enough_s=enough_s)
 
 
-def repeats_for(graph_ms: float) -> int:
-    """How often what takes so long is repeated in a graph, so that the host gets ahead of the GPU."""
-    return max(1, min(math.ceil(LEAST_GRAPH_MS / max(graph_ms, 1e-6)), MOST_REPEATS))
-
-
-def timed(
-    times_ms: Callable[[int], Sequence[float]],
-    count: int = 1,
-    *,
-    is_graph: bool = True,
-    enough_s: float | None = None,
-) -> Timing:
-    """The Timing of something of which times_ms(n) are n times, in milliseconds, for `count` of what is meant."""
-    times_ms(2)  # not counted
-    times: list[float] = []
-    enough_s = ENOUGH_SECONDS if enough_s is None else enough_s
-    start = time.perf_counter()
-    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < enough_s):
-        times += [1e3 * ms / count for ms in times_ms(FEWEST_ROUNDS)]
-    deciles = statistics.quantiles(times, n=10, method="inclusive")
-    return Timing(statistics.median(times), deciles[0], deciles[-1], len(times), is_graph)
-
-
 @functools.cache
 def _drawn() -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(_BLOCK, np.float32)
@@ -167,8 +128,6 @@ def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
         return 1e-3 * result.median_us, f"cuBLASLt {gemms.version}"
     except GemmaError:
         pass
-    from .peers import torch_on_gpu, torch_timing
-
     torch = torch_on_gpu(cuda.index)
     if torch is None:
         return None, None

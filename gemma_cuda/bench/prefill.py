@@ -82,7 +82,7 @@ def least(config: GemmaConfig, tokens: int) -> tuple[float, float]:
         queries = 1 if i == len(config.layers) - 1 else tokens
         dim, heads, kv = layer.head_dim, config.num_attention_heads, layer.num_key_value_heads
         width, inner = config.hidden_size, layer.intermediate_size
-        keys = np.arange(1, tokens + 1) if layer.sliding_window is None else _window(tokens, layer.sliding_window)
+        keys = np.minimum(np.arange(1, tokens + 1), layer.sliding_window or tokens)
         own, of_all = 2 * heads * dim * width + 3 * inner * width, 2 * kv * dim * width
         size += 2 * (own + of_all) + 2 * tokens * 2 * kv * dim
         operations += 2 * (queries * own + tokens * of_all) + 4 * dim * heads * float(keys[-queries:].sum())
@@ -244,10 +244,6 @@ def _matrices(config: GemmaConfig) -> list[tuple[int, int]]:
             (2 * (heads + layer.num_key_value_heads) * layer.head_dim, width), (3 * layer.intermediate_size, width)
         )
     ]  # fmt: skip
-
-
-def _window(tokens: int, window: int) -> Any:
-    return np.minimum(np.arange(1, tokens + 1), window)
 
 
 def _first_token(gemma: Gemma, ids: Any) -> Row:

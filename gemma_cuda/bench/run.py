@@ -11,7 +11,8 @@ from ..device.cuda.device import Cuda
 from ..errors import GemmaError
 from . import peers
 from .case import Case, Inputs
-from .measure import Ceilings, Recording, Timing, ceilings
+from .measure import Ceilings, Recording, ceilings
+from .timing import Timing
 
 PEERS = peers.NAMES
 _MOST_SETS = 20

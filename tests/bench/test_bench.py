@@ -13,7 +13,8 @@ import pytest
 from benchmarks import cost, cycles_page
 from gemma_cuda.bench import cases, counted, peers, prefill, run, sass, tables
 from gemma_cuda.bench.matrix_cases import ranges
-from gemma_cuda.bench.measure import Ceilings, Recording, Timing, noise
+from gemma_cuda.bench.measure import Ceilings, Recording, noise
+from gemma_cuda.bench.timing import Timing
 from gemma_cuda.bench.transformers_peers import Peers
 from gemma_cuda.cli import main
 from gemma_cuda.device.cuda import nvrtc

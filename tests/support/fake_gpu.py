@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gemma_cuda.bench import measure, run
+from gemma_cuda.bench import run, timing
 from gemma_cuda.device import sources
 from gemma_cuda.device.cuda.cublaslt import Gemms
 from gemma_cuda.device.cuda.device import Cuda
@@ -49,7 +49,7 @@ def for_bench(patch: pytest.MonkeyPatch) -> Cuda:
     """A fake GPU on which gemma_cuda/bench/ takes few rounds of few inputs, and tunes nothing."""
     install(patch)
     patch.setattr(run, "_MOST_SETS", 2)
-    patch.setattr(measure, "FEWEST_ROUNDS", 3)
-    patch.setattr(measure, "ENOUGH_SECONDS", 0.0)
+    patch.setattr(timing, "FEWEST_ROUNDS", 3)
+    patch.setattr(timing, "ENOUGH_SECONDS", 0.0)
     patch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
     return Cuda()
