@@ -9,11 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from benchmarks import compulsory
-from benchmarks.compulsory import Compulsory
 from gemma_cuda.device.protocol import Array, Device
 from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.ops import attention, embed, geglu, instances, linear, logits, qk_norm_rope, rms_norm
+from tests.support import compulsory
+from tests.support.compulsory import Compulsory
 
 MODELS = ("gemma-3-270m", "gemma-3-1b", "gemma-2-2b", "gemma-3-4b")
 TOKENS = 256

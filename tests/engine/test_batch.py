@@ -10,8 +10,8 @@ import pytest
 
 from gemma_cuda.engine.batch import Batch, make_batch, text_batch
 from gemma_cuda.model.kv_cache import HostMemory, KVCache
-from tests.engine.test_model_emulator import SIZE, load
 from tests.support.hf_models import build
+from tests.support.kernel_models import SIZE, load
 
 
 def fields(batch: Batch) -> dict[str, Any]:

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-_times = 1
-
-
-def draw_times(times: int) -> None:
-    """Makes every fuzz test that is collected from now on draw so many times as many examples."""
-    global _times
-    _times = times
-
 
 def examples(number: int) -> settings:
-    """Settings of a fuzz test that draws `number` examples in `make test`: about five CPU seconds' worth."""
+    """Settings of a fuzz test that draws `number` examples in `make test`: about five CPU seconds' worth.
+
+    Hypothesis's profile says how many times as many are drawn: its max_examples is 100 times that factor.
+    """
+    times = settings().max_examples // 100
     return settings(
-        max_examples=number * _times,
-        derandomize=_times == 1,
+        max_examples=number * times,
+        derandomize=times == 1,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )

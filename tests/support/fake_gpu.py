@@ -13,7 +13,7 @@ from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from tests.support.fake_cublaslt import CublasLt, hide_nvmath
 from tests.support.fake_cuda import Machine
-from tests.support.golden import KERNELS
+from tests.support.paths import KERNELS
 
 FAKES = {"fake": True, "fake-without-cublaslt": False}
 """What --gpu takes besides "real", and whether there is a cuBLASLt then."""

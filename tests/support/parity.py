@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Sequence
@@ -23,6 +24,14 @@ from tests.support.hf_models import TINY, RandomModel, Size, build
 @functools.cache
 def ours(name: str, dtype: str = "float32", size: Size = TINY) -> gemma_cuda.Gemma:
     return gemma_cuda.Gemma.from_pretrained(build(name, size).path, device="numpy", dtype=dtype)
+
+
+@functools.cache
+def replaced(name: str, dtype: str = "float32", size: Size = TINY, implementation: str = "gemma_cuda") -> Any:
+    """The eager model with our attention in its place."""
+    model = copy.deepcopy(getattr(build(name, size), dtype))
+    model.set_attn_implementation(implementation)
+    return model
 
 
 def is_capped(model: RandomModel) -> bool:
