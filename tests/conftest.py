@@ -172,7 +172,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first; what
 # is left for the end is short, so that all processes end at about the same time.
-_LONG = (
+LONG = (
     *(
         "model_cuda",
         "attention",
@@ -192,7 +192,7 @@ _LONG = (
 
 def _cost(item: pytest.Item) -> int:
     name = item.path.stem.removeprefix("test_")
-    return _LONG.index(name) if name in _LONG else -1
+    return LONG.index(name) if name in LONG else -1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -53,7 +53,7 @@ def test_every_type_arrives_as_it_was_given(cuda: Cuda) -> None:
 def test_cuda_bindings_passes_on_what_it_is_given(tmp_path: Path) -> None:
     library = tmp_path / "libcuda.so.1"
     command = ["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
-    subprocess.run([*command, str(TESTS / "fake_libcuda.c")], check=True)
+    subprocess.run([*command, str(TESTS / "support" / "fake_libcuda.c")], check=True)
     command = [sys.executable, "-m", "tests.support.bound_launch", str(library)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -27,8 +27,8 @@ from gemma_cuda.formats.checkpoint import open_checkpoint
 from gemma_cuda.formats.hf_config import end_token_ids
 from gemma_cuda.text import chat_template
 from gemma_cuda.text.tokenizer import Tokenizer
-from tests.fuzz import examples
 from tests.support.checkpoints import TINY_GEMMA1, random_tensors, write_directory, write_gguf_model
+from tests.support.fuzz import examples
 
 SECONDS = 10.0  # of CPU, for one example: far above what any needs, far below for ever
 TEXT = "ab  <bos>\x1b[31mé\0 aaaa"
