@@ -2,8 +2,8 @@
 
 Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs the
 kernel's tests in tests/ops/ on the emulator; and prints the share of mutants that a test kills, with the survivors to
-explain. Mutants that do not compile do not count. --index: instead, offsets in 32 bits where the kernel has 64, and the tests of
-large arrays. --semantic: instead, the mistakes of benchmarks/semantic_mutants.py.
+explain. Mutants that do not compile do not count. --index: instead, offsets in 32 bits where the kernel has 64, and
+the tests of large arrays. --semantic: instead, the mistakes of benchmarks/semantic_mutants.py.
 """
 
 from __future__ import annotations
