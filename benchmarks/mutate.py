@@ -90,6 +90,11 @@ class Running:
     deadline: float
 
 
+def kernel_tests(kernel: str) -> list[str]:
+    """Those of a kernel, the ones that kill most mutants first."""
+    return [f"tests/ops/test_{name}.py" for name in TESTS.get(kernel, (kernel,))]
+
+
 def source_files(kernel: str) -> list[str]:
     """The kernel's file, and the common headers that its tests are to guard, by name below kernels/."""
     return [f"{kernel}.cu", *(f"common/{name}.cuh" for name in HEADERS.get(kernel, ()))]
@@ -232,7 +237,7 @@ def main() -> None:
         os.environ[name] = "1"
     import tests.support.emulated
 
-    tests = [f"tests/ops/test_{name}.py" for name in TESTS.get(options.kernel, (options.kernel,))]
+    tests = kernel_tests(options.kernel)
     if options.index:
         tests = ["tests/device/emulator/test_large_arrays.py", "-k", f"test_{options.kernel}"]
     ((_, before),) = run(tests, [None], 1, 1, WAIT_S)

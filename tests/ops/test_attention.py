@@ -20,6 +20,8 @@ from tests.support.attention_cases import FACTORS, TILE, Case, Problem, causal_p
 from tests.support.emulated import MMA_ROUNDINGS, SCHEDULES, Array, DeviceOf, KernelTestDevice, amid_nan, counted
 from tests.support.pairwise import all_pairs, pairs_of
 
+pytestmark = pytest.mark.mma
+
 CASES = pairwise_cases()
 BF16 = ml_dtypes.bfloat16
 INT32 = np.int32

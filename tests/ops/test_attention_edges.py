@@ -15,6 +15,8 @@ from gemma_cuda.ops.attention_plan import plan_attention
 from tests.support.attention_cases import TILE, Problem, causal_problem
 from tests.support.emulated import Array, KernelTestDevice, counted
 
+pytestmark = pytest.mark.mma
+
 INT32 = np.int32
 LARGE = 8192.0
 

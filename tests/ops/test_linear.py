@@ -35,6 +35,8 @@ from tests.support.emulated import (
 )
 from tests.support.linear_cases import assert_is_product, summed_one_by_one
 
+pytestmark = pytest.mark.mma
+
 SPLIT = [replace(tiling, split=True) for tiling in TILINGS]
 CAPABLE = 227 * 1024
 
