@@ -27,7 +27,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 class Case:
     """One call of an op.
 
-    row_bytes: of the rows that are read or written whole. run: calls it on a device and says what was compulsory.
+    row_bytes: of the rows that are read or written whole. run: calls it on a device and returns its compulsory cost.
     """
 
     kernel: str
@@ -49,7 +49,7 @@ def cases() -> Iterator[Case]:
 
 
 def zeros(device: Device, *shape: int, dtype: Any = BF16) -> Array:
-    """An input: what it holds changes no count, but it must hold something."""
+    """An input: its values change no count, but it must be initialised."""
     return device.from_host(np.zeros(shape, dtype))
 
 

@@ -59,7 +59,7 @@ _use_safe_cache()
 
 @pytest.fixture(scope="session")
 def kernel_test_device(pytestconfig: pytest.Config) -> KernelTestDevice:
-    """Makes kernel_emulator, with --mma of that rounding; with --gpu the GPU, whose schedule and mma nobody chooses."""
+    """Makes kernel_emulator, with --mma of that rounding; with --gpu the GPU, whatever options are asked for."""
     on_gpu, rounding = pytestconfig.getoption("--gpu") is not None, pytestconfig.getoption("--mma")
 
     @functools.cache
@@ -83,7 +83,7 @@ def golden_file(pytestconfig: pytest.Config) -> GoldenFile | None:
 
 @pytest.fixture
 def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
-    """What launches on an emulator: the emulator itself or, if its schedule is random, CUDA's host path.
+    """A device that launches on an emulator: the emulator or, if its schedule is random, CUDA's host path.
 
     With --gpu it is the GPU.
     """
@@ -170,8 +170,8 @@ def pytest_configure(config: pytest.Config) -> None:
         importlib.import_module("cupy").cuda.set_allocator(None)
 
 
-# What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first; what
-# is left for the end is short, so that all processes end at about the same time.
+# The longest files, in descending order of CPU seconds. Other files take some seconds each and come first; the last
+# ones are short, so that all processes end at about the same time.
 LONG = (
     *(
         "model_cuda",

@@ -1,4 +1,4 @@
-"""Timing on a GPU: launches over rotating inputs as one graph, and the two ceilings that nothing exceeds."""
+"""Times of launches over rotating inputs, as one CUDA graph, and the GPU's two ceilings: copy and product."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _BLOCK = 1 << 22  # random values that are drawn; larger arrays repeat them
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this GPU does at best, measured: bytes read and written per second by a copy, operations by a product.
+    """Measured limits of this GPU: bytes read and written per second by a copy, operations by a product.
 
-    product_by: who multiplied. None: it could not be measured.
+    product_by: the library of the product. None: it could not be measured.
     """
 
     copy_bytes_per_s: float
@@ -69,7 +69,7 @@ class Recording:
 
 
 def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: float | None = None) -> Timing:
-    """The Timing of steps that make up `count` of what is meant, in one CUDA graph, several times if they are short.
+    """Timing of one of `count` equal parts of these steps, as one CUDA graph that repeats them if they are short.
 
     enough_s: seconds after which no round is added to the fewest (None: ENOUGH_SECONDS).
     """
@@ -116,7 +116,7 @@ def _copy_us(cuda: Cuda, size: int) -> float:
 
 
 def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
-    """Milliseconds of a product by cuBLASLt, or else by torch's library, and who it was."""
+    """(milliseconds, library) of a product by cuBLASLt, or else by torch's library; (None, None) without either."""
     try:
         from ..device.cuda.cublaslt import Gemms
 

@@ -1,4 +1,4 @@
-"""Other libraries that do what our kernels do, where they are installed."""
+"""Other libraries with counterparts of our kernels, where they are installed."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]
 
 
 def torch_call(name: str, case: Case) -> Call | None:
-    """What a peer in torch does of a case, over inputs of its own; None for what it does not have."""
+    """A case as a call of a peer in torch, over inputs of its own; None if the peer lacks the op."""
     return _MAKERS[name](importlib.import_module("torch"), case)
 
 

@@ -1,4 +1,4 @@
-"""Time to the first token of whole models: ours beside Transformers, where it goes, and what it cannot fall below."""
+"""Time to the first token of whole models, beside Transformers: per kernel, and the floor that hardware sets."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def run_random(
 ) -> Row:
     """{gpu, ceilings, rows, left_out: "model tokens" without time} of random models of published sizes.
 
-    peers: of transformers_peers.NAMES. save: called with all that there is, as it grows.
+    peers: of transformers_peers.NAMES. save: called with the result so far after each row.
     """
     end = time.monotonic() + seconds
     result = _result(cuda, ceilings(cuda))
@@ -230,7 +230,7 @@ def beside(rows: Sequence[Row], peers: Peers, *, end: float = float("inf")) -> I
             try:
                 row["peers"][name] = _peer_ms(prefill, _prompt(row["vocab_size"], row["tokens"]))
                 del row["absent"][name]
-            except Exception as error:  # whatever another library raises, of memory above all
+            except Exception as error:  # any error of another library, mostly of memory
                 row["absent"][name] = why(error)
             yield
 

@@ -1,4 +1,4 @@
-"""What the tests of every kernel share: devices, seeded inputs amid NaN, what a launch had to move at least."""
+"""Shared by the tests of every kernel: devices, seeded inputs surrounded by NaN, least memory traffic of a launch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> 
 
 
 def poisoned(*shape: int, dtype: str) -> Array:
-    """Memory that a kernel may write, and that nothing may read before."""
+    """Memory for a result: a kernel that reads it before writing it is reported."""
     return emulator_memory.poisoned(shape, DTYPES[dtype])
 
 

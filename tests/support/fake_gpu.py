@@ -1,4 +1,4 @@
-"""The fake GPU with the fake cuBLASLt, for a whole process: what rehearses work on a GPU where there is none."""
+"""The fake GPU with the fake cuBLASLt, for a whole process: for rehearsals without a GPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.support.fake_cuda import Machine
 from tests.support.paths import KERNELS
 
 FAKES = {"fake": True, "fake-without-cublaslt": False}
-"""What --gpu takes besides "real", and whether there is a cuBLASLt then."""
-WORK_MS = 1.0  # what events make of a launch or a copy; no time of anything, but enough to be timed at once
+"""Values of --gpu besides "real": whether that GPU has cuBLASLt."""
+WORK_MS = 1.0  # between events, of a launch or a copy: no real time, but long enough that one round suffices
 
 
 class _AnyKernels(Emulator):
@@ -34,7 +34,7 @@ class _AnyKernels(Emulator):
 
 
 def install(patch: pytest.MonkeyPatch, *, has_cublaslt: bool = True) -> Machine:
-    """Makes both what `import cupy` and nvmath-python's bindings find. has_cublaslt: whether there is one."""
+    """Replaces CuPy and, with has_cublaslt, nvmath-python's bindings by the fakes."""
     machine = Machine(_AnyKernels(workers=2), memory=2**33)
     machine.work_ms = WORK_MS
     machine.install(patch)

@@ -1,6 +1,6 @@
-"""Files of what a GPU made of the primitives' kernels, for comparison with the emulator where there is no GPU.
+"""Files of a GPU's results of the primitives' kernels, for comparison with the emulator where there is no GPU.
 
-A file is a zip: launch.json of each launch says the arguments, whose arrays lie beside it as bits.
+A file is a zip. Each launch has a launch.json with its arguments; arrays lie beside it as bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MMA_ERROR = 17 * 2.0**-24  # of a sum of 17 products, to the sum of their magni
 
 @dataclass(frozen=True)
 class GoldenLaunch:
-    """A launch and, for each array that the kernel could write, what it held afterwards."""
+    """A launch and the contents, afterwards, of each array that the kernel could write."""
 
     instance: str
     grid: Sequence[int]
@@ -45,7 +45,7 @@ class GoldenLaunch:
     def on_emulator(
         self, args: Sequence[Any] | None = None, approx: Approximation = "exact", mma: MmaRounding = "fast"
     ) -> dict[int, Array]:
-        """What the emulator makes of it."""
+        """The emulator's results of the same launch."""
         copies = [a.copy() if isinstance(a, np.ndarray) else a for a in (self.args if args is None else args)]
         Emulator(kernels=KERNELS, approx=approx, mma=mma).launch(
             self.instance, self.grid, self.block, self.shared, copies

@@ -1,4 +1,4 @@
-"""What the parity tests and the parity table share: both models, the same inputs for both, and the verdict."""
+"""Shared by the parity tests and the parity table: both models, the same inputs for both, and the comparison."""
 
 from __future__ import annotations
 

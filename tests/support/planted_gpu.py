@@ -1,4 +1,4 @@
-"""What test_checkup.py has the check-up run: a test that is right, one of a wrong kernel, one that hangs."""
+"""Tests that test_checkup.py has the check-up run: right ones, one of a wrong kernel, one that hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuzz tests: files, arguments and luck that nobody means well with. `make fuzz TIMES=50 SEED=1` draws more of them.
+"""What fuzz tests share: the number of examples, hostile values and files. `make fuzz TIMES=50 SEED=1` draws more.
 
 Each states how many examples `make test` draws, seeded; `pytest --fuzz N` draws N times as many, others each time.
 """
