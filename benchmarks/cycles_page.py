@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import compulsory, cycles
+from benchmarks import cycles
 from benchmarks.cycles import LENGTHS, PUBLISHED
 from benchmarks.markdown import heading, prose, table
 from gemma_cuda.bench.cycles import (
@@ -24,6 +24,7 @@ from gemma_cuda.bench.cycles import (
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
 from gemma_cuda.device.dry_run import DryRunDevice
 from gemma_cuda.ops.attention_plan import plan_attention
+from tests.support import compulsory
 
 WITHIN = 0.15
 # Layers of models as one prompt: name, query heads, KV heads, head_dim, logit policy, windows (None: causal).

@@ -1,4 +1,4 @@
-"""Time to the first token of whole models: ours beside Transformers, where it goes, and what it cannot fall below."""
+"""Time to the first token of whole models, beside Transformers: per kernel, and the floor that hardware sets."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def least(config: GemmaConfig, tokens: int) -> tuple[float, float]:
         queries = 1 if i == len(config.layers) - 1 else tokens
         dim, heads, kv = layer.head_dim, config.num_attention_heads, layer.num_key_value_heads
         width, inner = config.hidden_size, layer.intermediate_size
-        keys = np.arange(1, tokens + 1) if layer.sliding_window is None else _window(tokens, layer.sliding_window)
+        keys = np.minimum(np.arange(1, tokens + 1), layer.sliding_window or tokens)
         own, of_all = 2 * heads * dim * width + 3 * inner * width, 2 * kv * dim * width
         size += 2 * (own + of_all) + 2 * tokens * 2 * kv * dim
         operations += 2 * (queries * own + tokens * of_all) + 4 * dim * heads * float(keys[-queries:].sum())
@@ -102,7 +102,7 @@ def run_random(
 ) -> Row:
     """{gpu, ceilings, rows, left_out: "model tokens" without time} of random models of published sizes.
 
-    peers: of transformers_peers.NAMES. save: called with all that there is, as it grows.
+    peers: of transformers_peers.NAMES. save: called with the result so far after each row.
     """
     end = time.monotonic() + seconds
     result = _result(cuda, ceilings(cuda))
@@ -230,7 +230,7 @@ def beside(rows: Sequence[Row], peers: Peers, *, end: float = float("inf")) -> I
             try:
                 row["peers"][name] = _peer_ms(prefill, _prompt(row["vocab_size"], row["tokens"]))
                 del row["absent"][name]
-            except Exception as error:  # whatever another library raises, of memory above all
+            except Exception as error:  # any error of another library, mostly of memory
                 row["absent"][name] = why(error)
             yield
 
@@ -244,10 +244,6 @@ def _matrices(config: GemmaConfig) -> list[tuple[int, int]]:
             (2 * (heads + layer.num_key_value_heads) * layer.head_dim, width), (3 * layer.intermediate_size, width)
         )
     ]  # fmt: skip
-
-
-def _window(tokens: int, window: int) -> Any:
-    return np.minimum(np.arange(1, tokens + 1), window)
 
 
 def _first_token(gemma: Gemma, ids: Any) -> Row:

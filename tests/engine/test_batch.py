@@ -11,8 +11,8 @@ import pytest
 from gemma_cuda.engine.batch import Batch, Prompt, make_batch
 from gemma_cuda.model.kv_cache import KVCache
 from gemma_cuda.model.kv_storage import HostMemory
-from tests.engine.test_model_emulator import SIZE, load
 from tests.support.hf_models import build
+from tests.support.kernel_models import SIZE, load
 
 
 def fields(batch: Batch) -> dict[str, Any]:

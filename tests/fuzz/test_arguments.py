@@ -23,8 +23,8 @@ from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.interop import torch as torch_ops
 from gemma_cuda.interop import transformers as for_transformers
 from gemma_cuda.text.tokenizer import Tokenizer
-from tests.fuzz import examples
-from tests.fuzz.hostile import EVERY, anything, is_large
+from tests.support.fuzz import examples
+from tests.support.fuzz.hostile import EVERY, anything, is_large
 from tests.support.hf_models import build
 from tests.support.tokenizer_models import USER_DEFINED, Pieces, train
 

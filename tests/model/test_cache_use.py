@@ -20,10 +20,10 @@ from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import CacheError, InputError, OutOfMemoryError
 from gemma_cuda.model.kv_storage import HostMemory
-from tests.engine.test_model_emulator import SIZE, load
 from tests.support.cache_state import state
 from tests.support.fake_cuda import Machine
 from tests.support.hf_models import build
+from tests.support.kernel_models import SIZE, load
 from tests.support.parity import ours
 
 IDS = build("gemma3_text").ids(30)[0].tolist()

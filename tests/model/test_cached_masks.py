@@ -12,11 +12,11 @@ from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.engine.sampling import Sampler
 from gemma_cuda.errors import CheckpointError, InputError
-from tests.engine.test_model_emulator import load
 from tests.support import hf_forward
 from tests.support.compare import assert_within_rule
 from tests.support.fake_cuda import Machine
 from tests.support.hf_models import VOCAB, build
+from tests.support.kernel_models import load
 from tests.support.parity import is_capped, ours, padded, position_ids
 
 NAMES = ["gemma_mqa", "gemma2", "gemma3_text", "gemma4_e2b"]

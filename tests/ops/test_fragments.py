@@ -1,4 +1,4 @@
-"""The fragments of the kernels against CuTe's layouts (tests/isa/), element by element, on the emulator."""
+"""The fragments of the kernels against CuTe's layouts (tests/support/isa/), element by element, on the emulator."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.isa import layouts
-from tests.isa.layouts import Array, Layout
-from tests.isa.probes import CUTE, TYPES, halves, launch, probe
+from tests.support.isa import layouts
+from tests.support.isa.layouts import Array, Layout
+from tests.support.isa.probes import CUTE, TYPES, halves, launch, probe
 
 # --- tiles in shared memory ---
 

@@ -21,34 +21,8 @@ from gemma_cuda.device.cuda.launch import PreparedLaunch
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import DeviceError, KernelError, LaunchError, OutOfMemoryError
 from tests.support.fake_cuda import DEFAULT_SHARED_BYTES, CUDADriverError, LaunchConfig, Machine, Status
-from tests.support.paths import TESTS
-
-KERNELS = TESTS / "kernels"
-
-# Arguments of the kernel `numbers`, in order: the extremes that each type has, and what float64 makes of them.
-NUMBERS: tuple[tuple[Any, float], ...] = (
-    (-128, -128.0),
-    (255, 255.0),
-    (-(2**15), -(2.0**15)),
-    (2**16 - 1, 2.0**16 - 1),
-    (-(2**31), -(2.0**31)),
-    (2**32 - 1, 2.0**32 - 1),
-    (-(2**63), -(2.0**63)),
-    (2**64 - 1, 2.0**64),
-    (0.1, float(np.float32(0.1))),
-    (0.1, 0.1),
-    (True, 1.0),
-    (struct.pack("<ifq", 7, 0.5, -9), 7.0),
-    (None, 0.5),
-    (None, -9.0),
-)
-
-
-def pack_numbers(**changes: Any) -> list[Any]:
-    values = [value for value, _ in NUMBERS if value is not None]
-    for letter, value in changes.items():
-        values["abcdefghijkl".index(letter)] = value
-    return values
+from tests.support.numbers_kernel import NUMBERS, pack_numbers
+from tests.support.paths import KERNELS, TESTS
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.bench import cases, measure, peers, prefill
-from gemma_cuda.bench.measure import Recording, repeats_for, timed
+from gemma_cuda.bench import cases, measure, peers, prefill, timing
+from gemma_cuda.bench.measure import Recording
+from gemma_cuda.bench.timing import repeats_for, timed
 from gemma_cuda.device.cuda import graph_timing
 from gemma_cuda.device.cuda.cublaslt import GemmPlans
 from gemma_cuda.device.cuda.device import Cuda
@@ -253,11 +254,11 @@ class FakeTorch:
 def test_a_peer_is_timed_as_we_are(can_capture: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = FakeTorch(can_capture=can_capture)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(measure, "ENOUGH_SECONDS", 0.0)
-    timing = peers.torch_timing(torch.call, torch.call)
-    assert timing.median_us == pytest.approx(10) and timing.is_graph == can_capture
-    last = torch.log[-2 * measure.FEWEST_ROUNDS - 2 :]
+    monkeypatch.setattr(timing, "ENOUGH_SECONDS", 0.0)
+    measured = peers.torch_timing(torch.call, torch.call)
+    assert measured.median_us == pytest.approx(10) and measured.is_graph == can_capture
+    last = torch.log[-2 * timing.FEWEST_ROUNDS - 2 :]
     if can_capture:  # two calls take 0.02 ms, so the graph has ten times as many
-        assert last == [*["event", "graph"] * measure.FEWEST_ROUNDS, "event", "wait"]
+        assert last == [*["event", "graph"] * timing.FEWEST_ROUNDS, "event", "wait"]
     else:
         assert set(torch.log) == {"call", "event", "wait"}

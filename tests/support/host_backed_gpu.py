@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 _ALIGNMENT = 256
 
 
-class MirroredGpu:
+class HostBackedGpu:
     """A device whose arrays are NumPy's: a launch copies the memory around its arguments to the GPU and back.
 
     What surrounds an array on the host surrounds it on the GPU, and addresses are the same up to a multiple of 256. So

@@ -1,4 +1,4 @@
-"""What a launch must cost at least: from tensors' shapes and visible keys alone, never from how an op does its work."""
+"""Least cost of a launch, from tensors' shapes and visible keys alone: independent of an op's implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks/compulsory.py calls compulsory, against sets of sectors and pairs that are written out."""
+"""What tests/support/compulsory.py calls compulsory, against sets of sectors and pairs that are written out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from benchmarks import compulsory
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.ops.attention import attention
+from tests.support import compulsory
 from tests.support.attention_cases import ranges
 
 Array = np.ndarray[Any, Any]

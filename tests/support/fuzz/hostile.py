@@ -1,4 +1,4 @@
-"""Values of every type that somebody may pass by mistake, or on purpose: a strategy of them."""
+"""A Hypothesis strategy of values of every type, right and wrong ones, as arguments."""
 
 from __future__ import annotations
 

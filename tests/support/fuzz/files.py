@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import hypothesis
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
@@ -26,8 +27,8 @@ from gemma_cuda.formats.checkpoint import open_checkpoint
 from gemma_cuda.formats.hf_config import end_token_ids
 from gemma_cuda.text import chat_template
 from gemma_cuda.text.tokenizer import Tokenizer
-from tests.fuzz import draw_times, examples
 from tests.support.checkpoints import TINY_GEMMA1, random_tensors, write_directory, write_gguf_model
+from tests.support.fuzz import examples
 
 SECONDS = 10.0  # of CPU, for one example: far above what any needs, far below for ever
 TEXT = "ab  <bos>\x1b[31mé\0 aaaa"
@@ -342,7 +343,10 @@ def properties(files: Files) -> list[Callable[[], None]]:
 
 
 def main(times: int) -> None:
-    draw_times(times)
+    hypothesis.settings.register_profile(
+        "limited", deadline=None, database=None, print_blob=False, max_examples=100 * times
+    )
+    hypothesis.settings.load_profile("limited")
     chat_template.CPU_SECONDS, chat_template.MEMORY = 1, 128 << 20
     with tempfile.TemporaryDirectory() as folder:
         for run in properties(Files(Path(folder))):
@@ -352,8 +356,4 @@ def main(times: int) -> None:
 
 
 if __name__ == "__main__":
-    import hypothesis
-
-    hypothesis.settings.register_profile("limited", deadline=None, database=None, print_blob=False)
-    hypothesis.settings.load_profile("limited")
     main(int(sys.argv[1]))

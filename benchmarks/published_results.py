@@ -1,4 +1,4 @@
-"""Sums of tensor cores that others published, beside the emulator's: python -m tests.isa.published_results DIR
+"""Sums of tensor cores that others published, beside the emulator's: python -m benchmarks.published_results DIR
 
 DIR is a checkout of github.com/north-numerical-computing/MATLAB-tensor-core, which is not part of this project. Its
 model_validation/GPU/TYPE/ has the operands of some thousands of sums of 8 or 16 products, a line each, and in d_*.txt
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from gemma_cuda.device.emulator.device import Emulator
-from tests.isa import layouts
-from tests.isa.layouts import Array
 from tests.support.compare import DTYPES
-from tests.support.golden import KERNELS
+from tests.support.isa import layouts
+from tests.support.isa.layouts import Array
+from tests.support.paths import KERNELS
 
 TYPES = {"bf16": ("bf16", DTYPES["bfloat16"]), "fp16": ("half", DTYPES["float16"])}
 GPUS: dict[str, Any] = {

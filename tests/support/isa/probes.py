@@ -9,24 +9,31 @@ from typing import Any
 import numpy as np
 
 from gemma_cuda.device.sources import kernel_directory
-from tests.isa.layouts import Array
 from tests.support.compare import DTYPES
-from tests.support.emulated import checked
-from tests.support.golden import KERNELS
+from tests.support.emulated import KernelTestDevice, kernel_emulator
+from tests.support.isa.layouts import Array
+from tests.support.paths import KERNELS
 
 TYPES = {"bf16": DTYPES["bfloat16"], "half": DTYPES["float16"]}
 CUTE = {"bf16": "bf16", "half": "f16"}
 
 
 def launch(
-    instance: str, args: list[Any], kernels: Path = KERNELS, *, grid: int = 1, block: int = 32, shared: int = 0
+    instance: str,
+    args: list[Any],
+    kernels: Path = KERNELS,
+    *,
+    grid: int = 1,
+    block: int = 32,
+    shared: int = 0,
+    make_device: KernelTestDevice = kernel_emulator,
 ) -> None:
-    """Runs a kernel of a directory; with pytest --gpu on a GPU."""
-    checked(kernels=kernels, checked=False).launch(instance, (grid,), (block,), shared, args)
+    """Runs a kernel of a directory."""
+    make_device(kernels=kernels, checked=False).launch(instance, (grid,), (block,), shared, args)
 
 
 def probe(directory: Path, of: str, mutation: tuple[str, str] | None = None) -> Path:
-    """`directory`, with a .cu file: kernels/OF, the headers of kernels/common inside it, then tests/isa/*_probe.cu.
+    """`directory`, with a file probe.cu: kernels/OF with its headers of kernels/common inlined, then *_probe.cu.
 
     mutation: (before, after), of which the first is in the text once.
     """
