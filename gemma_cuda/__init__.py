@@ -8,9 +8,7 @@ if TYPE_CHECKING:
     from .formats.checkpoint import open_checkpoint
     from .formats.gemma_config import GemmaConfig
     from .gemma import Gemma, PrefillOutput
-    from .interop.attention import attention
-    from .interop.layers import geglu, rms_norm
-    from .interop.qk_norm_rope import qk_norm_rope
+    from .interop.api import attention, geglu, qk_norm_rope, rms_norm
     from .model.kv_cache import KVCache
     from .text.tokenizer import Tokenizer
 
@@ -22,8 +20,8 @@ __all__ = [
 
 _HOME = {
     "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "formats.gemma_config", "KVCache": "model.kv_cache",
-    "Tokenizer": "text.tokenizer", "open_checkpoint": "formats.checkpoint", "attention": "interop.attention",
-    "geglu": "interop.layers", "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
+    "Tokenizer": "text.tokenizer", "open_checkpoint": "formats.checkpoint", "attention": "interop.api",
+    "geglu": "interop.api", "qk_norm_rope": "interop.api", "rms_norm": "interop.api",
 }  # fmt: skip
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..device.cuda.device import Cuda
-from ..device.foreign import Caller, address, overlap
+from ..device.foreign import ArrayLibrary, address, overlap
 from ..device.protocol import Array, Device
 from ..errors import DeviceError
 from ..ops.attention import attend
@@ -27,44 +28,38 @@ _plans: OrderedDict[Any, AttentionPlan] = OrderedDict()
 _captured: list[AttentionPlan] = []  # a CUDA graph reads its plans for as long as it lives
 
 
-def run(
-    caller: Caller,
-    device: Device | None,
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    bias: Array | None,
-    mask: Mask,
-    scale: float,
-    softcap: float | None,
-    out: Array,
-    lse: Array,
-) -> None:
-    """Fills out, as q, and lse [B, S, H] or [S, H]; out may overlap the inputs."""
-    written = out
-    is_shared = any(x is not None and overlap(out, x) for x in (q, k, v, bias))
+@dataclass(frozen=True)
+class AttentionCall:
+    """A checked call over views of memory; batched, or [S, H, D], [T, KH, D] and [S, H] of packed sequences."""
+
+    bias: Array | None  # [B or 1, H or 1, S, T]
+    mask: Mask
+    scale: float
+    softcap: float | None
+    q: Array  # [B, S, H, D]
+    k: Array  # [B, T, KH, D]
+    v: Array  # [B, T, KH, D]
+    out: Array  # as q; may overlap the inputs
+    lse: Array  # [B, S, H]
+
+
+def run(library: ArrayLibrary, device: Device | None, call: AttentionCall) -> None:
+    """Fills call.out and call.lse, on the NumPy reference where device is None."""
+    out, written = call.out, call.out
+    is_shared = any(x is not None and overlap(out, x) for x in (call.q, call.k, call.v, call.bias))
     if is_shared or (device is not None and not _readable(out, is_flat=True)):
-        written = caller.view(caller.empty(tuple(out.shape), out.dtype))
+        written = library.view(library.empty(tuple(out.shape), out.dtype))
+        call = replace(call, out=written)
     if device is None:
-        _on_reference(q, k, v, bias, mask, scale, softcap, written, lse)
+        _on_reference(call)
     else:
-        _on_kernels(caller, device, q, k, v, bias, mask, scale, softcap, written, lse)
+        _on_kernels(library, device, call)
     if written is not out:
         out[...] = written
 
 
-def _on_reference(
-    q: Array,
-    k: Array,
-    v: Array,
-    bias: Array | None,
-    mask: Mask,
-    scale: float,
-    softcap: float | None,
-    out: Array,
-    lse: Array,
-) -> None:
+def _on_reference(call: AttentionCall) -> None:
+    q, mask, bias = call.q, call.mask, call.bias
     precision = PRECISIONS[q.dtype.name]
     compute = precision.compute
     key_begin, key_end = mask.key_range()
@@ -73,41 +68,31 @@ def _on_reference(
         own = slice(start, stop) if is_packed else b
         keys = slice(mask.keys[b], mask.keys[b + 1]) if is_packed else b
         own_bias = None if bias is None else saturated(bias[b % len(bias)][None], compute)
-        out[own] = reference(
-            q[own].astype(compute, copy=False), *(x[keys][None].astype(compute, copy=False) for x in (k, v)),
+        call.out[own] = reference(
+            q[own].astype(compute, copy=False), *(x[keys][None].astype(compute, copy=False) for x in (call.k, call.v)),
             key_begin=key_begin[start:stop], key_end=key_end[start:stop],
-            cu_seqlens=np.array([0, stop - start], np.int32), scale=scale, softcap=softcap, bias=own_bias,
-            precision=precision, lse=lse[own],
+            cu_seqlens=np.array([0, stop - start], np.int32), scale=call.scale, softcap=call.softcap, bias=own_bias,
+            precision=precision, lse=call.lse[own],
         )  # fmt: skip
 
 
-def _on_kernels(
-    caller: Caller,
-    device: Device,
-    q: Array,
-    k: Array,
-    v: Array,
-    bias: Array | None,
-    mask: Mask,
-    scale: float,
-    softcap: float | None,
-    out: Array,
-    lse: Array,
-) -> None:
-    heads, head_dim, kv_heads = q.shape[-2], q.shape[-1], k.shape[-2]
+def _on_kernels(library: ArrayLibrary, device: Device, call: AttentionCall) -> None:
+    q, bias = call.q, call.bias
+    heads, head_dim, kv_heads = q.shape[-2], q.shape[-1], call.k.shape[-2]
     is_packed = q.ndim == 3
     if q.size == 0:
         return
-    q = _flat(q if _readable(q, is_flat=True) else copy(caller, q))
-    k, v = (x if _readable(x) else copy(caller, x) for x in (k, v))
+    q = _flat(q if _readable(q, is_flat=True) else copy(library, q))
+    k, v = (x if _readable(x) else copy(library, x) for x in (call.k, call.v))
     if bias is not None and bias.shape[-1] > 1 and bias.strides[-1] != bias.dtype.itemsize:
-        bias = copy(caller, bias)
-    plan = _plan(mask, is_packed, heads // kv_heads, head_dim, softcap is None and bias is None, device)
+        bias = copy(library, bias)
+    is_plain = call.softcap is None and bias is None
+    plan = _plan(call.mask, is_packed, heads // kv_heads, head_dim, is_plain, device)
     if is_packed:
         k, v = k[None], v[None]
     attend(
-        plan, q, k, v, scale=scale, softcap=softcap, bias=bias, device=device,
-        out=_flat(out), lse=lse.reshape(-1, heads),
+        plan, q, k, v, scale=call.scale, softcap=call.softcap, bias=bias, device=device,
+        out=_flat(call.out), lse=call.lse.reshape(-1, heads),
     )  # fmt: skip
 
 
@@ -164,8 +149,8 @@ def _readable(x: Array, *, is_flat: bool = False) -> bool:
     return True
 
 
-def copy(caller: Caller, x: Array) -> Array:
+def copy(library: ArrayLibrary, x: Array) -> Array:
     """A contiguous copy in memory of the caller's library."""
-    fresh: Any = caller.view(caller.empty(tuple(x.shape), x.dtype))
+    fresh: Any = library.view(library.empty(tuple(x.shape), x.dtype))
     fresh[...] = x
     return fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .causal_bias import as_bias, is_causal_bias
+from .options import AttentionOptions
 
 _raw = torch.ops.gemma_cuda
 Dims = tuple[int | None, ...]
@@ -16,19 +18,21 @@ Dims = tuple[int | None, ...]
 
 def attention(info: Any, dims: Dims, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
     """((o, lse), (0, 0)) of torch.ops.gemma_cuda.attention, mapped over the axes `dims` of its arguments."""
-    attn_bias, q_offset = rest[0], rest[5]
-    size, layout = info.batch_size, rest[-2]
+    options = AttentionOptions(*rest)
+    size, layout, attn_bias = info.batch_size, options.layout, options.attn_bias
+    q_offset: Any = options.q_offset
     if layout == "SHD":
         return _each(_raw.attention, size, dims, (q, k, v, *rest), outputs=2)
     q, k, v = (_front(x, dim, size) for x, dim in zip((q, k, v), dims, strict=False))
     batch, tokens = q.shape[1], -2 if layout == "BHSD" else -3
     if is_causal_bias(attn_bias):
         attn_bias = as_bias(attn_bias, q.shape[tokens], k.shape[tokens], q)
-    given = zip((attn_bias, *rest[1:3]), dims[3:6], (4, 2, 4), strict=False)
+    given = zip((attn_bias, options.block_ids, options.key_range), dims[3:6], (4, 2, 4), strict=True)
     masks = [_fold(x, dim, size, batch, rank) for x, dim, rank in given]
     if q_offset is not None and len(q_offset) > 1:
         q_offset = list(q_offset) * size
-    o, lse = _raw.attention(*(x.flatten(0, 1) for x in (q, k, v)), *masks, *rest[3:5], q_offset, *rest[6:])
+    options = replace(options, attn_bias=masks[0], block_ids=masks[1], key_range=masks[2], q_offset=q_offset)
+    o, lse = _raw.attention(*(x.flatten(0, 1) for x in (q, k, v)), *options.values())
     return (o.unflatten(0, (size, batch)), lse.unflatten(0, (size, batch))), (0, 0)
 
 

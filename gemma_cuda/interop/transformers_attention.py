@@ -22,7 +22,8 @@ from .. import arguments
 from ..device.foreign import is_traced
 from ..errors import InputError
 from .causal_bias import as_bias, is_causal_bias
-from .torch import attend_op
+from .options import AttentionOptions
+from .torch_ops import attend_op
 
 _MASK_ELEMENTS = 1 << 22  # of the rows of a mask that are looked at together
 _WINDOWS = {
@@ -168,10 +169,11 @@ def attention_forward(
         if bias is None:
             bias = _dense(query, key, left, right, ranges)
         return _eager(query, key, value, bias, scaling, softcap)
-    o, _ = attend_op(
-        query, key, value, scale=scaling, left=left, right=right, softcap=softcap, attn_bias=bias, key_range=ranges,
-        layout="BHSD", device=device,
+    given = AttentionOptions(
+        attn_bias=bias, key_range=ranges, scale=scaling, left=left, right=right, softcap=softcap, layout="BHSD",
+        device=device,
     )  # fmt: skip
+    o, _ = attend_op(query, key, value, given)
     return o.transpose(1, 2), None
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from .. import arguments
 from ..errors import InputError
-from .attention_mask import MOST_KEYS
 from .causal_bias import first_query, is_causal_bias
-from .options import flag, integer, number
-from .torch import attend_op
+from .options import MOST_KEYS, AttentionOptions, flag, integer, number
+from .torch_ops import attend_op
 from .torch_rules import check_tensors
 
 
@@ -55,10 +54,9 @@ def scaled_dot_product_attention(
         first = [0] if start == 0 else None
     elif attn_mask is not None:
         bias = _as_bias(op, attn_mask, batch, (q.shape[1], q.shape[2], k.shape[2]), q.dtype)
-    o, _ = attend_op(
-        q, k, v, scale=scale, left=None, right=0 if is_causal else None, softcap=None, attn_bias=bias,
-        q_offset=first, layout="BHSD",
-    )  # fmt: skip
+    right = 0 if is_causal else None
+    options = AttentionOptions(attn_bias=bias, q_offset=first, scale=scale, right=right, layout="BHSD")
+    o, _ = attend_op(q, k, v, options)
     return o.reshape((*batch, *o.shape[1:])[-rank:])
 
 
@@ -194,10 +192,9 @@ def _flash(
     causal, softcap = flag(op, "causal", causal), number(op, "softcap", softcap, least=0)
     return_attn_probs = flag(op, "return_attn_probs", return_attn_probs)
     return_softmax_lse = flag(op, "return_softmax_lse", return_softmax_lse)
-    o, lse = attend_op(
-        q, k, v, scale=scale, left=left, right=0 if causal else right, softcap=None if softcap == 0 else softcap,
-        layout=layout, **lengths,
-    )  # fmt: skip
+    right, cap = 0 if causal else right, None if softcap == 0 else softcap
+    options = AttentionOptions(scale=scale, left=left, right=right, softcap=cap, layout=layout, **lengths)
+    o, lse = attend_op(q, k, v, options)
     if return_attn_probs:
         return o, lse, q.new_empty(0)
     return (o, lse) if return_softmax_lse else o
