@@ -150,7 +150,12 @@ def common_library(op: str, arrays: dict[str, Any]) -> ArrayLibrary:
     for name, x in arrays.items():
         if x is None and name in _OPTIONAL:
             continue
-        own = _library(op, name, x)
+        try:
+            own = _library(op, name, x)
+        except GemmaError:
+            raise
+        except Exception as error:  # any that a third-party array raises
+            raise InputError(f"{op}: {name} is {shown(x)}, which is no array: {error}") from error
         if first is None:
             first = name, own
         elif own.name != first[1].name:
@@ -164,15 +169,6 @@ def common_library(op: str, arrays: dict[str, Any]) -> ArrayLibrary:
 
 
 def _library(op: str, name: str, x: Any) -> ArrayLibrary:
-    try:
-        return _find_library(op, name, x)
-    except GemmaError:
-        raise
-    except Exception as error:  # any that a third-party array raises
-        raise InputError(f"{op}: {name} is {shown(x)}, which is no array: {error}") from error
-
-
-def _find_library(op: str, name: str, x: Any) -> ArrayLibrary:
     if isinstance(x, np.ndarray):
         return NumPy()
     if is_torch(x):

@@ -1,7 +1,7 @@
 """The public functions `gemma_cuda.attention`, `rms_norm`, `geglu` and `qk_norm_rope` for arrays of any library.
 
 Each dispatches: tensors that torch traces, autocasts or differentiates to the custom ops of `interop.torch`, arrays of
-JAX to `interop.jax`, all others to the functions that read the memory of the arrays at once.
+JAX to `interop.jax`, all others to the modules that read the memory of the arrays directly.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def attention(
 
     q, k, v: arrays of NumPy, torch, CuPy, JAX or any library with DLPack or `__cuda_array_interface__`, all of one
     library, device and dtype (float32, float64, bfloat16, float16); the result is of the same library (NumPy's or
-    CuPy's for others), written on its current stream. They are read where they lie; what a kernel cannot read (a last
-    axis that is not contiguous, rows off 16 bytes, q of layout BHSD with B > 1) is copied first.
+    CuPy's for others), written on its current stream. They are read in place; arrays that a kernel cannot read (a last
+    axis that is not contiguous, rows off 16 bytes, q of layout BHSD with B > 1) are copied first.
 
     layout: "BSHD" is q [B, S, H, D], k and v [B, T, KH, D]; "BHSD" has the heads before the tokens; "SHD" is packed
     sequences, q [S, H, D], k and v [T, KH, D]: sequence b has queries cu_seqlens_q[b] : cu_seqlens_q[b + 1], and keys
     by cu_seqlens_k (None: as cu_seqlens_q; both None: one sequence). max_seqlen_q, max_seqlen_k: only checked.
-    D of v, and then of o, may be another than that of q and k. scale: any finite number, None is D ** -0.5.
+    D of v and o may differ from D of q and k. scale: any finite number, None is D ** -0.5.
     softcap: logits become softcap · tanh(logit / softcap).
-    q_offset: query i stands at key p = q_offset + i of its sequence; an int, or one for each; None is T - S.
+    q_offset: query i of a sequence has key position p = q_offset + i; one int, or one per sequence; None is T - S.
     causal: it sees keys up to p. sliding_window w: it sees w keys, itself included; without causal all |t - p| < w.
     block_ids: integers [T] or [B, T] ([T] of all keys in SHD). A query whose key has an id >= 0 also sees the later
     keys of that id, beyond causal and window; the window still cuts the past. An id is one run of tokens.
     attn_bias: added after the cap, of any float dtype, broadcast to [B, H, S, T] ([H, S, T] of all queries and keys in
-    SHD, where what lies between two sequences is not used); -inf hides.
+    SHD, where elements between two sequences are not used); -inf hides.
     A query that sees no key gives 0, and lse -inf. Keys that a sequence sees must be finite (in SHD with a bias: all).
     return_lse: returns (o, lse), lse float32 [B, H, S] ([H, S] in SHD), the log of the sum of exp of the logits.
-    out: takes the result, and is what is returned; it may overlap q, k and v. Not for JAX.
+    out: gets the result and is returned; it may overlap q, k and v. Not for JAX.
     device: None is the NumPy reference for arrays on the CPU, and the kernels for those on a GPU; "emulator" runs the
     kernels on the CPU; or a Device. Kernels take one D of 64, 128 or 256, bfloat16 or float16, and a scale above 0.
     Raises InputError before anything is launched or written.
@@ -146,7 +146,7 @@ def qk_norm_rope(
 
 
 def _adapter(*arrays: Any) -> Any:
-    """The module `interop.torch` or `interop.jax` where these arrays need it, else None."""
+    """The module interop.torch or interop.jax if these arrays need it, else None."""
     if needs_custom_op(*arrays):
         from . import torch as adapter
     elif is_jax(arrays[0]):

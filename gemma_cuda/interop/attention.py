@@ -1,4 +1,4 @@
-"""Attention over the memory of the caller's arrays: checks of the arguments, then a call of views."""
+"""Attention over the memory of the caller's arrays: checks all arguments, then runs it on views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..device.foreign import ArrayLibrary, broadcast_to, common_library, device_
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
-from .attention_mask import given_ranges, make_mask
+from .attention_mask import make_mask, mask_of_ranges
 from .attention_run import PRECISIONS, AttentionCall, run
 from .attention_shapes import AXES, Sizes, check_shapes
 from .causal_bias import as_bias, is_causal_bias
@@ -38,18 +38,18 @@ def attend(q: Any, k: Any, v: Any, options: AttentionOptions, out: Any = None) -
         bias = None if attn_bias is None else _bias(library, attn_bias, sizes)
         if bias is not None and target is not None and bias.dtype.name == "float64":
             raise InputError(f"{_OP}: attn_bias is float64, kernels take float32, bfloat16 or float16")
-        mask = make_mask(sizes, options) if options.key_range is None else given_ranges(options.key_range, sizes)
+        mask = make_mask(sizes, options) if options.key_range is None else mask_of_ranges(options.key_range, sizes)
         result = _result(library, out, (*q.shape[:-1], sizes.value_dim), views[0], layout)
         lse = library.empty((*sizes.queries, sizes.heads), np.dtype(np.float32))
-        arrays = [*(tokens_first(x, layout) for x in (*views, library.view(result))), library.view(lse)]
-        if bias is not None and sizes.batch is None:  # a bias of all queries and all keys: they are one sequence
+        arrays = [*(_tokens_first(x, layout) for x in (*views, library.view(result))), library.view(lse)]
+        if bias is not None and sizes.batch is None:  # [H, S, T] over all packed tokens: run as one sequence
             arrays, mask = [x[None] for x in arrays], mask.joined()
         run(library, target, AttentionCall(bias, mask, scale, softcap, *arrays))
     return result, lse.swapaxes(-1, -2)
 
 
-def tokens_first(x: Array, layout: str) -> Array:
-    """x with its axes in the order of BSHD (or SHD)."""
+def _tokens_first(x: Array, layout: str) -> Array:
+    """The view [B, S, H, D] of x, or [S, H, D] in layout SHD."""
     return x.transpose(0, 2, 1, 3) if layout == "BHSD" else x
 
 
@@ -88,7 +88,7 @@ def _check_kernels(q: Array, sizes: Sizes, scale: float, target: Device) -> None
 
 
 def _bias(library: ArrayLibrary, attn_bias: Any, sizes: Sizes) -> Array:
-    """[B or 1, H or 1, S, T] of a bias that broadcasts to [B, H, S, T]; where it repeats its strides are 0."""
+    """View [B or 1, H or 1, S, T] of a bias that broadcasts to [B, H, S, T]; S and T of stride 0 where it repeats."""
     shape = tuple(attn_bias.shape)
     full = (sizes.heads, *sizes.queries[-1:], sizes.key_count)
     full = full if sizes.batch is None else (sizes.batch, *full)
@@ -111,7 +111,7 @@ def _bias(library: ArrayLibrary, attn_bias: Any, sizes: Sizes) -> Array:
 
 
 def _result(library: ArrayLibrary, out: Any, shape: Any, q: Array, layout: str) -> Any:
-    """Memory for o: `out` as it is, or a new array; of BHSD that has the tokens before the heads."""
+    """The array for o: `out`, or a new array whose memory has tokens before heads in every layout."""
     if out is None:
         b, *middle, d = tuple(shape)
         fresh = library.empty((b, *reversed(middle), d) if layout == "BHSD" else tuple(shape), q.dtype)

@@ -1,4 +1,4 @@
-"""The mask of an attention call: windows, offsets, lengths and blocks, checked."""
+"""Checks of q_offset, cu_seqlens, block_ids and key_range, and the Mask of an attention call."""
 
 from __future__ import annotations
 
@@ -49,17 +49,18 @@ def _cu_seqlens(sizes: Sizes, cu_seqlens_q: Any, cu_seqlens_k: Any) -> tuple[Any
         if cu_seqlens_k is not None:
             raise InputError(f"{_OP}: cu_seqlens_k is given without cu_seqlens_q")
         return np.array([0, sizes.query_count], np.int32), np.array([0, sizes.key_count], np.int32)
-    queries = _rising("cu_seqlens_q", cu_seqlens_q, "S", sizes.query_count)
+    queries = _check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, "S", sizes.query_count)
     if cu_seqlens_k is None:
-        keys = _rising("cu_seqlens_k (as cu_seqlens_q)", cu_seqlens_q, "T", sizes.key_count)
+        keys = _check_cu_seqlens("cu_seqlens_k (as cu_seqlens_q)", cu_seqlens_q, "T", sizes.key_count)
     else:
-        keys = _rising("cu_seqlens_k", cu_seqlens_k, "T", sizes.key_count)
+        keys = _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, "T", sizes.key_count)
     if len(queries) != len(keys):
         raise InputError(f"{_OP}: cu_seqlens_q has {len(queries)} entries, cu_seqlens_k {len(keys)}")
     return queries, keys
 
 
-def _rising(name: str, given: Any, letter: str, total: int) -> Any:
+def _check_cu_seqlens(name: str, given: Any, letter: str, total: int) -> Any:
+    """int32 [B + 1] of ascending prefix sums; raises InputError unless they go from 0 to `total`."""
     array = host_integers(_OP, name, given)
     if array.ndim != 1 or len(array) == 0 or array[0] != 0 or array[-1] != total or np.any(np.diff(array) < 0):
         shown = np.array2string(array, threshold=8, separator=", ")
@@ -84,6 +85,7 @@ def check_max_seqlens(options: AttentionOptions, max_seqlen_q: int | None, max_s
 
 
 def _block_ids(block_ids: Any, sizes: Sizes) -> bytes:
+    """int64 [keys of all sequences] as bytes."""
     ids = host_integers(_OP, "block_ids", block_ids)
     total = (sizes.key_count,)
     allowed = [total] if sizes.batch is None else [total, (sizes.batch, *total)]
@@ -96,8 +98,8 @@ def _block_ids(block_ids: Any, sizes: Sizes) -> bytes:
     return np.ascontiguousarray(ids).tobytes()
 
 
-def given_ranges(key_range: Any, sizes: Sizes) -> Mask:
-    """The Mask of int [B or 1, 1, S, 2], (key_begin, key_end); raises InputError for what is no interval of keys."""
+def mask_of_ranges(key_range: Any, sizes: Sizes) -> Mask:
+    """The Mask of key_range int [B or 1, 1, S, 2]; raises InputError unless 0 <= key_begin <= key_end <= T."""
     ranges = host_integers(_OP, "key_range", key_range)
     if sizes.batch is None or ranges.shape not in [(b, 1, sizes.query_count, 2) for b in (1, sizes.batch)]:
         expected = [sizes.batch, 1, sizes.query_count, 2]

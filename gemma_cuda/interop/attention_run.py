@@ -1,4 +1,4 @@
-"""Attention over views in the order [B, S, H, D] or [S, H, D]: on the NumPy reference, or as kernels."""
+"""One attention call over views [B, S, H, D] or [S, H, D]: by the NumPy reference, or by kernels with a cached plan."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..reference.attention import saturated
 from .key_ranges import Mask
 
 PRECISIONS = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
-_ROW_BYTES = 16  # what kernels read at once
+_ROW_BYTES = 16  # alignment of one vector load
 _MOST_PLANS = 256
 _lock = threading.Lock()
 _plans: OrderedDict[Any, AttentionPlan] = OrderedDict()
-_captured: list[AttentionPlan] = []  # a CUDA graph reads its plans for as long as it lives
+_captured: list[AttentionPlan] = []  # never freed: a captured CUDA graph may be replayed at any time
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """A checked call over views of memory; batched, or [S, H, D], [T, KH, D] and [S, H] of packed sequences."""
+    """A checked call over views; without the axis B, and S and T over all sequences, for packed sequences."""
 
     bias: Array | None  # [B or 1, H or 1, S, T]
     mask: Mask
@@ -39,7 +39,7 @@ class AttentionCall:
     q: Array  # [B, S, H, D]
     k: Array  # [B, T, KH, D]
     v: Array  # [B, T, KH, D]
-    out: Array  # as q; may overlap the inputs
+    out: Array  # shape of q and D of v; may overlap the inputs
     lse: Array  # [B, S, H]
 
 
@@ -97,7 +97,7 @@ def _on_kernels(library: ArrayLibrary, device: Device, call: AttentionCall) -> N
 
 
 def _plan(mask: Mask, is_packed: bool, group: int, head_dim: int, is_plain: bool, device: Device) -> AttentionPlan:
-    """The plan on the device, made at the first call with this mask; one that a CUDA graph captures stays for good."""
+    """The plan on the device, made at the first call with this mask; plans in captured CUDA graphs are never freed."""
     with _lock:
         return _find_or_make((mask, is_packed, group, head_dim, is_plain, device))
 
@@ -121,10 +121,10 @@ def _find_or_make(key: tuple[Mask, bool, int, int, bool, Device]) -> AttentionPl
         group=group, head_dim=head_dim, is_plain=is_plain, device=device, cu_seqlens_k=mask.keys if is_packed else None,
     )  # fmt: skip
     if isinstance(device, Cuda):
-        device.synchronize()  # other streams will use it, too
+        device.synchronize()  # the plan may be read on any stream
     if len(_plans) > _MOST_PLANS:
         if isinstance(device, Cuda):
-            device.synchronize(all_streams=True)  # any of them may still read the plans that go
+            device.synchronize(all_streams=True)  # kernels may still read the plans removed below
         while len(_plans) > _MOST_PLANS // 2:
             _plans.popitem(last=False)
     return _plans[key]
@@ -138,7 +138,7 @@ def _flat(x: Array) -> Array:
 
 
 def _readable(x: Array, *, is_flat: bool = False) -> bool:
-    """Whether a kernel can read x where it lies; is_flat: as tokens of one stride, whatever the sequence."""
+    """Whether a kernel can read x in place: rows aligned to 16 bytes; is_flat: one token stride over all sequences."""
     steps = list(zip(x.shape, x.strides, strict=True))
     if x.size == 0 or (x.shape[-1] > 1 and x.strides[-1] != x.dtype.itemsize):
         return bool(x.size == 0)
@@ -150,7 +150,7 @@ def _readable(x: Array, *, is_flat: bool = False) -> bool:
 
 
 def copy(library: ArrayLibrary, x: Array) -> Array:
-    """A contiguous copy in memory of the caller's library."""
+    """A contiguous copy of x, allocated by the library."""
     fresh: Any = library.view(library.empty(tuple(x.shape), x.dtype))
     fresh[...] = x
     return fresh

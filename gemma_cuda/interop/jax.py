@@ -1,4 +1,4 @@
-"""JAX's arrays on the CPU: directly, and under jit, vmap and the like by a host callback.
+"""The ops for JAX's arrays on the CPU: called directly, or as a host callback under jit, vmap and the like.
 
 Arrays on a GPU are refused: kernels would have to be launched on XLA's stream, which takes a compiled FFI handler, and
 a callback would move every array to the host and back.
@@ -27,16 +27,14 @@ _WAY_OUT = "move the arrays with jax.device_put(x, jax.devices('cpu')[0]), or ha
 def attend(q: Any, k: Any, v: Any, options: AttentionOptions, out: Any = None) -> tuple[Any, Any]:
     """(o, lse) of `gemma_cuda.attention`; options may be tracers, too."""
     _refuse_out("attention", out)
-    layout = options.layout
-    check_shapes(layout, *(tuple(x.shape) for x in (q, k, v)))
+    sizes = check_shapes(options.layout, *(tuple(x.shape) for x in (q, k, v)))
     later = {n: x for n, x in vars(options).items() if n == "attn_bias" or isinstance(x, jax.core.Tracer)}
 
     def function(q: Any, k: Any, v: Any, *values: Any) -> tuple[Any, Any]:
         return attention.attend(q, k, v, replace(options, **dict(zip(later, values, strict=True))))
 
-    tokens, heads = {"BSHD": (1, 2), "BHSD": (2, 1), "SHD": (0, 1)}[layout]
-    lse_shape = (*q.shape[: len(layout) - 3], q.shape[heads], q.shape[tokens])
-    results = (_like((*q.shape[:-1], v.shape[-1]), q.dtype), _like(lse_shape, jnp.float32))
+    lse_shape = (*sizes.queries[:-1], sizes.heads, sizes.query_count)
+    results = (_like((*q.shape[:-1], sizes.value_dim), q.dtype), _like(lse_shape, jnp.float32))
     o, lse = _call("attention", function, {"q": q, "k": k, "v": v, **later}, results)
     return o, lse
 
@@ -54,7 +52,7 @@ def geglu(gate: Any, up: Any, *, out: Any, **options: Any) -> Any:
 
 
 def apply_qk_norm_rope(given: QkNormRopeArguments) -> Any:
-    """q of `gemma_cuda.qk_norm_rope`, without caches and what belongs to K and V."""
+    """q of `gemma_cuda.qk_norm_rope`; caches are refused, and arguments of K and V are ignored."""
     if given.k_cache is not None or given.v_cache is not None:
         raise InputError("qk_norm_rope: k_cache and v_cache are written in place, which JAX's arrays do not allow")
     arrays = {name: getattr(given, name) for name in ("x", "cos", "sin", "q_weight", "positions")}
@@ -73,11 +71,12 @@ def _refuse_out(op: str, out: Any) -> None:
 
 
 def _like(shape: tuple[int, ...], dtype: Any) -> Any:
-    make: Any = jax.ShapeDtypeStruct  # which has no annotations
+    make: Any = jax.ShapeDtypeStruct  # has no annotations
     return make(shape, dtype)
 
 
 def _call(op: str, function: Callable[..., Any], arrays: dict[str, Any], results: Any) -> Any:
+    """function(*arrays) with NumPy arrays in place of JAX's (None stays None); results: shapes and dtypes."""
     for name, x in arrays.items():
         if x is not None and not isinstance(x, jax.Array):
             raise InputError(
@@ -115,5 +114,5 @@ def _refuse_gpus(op: str, arrays: list[Any]) -> None:
 
 
 def platforms_of(x: jax.Array) -> set[str]:
-    """Where the array lies: "cpu", "gpu", "tpu"."""
+    """Platforms of the array's devices: "cpu", "gpu", "tpu"."""
     return {device.platform for device in x.devices()}

@@ -1,4 +1,4 @@
-"""RMSNorm and GeGLU over the memory of the caller's arrays, and checks and copies that the ops share."""
+"""RMSNorm and GeGLU over the memory of the caller's arrays; checks and copies shared with QK-norm + RoPE."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rms_norm(x: Any, weight: Any, *, eps: float, plus_one: bool, device: str | D
             y[...] = reference_rms_norm(exact, w, eps=eps, precision=precision, plus_one=plus_one)
         else:
             w = None if w is None else contiguous(library, w)
-            flat, into = contiguous(library, view).reshape(-1, view.shape[-1]), _written(library, y, [view, w])
+            flat, into = contiguous(library, view).reshape(-1, view.shape[-1]), _output(library, y, [view, w])
             rms_norm_kernel(flat, w, eps=eps, device=target, plus_one=plus_one, out=into.reshape(flat.shape))
             if into is not y:
                 y[...] = into
@@ -61,7 +61,7 @@ def geglu(gate: Any, up: Any, *, device: str | Device | None, out: Any = None) -
             y[...] = reference_geglu(*flat, precision=precision).reshape(y.shape)
         else:
             pair = [rows(library, x) for x in (g, u)]
-            into = _written(library, y, [g, u])
+            into = _output(library, y, [g, u])
             geglu_kernel(*pair, device=target, out=into.reshape(pair[0].shape))
             if into is not y:
                 y[...] = into
@@ -88,7 +88,7 @@ def check_like(op: str, name: str, x: Array, shape: tuple[int, ...], first: Arra
 
 
 def _result(op: str, library: ArrayLibrary, out: Any, like: Array) -> tuple[Any, Array]:
-    """(memory for a result as the caller has it, its view)."""
+    """(`out` or a new array, its view)."""
     if out is None:
         out = library.empty(tuple(like.shape), like.dtype)
         return out, library.view(out)
@@ -97,24 +97,20 @@ def _result(op: str, library: ArrayLibrary, out: Any, like: Array) -> tuple[Any,
     return out, view
 
 
-def _is_plain(x: Array) -> bool:
-    return bool(x.flags.c_contiguous)
-
-
-def _written(library: ArrayLibrary, y: Array, inputs: list[Array | None]) -> Array:
-    """What a kernel may write: y, or other memory where y is not contiguous or overlaps what is still to be read."""
-    if _is_plain(y) and not any(x is not None and overlap(y, x) for x in inputs):
+def _output(library: ArrayLibrary, y: Array, inputs: list[Array | None]) -> Array:
+    """The array that a kernel writes: y, or a new one if y is not contiguous or overlaps an input."""
+    if y.flags.c_contiguous and not any(x is not None and overlap(y, x) for x in inputs):
         return y
     return library.view(library.empty(tuple(y.shape), y.dtype))
 
 
 def contiguous(library: ArrayLibrary, x: Array, *, alignment: int = 1) -> Array:
-    """x, or a contiguous copy of it where x is not, or does not start at a multiple of `alignment` bytes."""
-    return x if _is_plain(x) and address(x) % alignment == 0 else copy(library, x)
+    """x if it is contiguous and starts at a multiple of `alignment` bytes, else a contiguous copy."""
+    return x if x.flags.c_contiguous and address(x) % alignment == 0 else copy(library, x)
 
 
 def rows(library: ArrayLibrary, x: Array, *, alignment: int = 1) -> Array:
-    """[N, E] of [..., E]; rows of a 2-D x may lie apart, and each starts at a multiple of `alignment` bytes."""
+    """[N, E] of [..., E], copied unless x is contiguous and aligned; a 2-D x may have an aligned row stride, too."""
     size = x.dtype.itemsize
     apart = x.ndim == 2 and x.strides[1] == size and x.strides[0] >= x.shape[1] * size
     if apart and address(x) % alignment == 0 and x.strides[0] % alignment == 0:

@@ -119,7 +119,7 @@ def _on_reference(
 
 
 def _check_qk(views: dict[str, Any], heads: int, k_eq_v: bool) -> tuple[int, int]:
-    """(D, KH); raises InputError for shapes that do not fit."""
+    """(D, KH); raises InputError for shapes that do not match."""
     op, x, cos, k_cache, v_cache = "qk_norm_rope", *(views[name] for name in ("x", "cos", "k_cache", "v_cache"))
     if cos.ndim != 2 or cos.shape[1] == 0:
         raise InputError(f"{op}: cos is {list(cos.shape)}, expected [P, D/2]")
@@ -154,7 +154,7 @@ def _check_qk(views: dict[str, Any], heads: int, k_eq_v: bool) -> tuple[int, int
 
 
 def _index(op: str, name: str, given: Array | None, n: int, rows: int, target: str) -> Array:
-    """int64 [n], of rows 0 to n - 1 where nothing is given; raises InputError for what lies outside."""
+    """int64 [n] of `given`, or 0 : n for None; raises InputError for an index outside 0 : rows."""
     index = np.arange(n) if given is None else host_integers(op, name, given)
     if index.shape != (n,):
         raise InputError(f"{op}: {name} is {list(index.shape)}, expected [N] = [{n}]")
