@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from .formats.checkpoint import open_checkpoint
     from .formats.gemma_config import GemmaConfig
     from .gemma import Gemma
-    from .interop.attention import attention
-    from .interop.layers import geglu, rms_norm
-    from .interop.qk_norm_rope import qk_norm_rope
+    from .interop.api import attention, geglu, qk_norm_rope, rms_norm
     from .model.kv_cache import KVCache
     from .text.tokenizer import Tokenizer
 
@@ -23,9 +21,9 @@ __all__ = [
 
 _HOME = {
     "Gemma": "gemma", "GemmaConfig": "formats.gemma_config", "KVCache": "model.kv_cache",
-    "PrefillOutput": "engine.outputs", "Tokenizer": "text.tokenizer", "attention": "interop.attention",
-    "geglu": "interop.layers", "open_checkpoint": "formats.checkpoint", "qk_norm_rope": "interop.qk_norm_rope",
-    "rms_norm": "interop.layers",
+    "PrefillOutput": "engine.outputs", "Tokenizer": "text.tokenizer", "attention": "interop.api",
+    "geglu": "interop.api", "open_checkpoint": "formats.checkpoint", "qk_norm_rope": "interop.api",
+    "rms_norm": "interop.api",
 }  # fmt: skip
 
 

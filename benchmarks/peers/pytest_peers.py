@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,15 @@ class _Calls:
 
     def count(self, device: str) -> None:
         """Has our custom op counted, and run on `device`."""
-        from gemma_cuda.interop import torch as interop
+        from gemma_cuda.interop import torch_ops
 
-        attend = interop.attend
+        attend = torch_ops.attend
 
-        def counted(*arguments: Any, **options: Any) -> Any:
+        def counted(q: Any, k: Any, v: Any, options: Any) -> Any:
             self._calls += 1
-            return attend(*arguments, **{**options, "device": None if device == "numpy" else device})
+            return attend(q, k, v, replace(options, device=None if device == "numpy" else device))
 
-        interop.attend = counted
+        torch_ops.attend = counted
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..device.arena import Arena
 from ..device.cuda.device import Cuda
 from ..device.cuda.graph_timing import captured
-from ..device.cuda.launch_plan import LaunchPlan
+from ..device.cuda.launch_plan import LaunchPlan, StreamLaunch
 from ..device.dry_run import DryRunDevice
 from ..device.protocol import Array, Device
 from ..errors import GemmaError

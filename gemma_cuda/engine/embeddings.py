@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import arguments
 from ..config import ModelConfig
-from ..device.foreign import caller_of
+from ..device.foreign import common_library
 from ..device.protocol import Array
 from ..errors import InputError
 from ..model.kv_storage import Memory
@@ -20,7 +20,7 @@ _NAME = "inputs_embeds"
 def stream_of(value: Any, memory: Memory) -> AbstractContextManager[Any]:
     """Within it CuPy works on the stream that the library of an array works on, if this is the memory of a GPU."""
     on_gpu = _gpu(memory) is not None and _is_array(value)
-    return caller_of("prefill", {_NAME: value}).stream() if on_gpu else nullcontext()
+    return common_library("prefill", {_NAME: value}).stream() if on_gpu else nullcontext()
 
 
 def view(value: Any, memory: Memory) -> Array:
@@ -30,15 +30,15 @@ def view(value: Any, memory: Memory) -> Array:
     """
     if not _is_array(value):
         return arguments.host_array(_NAME, value)
-    caller = caller_of("prefill", {_NAME: value})
-    if caller.place != "cpu":
+    library = common_library("prefill", {_NAME: value})
+    if library.device != "cpu":
         own = "the CPU" if (index := _gpu(memory)) is None else f"cuda:{index}"
-        if caller.place != own:
-            raise InputError(f"{_NAME} is on {caller.place}, the model on {own}")
-    if caller.library == "NumPy":
+        if library.device != own:
+            raise InputError(f"{_NAME} is on {library.device}, the model on {own}")
+    if library.name == "NumPy":
         return arguments.host_array(_NAME, value)
     try:
-        return caller.view(value)
+        return library.view(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{_NAME}: a {type(value).__name__} cannot be taken: {error}") from error
 

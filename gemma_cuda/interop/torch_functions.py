@@ -1,4 +1,4 @@
-"""Functions with the signatures of the torch attentions that they replace."""
+"""Functions with the signatures of torch's scaled_dot_product_attention and of flash-attn's functions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import Tensor
 
 from .. import arguments
 from ..errors import InputError
-from .attention_mask import MOST_KEYS
 from .causal_bias import first_query, is_causal_bias
-from .options import flag, integer, number
-from .torch import attend_op
+from .options import MOST_KEYS, AttentionOptions, flag, integer, number
+from .torch_ops import attend_op
 from .torch_rules import check_tensors
 
 
@@ -43,7 +42,7 @@ def scaled_dot_product_attention(
     for name, x in given.items():
         if x.dim() < 2:
             raise InputError(f"{op}: {name} is {list(x.shape)}, expected [..., H, S, D] or [S, D]")
-    if _is_empty(query, key, value):  # torch gives zeros of the query's axes, whatever those of the keys are
+    if _is_empty(query, key, value):  # torch returns zeros with the query's axes and does not compare those of the keys
         key, value = (x.new_empty((*query.shape[:-2], 0, x.shape[-1])) for x in (key, value))
         attn_mask, is_causal, enable_gqa = None, False, False
     rank = max(query.dim(), key.dim(), value.dim())
@@ -55,15 +54,14 @@ def scaled_dot_product_attention(
         first = [0] if start == 0 else None
     elif attn_mask is not None:
         bias = _as_bias(op, attn_mask, batch, (q.shape[1], q.shape[2], k.shape[2]), q.dtype)
-    o, _ = attend_op(
-        q, k, v, scale=scale, left=None, right=0 if is_causal else None, softcap=None, attn_bias=bias,
-        q_offset=first, layout="BHSD",
-    )  # fmt: skip
+    right = 0 if is_causal else None
+    options = AttentionOptions(attn_bias=bias, q_offset=first, scale=scale, right=right, layout="BHSD")
+    o, _ = attend_op(q, k, v, options)
     return o.reshape((*batch, *o.shape[1:])[-rank:])
 
 
 def _is_empty(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether there is no query or no element of a value, in tensors whose last axes fit."""
+    """Whether there is no query or no element of a value, in tensors with matching D and T."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
@@ -74,7 +72,7 @@ def _is_empty(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def _aligned(
     op: str, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-    """q, k, v [B, H or KH, S or T, D] and the axes that became B, or B and H where all have as many heads."""
+    """q, k, v as [B, H or KH, S or T, D], and the broadcast axes before S: [..., H], or [...] with enable_gqa."""
     q, k, v = (x[(None,) * max(0, 4 - x.dim())] for x in (query, key, value))
     heads = q.shape[-3]
     if enable_gqa and k.shape[-3] != v.shape[-3]:
@@ -84,7 +82,7 @@ def _aligned(
         k, v = (
             x.repeat_interleave(heads // n, -3) if heads else x[..., :0, :, :] for x, n in zip((k, v), few, strict=True)
         )
-    free = 3 if enable_gqa else 2  # of the last axes those that may differ
+    free = 3 if enable_gqa else 2  # last axes that may differ
     try:
         lead = tuple(torch.broadcast_shapes(*(x.shape[:-free] for x in (q, k, v))))  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -96,7 +94,7 @@ def _aligned(
 
 
 def _as_bias(op: str, mask: Tensor, batch: tuple[int, ...], own: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """What is added to the logits: [B or 1, H or 1, S or 1, T or 1] of a mask that broadcasts to [*batch, H, S, T]."""
+    """The additive bias [B or 1, H or 1, S or 1, T or 1] of a mask that broadcasts to [*batch, H, S, T]."""
     padded = mask[(None,) * max(0, 4 - mask.dim())]
     if mask.dim() > 4 or len(batch) > 1:
         try:
@@ -126,9 +124,9 @@ def flash_attn_func(
 ) -> Any:
     """flash_attn.flash_attn_func: o [B, S, H, D] of q [B, S, H, D], k, v [B, T, KH, D].
 
-    The last query stands at the last key (bottom-right). window_size (left, right): query p sees the keys from p - left
-    to p + right, both ends included, -1 is no limit; causal makes right 0. softcap 0 is no cap. A query that sees no
-    key gives 0 and lse -inf (flash_attn: +inf). Results are always deterministic. return_attn_probs: (o, lse [B, H, S]
+    The last query has the position of the last key (bottom-right). window_size (left, right): query p sees the keys
+    p - left <= t <= p + right, -1 is no bound; causal makes right 0. softcap 0 is no cap. A query that sees no key
+    gives 0 and lse -inf (flash_attn: +inf). Results are always deterministic. return_attn_probs: (o, lse [B, H, S]
     float32, an empty tensor in place of the dropout mask); return_softmax_lse: (o, lse).
     Dropout, gradients and alibi_slopes are refused with InputError.
     """
@@ -183,6 +181,7 @@ def _flash(
     return_softmax_lse: bool,
     **lengths: Any,
 ) -> Any:
+    """The result of either flash-attn function, by `attend_op`."""
     op = "flash_attn"
     given: Any = window_size
     if not isinstance(given, tuple | list):  # a tensor, an array
@@ -194,10 +193,9 @@ def _flash(
     causal, softcap = flag(op, "causal", causal), number(op, "softcap", softcap, least=0)
     return_attn_probs = flag(op, "return_attn_probs", return_attn_probs)
     return_softmax_lse = flag(op, "return_softmax_lse", return_softmax_lse)
-    o, lse = attend_op(
-        q, k, v, scale=scale, left=left, right=0 if causal else right, softcap=None if softcap == 0 else softcap,
-        layout=layout, **lengths,
-    )  # fmt: skip
+    right, cap = 0 if causal else right, None if softcap == 0 else softcap
+    options = AttentionOptions(scale=scale, left=left, right=right, softcap=cap, layout=layout, **lengths)
+    o, lse = attend_op(q, k, v, options)
     if return_attn_probs:
         return o, lse, q.new_empty(0)
     return (o, lse) if return_softmax_lse else o
