@@ -19,7 +19,8 @@ from .kv import LayerKV
 from .kv_pool import KVPool
 from .masks import Int32, key_range
 from .model import Decoder, Mask
-from .ops.attention_plan import SHORT_ROWS, PlanRoom, Tiling, choose_tiling, plan_of, plan_room, work_tables
+from .ops import attention_plan
+from .ops.attention_plan import SHORT_ROWS, AttentionPlan, PlanRoom, Tiling, choose_tiling, plan_room, work_tables
 from .ops.kernel_ops import KernelOps
 from .reference.precision import Array
 from .rope import Rope
@@ -75,9 +76,9 @@ class StaticStep:
         kind = self._bucket.kind_of(layer)
         name = self._bucket.name_of(kind, kept)
         begin, end, table = (self._arrays[f"{name}.{part}"] for part in ("begin", "end", "table"))
-        return plan_of(
-            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name],
-            self._bucket.tiling_of(kind, kept), group=kind.group, head_dim=kind.head_dim, sequences=len(kv.k),
+        return AttentionPlan(
+            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name].partials,
+            self._bucket.tiling_of(kind, kept), kind.group, kind.head_dim, tokens=len(begin), sequences=len(kv.k),
         )  # fmt: skip
 
     def bias(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> None:
@@ -144,9 +145,9 @@ class Bucket:
         self.rooms[name] = room
         self.fields.add(f"{name}.begin", queries)
         self.fields.add(f"{name}.end", queries)
-        self.fields.add(f"{name}.table", room.blocks, 7)
+        self.fields.add(f"{name}.table", *attention_plan.int32_shape("WorkTile", room.blocks))
         if room.merges:
-            self.fields.add(f"{name}.merges", room.merges, 5)
+            self.fields.add(f"{name}.merges", *attention_plan.int32_shape("MergeTile", room.merges))
 
     def launch_all(
         self, decoder: Decoder, arrays: dict[str, Array], features: Array, tables: RopeTables, pool: KVPool
