@@ -1,4 +1,4 @@
-// linear: y = x wᵀ, a matrix product on tensor cores, and what follows it.
+// linear: y = x wᵀ, a matrix product on tensor cores, with an epilogue fused in.
 //   shapes    y [M, N] contiguous   x [M, K], rows x_stride apart   w [N, K] ([2 N, K] with GeGlu: gate, then up), rows
 //             w_stride apart; K and both strides are multiples of 8   residual [M, N] contiguous
 //             partial [tiles, splits, kBlockM kBlockN] and arrived [tiles], of zeros: used if splits > 1

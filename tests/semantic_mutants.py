@@ -190,7 +190,7 @@ SEMANTIC: dict[str, list[Mistake]] = {
     ],
     "qk_norm_rope": _of(
         "qk_norm_rope.cu",
-        ("no eps", "(sum) / D + eps)", "(sum) / D)"),
+        ("no eps", "(sum) / D + params.eps)", "(sum) / D)"),
         ("V as normed as K", "is_value ? kNormV : kNorm != Raw", "kNorm != Raw"),
         ("K not normed", "if (is_value ? kNormV : kNorm != Raw)", "if (is_value ? kNormV : kNorm != Raw && is_query)"),
         ("pairs turn the other way", "y * c.element[i] + x * s.element[i]", "y * c.element[i] - x * s.element[i]"),
@@ -209,7 +209,7 @@ SEMANTIC: dict[str, list[Mistake]] = {
         ("a pair too many turns", "first + part + i >= pairs", "first + part + i > pairs"),
         ("a weight of the lower half for the upper", "weight + kHalf + first", "weight + first"),
         ("angles of the token's number", "positions == nullptr ? token : positions[token]", "token"),
-        ("V from the keys' columns", "(is_value ? v_column : 0) + head * D", "(is_value ? H * D : 0) + head * D"),
+        ("V from the keys' columns", "is_value ? params.v_column : 0", "is_value ? H * D : 0"),
         (
             "the weight of q for k",
             "is_query ? q_weight : is_value ? nullptr : k_weight",

@@ -32,18 +32,16 @@ def pack_params(kernel: str, **values: Any) -> bytes:
     members, pack = _packer(kernel)
     flat: list[Any] = []
     for name, of_struct in members:
-        flat += (values[name],) if of_struct is None else of_struct(values[name])
+        flat += of_struct(values[name]) if of_struct else (values[name],)
     return pack(*flat)
 
 
 @functools.cache
 def _packer(kernel: str) -> tuple[list[tuple[str, itemgetter[Any] | None]], Callable[..., bytes]]:
     """(members, pack of the numbers in them): a NumPy record would take twice as long."""
-    members: list[tuple[str, itemgetter[Any] | None]] = []
-    format_ = "@"
     params = struct_type(kernel, "Params")
-    for name in params.names or ():
-        inner = params[name].names
-        members.append((name, itemgetter(*inner) if inner else None))
-        format_ += "".join(params[name][member].char for member in inner) if inner else params[name].char
-    return members, struct.Struct(f"{format_}0q").pack
+    types = [(name, params[name], params[name].names) for name in params.names or ()]
+    format_ = "".join(of[i].char if inner else of.char for _, of, inner in types for i in range(len(inner or "1")))
+    return [(name, itemgetter(*inner) if inner else None) for name, _, inner in types], struct.Struct(
+        f"@{format_}0q"
+    ).pack

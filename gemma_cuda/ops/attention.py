@@ -93,25 +93,17 @@ def attend(
     )  # fmt: skip
     instance = f"attention<{scalar}, {head_dim}, {tiling.block_q}, {BLOCK_K}, {tiling.pairs}, {policy}>"
     inputs = [q, k, v, bias, plan.key_begin, plan.key_end]
+    results = [o, lse, partial_o, partial_softmax]
     for table in _grids(plan.table):
         device.launch(
-            instance,
-            (kv_heads, len(table)),
-            (tiling.threads(head_dim),),
-            tiling.shared_bytes(head_dim),
-            [o, lse, partial_o, partial_softmax, *inputs, table, params],
-            overlap=True,
-        )
-    if plan.merges is not None:
-        for merges in _grids(plan.merges):
-            device.launch(
-                f"attention_merge<{scalar}, {head_dim}, {tiling.block_q}>",
-                (kv_heads, len(merges)),
-                (_MERGE_THREADS,),
-                0,
-                [o, lse, partial_o, partial_softmax, merges, params],
-                overlap=True,
-            )
+            instance, (kv_heads, len(table)), (tiling.threads(head_dim),), tiling.shared_bytes(head_dim),
+            [*results, *inputs, table, params], overlap=True,
+        )  # fmt: skip
+    for merges in () if plan.merges is None else _grids(plan.merges):
+        device.launch(
+            f"attention_merge<{scalar}, {head_dim}, {tiling.block_q}>", (kv_heads, len(merges)), (_MERGE_THREADS,), 0,
+            [*results, merges, params], overlap=True,
+        )  # fmt: skip
     return o
 
 
@@ -157,17 +149,9 @@ def _check_queries(q: Array, k: Array) -> None:
 
 
 def _check(
-    plan: AttentionPlan,
-    q: Array,
-    k: Array,
-    v: Array,
-    scale: float,
-    softcap: float | None,
-    bias: Array | None,
-    out: Array | None,
-    lse: Array | None,
-    device: Device,
-) -> None:
+    plan: AttentionPlan, q: Array, k: Array, v: Array, scale: float, softcap: float | None, bias: Array | None,
+    out: Array | None, lse: Array | None, device: Device,
+) -> None:  # fmt: skip
     """Raises InputError for whatever the kernel could not take as it is."""
     _check_queries(q, k)
     tokens, heads, head_dim = q.shape

@@ -131,20 +131,11 @@ def plan_attention(
         keys = int((key_end + np.repeat(cu_seqlens_k[:-1], queries)).max(initial=0))
         table["batch"] = cu_seqlens_k[table["batch"]]
     return AttentionPlan(
-        key_begin=device.from_host(key_begin),
-        key_end=device.from_host(key_end),
-        table=device.from_host(_as_int32(table)),
-        merges=device.from_host(_as_int32(merges)) if len(merges) else None,
-        partials=partials,
-        tiling=tiling,
-        group=group,
-        head_dim=head_dim,
-        tokens=len(key_begin),
-        sequences=len(queries),
-        keys=keys,
-        packed_keys=cu_seqlens_k is not None,
+        device.from_host(key_begin), device.from_host(key_end), device.from_host(_as_int32(table)),
+        device.from_host(_as_int32(merges)) if len(merges) else None, partials, tiling, group, head_dim,
+        tokens=len(key_begin), sequences=len(queries), keys=keys, packed_keys=cu_seqlens_k is not None,
         equal_queries=int(queries[0]) if len(queries) and (queries == queries[0]).all() else None,
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

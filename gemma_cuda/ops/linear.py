@@ -129,17 +129,9 @@ def linear_geglu(
 
 
 def _launch(
-    op: str,
-    epilogue: str,
-    x: Array,
-    weight: Array,
-    dtype: Any,
-    residual: Array | None,
-    cap: float,
-    tiling: Tiling | None,
-    counters: Array | None,
-    device: Device,
-) -> Array:
+    op: str, epilogue: str, x: Array, weight: Array, dtype: Any, residual: Array | None, cap: float,
+    tiling: Tiling | None, counters: Array | None, device: Device,
+) -> Array:  # fmt: skip
     scalar = cpp_type16(op, "x", x)
     x_stride, w_stride = _check(op, x, weight, device)
     (rows, depth), products = x.shape, weight.shape[0]
