@@ -84,8 +84,6 @@ __device__ __forceinline__ int first_row(int thread) {
   return thread / 32 * (kMmaM * kTilesM);
 }
 
-// --- loads ---
-
 template <int kThreads, int kBlockQ>
 __device__ __forceinline__ void describe_rows(TileRow* rows_smem, const WorkTile& work, const int* key_begin,
                                               const int* key_end, int heads) {
@@ -158,8 +156,6 @@ struct KeyValueStream {
     return tile(kKind, t);
   }
 };
-
-// --- main loop ---
 
 // S += Q Kᵀ, of this warp's rows.
 template <int D, class T, int kTilesM, int kTilesN>
@@ -265,8 +261,6 @@ __device__ __forceinline__ void main_loop(float (&O_rmem)[kTilesM][D / kMmaN][4]
   }
 }
 
-// --- epilogue ---
-
 // Rows of this warp, rounded, to o: through O_smem, the rows of Q that no other warp reads, so that stores are whole
 // rows.
 template <int D, class T, int kTilesM>
@@ -323,8 +317,6 @@ __device__ __forceinline__ void epilogue(const Results<T>& results, float (&O_rm
     if (r < work.rows) pair.store(partial_o + r * D + accumulator_column(n, lane));
   });
 }
-
-// --- kernels ---
 
 // work_tiles: WorkTile [blocks of a kv head].
 template <class T, int D, int kBlockQ, int kBlockK, int kPairs, class Logit>

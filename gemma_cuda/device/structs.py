@@ -40,8 +40,8 @@ def pack_params(kernel: str, **values: Any) -> bytes:
 def _packer(kernel: str) -> tuple[list[tuple[str, itemgetter[Any] | None]], Callable[..., bytes]]:
     """(members, pack of the numbers in them): a NumPy record would take twice as long."""
     params = struct_type(kernel, "Params")
-    types = [(name, params[name], params[name].names) for name in params.names or ()]
-    format_ = "".join(of[i].char if inner else of.char for _, of, inner in types for i in range(len(inner or "1")))
-    return [(name, itemgetter(*inner) if inner else None) for name, _, inner in types], struct.Struct(
-        f"@{format_}0q"
-    ).pack
+    members = [(name, params[name].names) for name in params.names or ()]
+    numbers = [params[name][i] if inner else params[name] for name, inner in members for i in range(len(inner or "1"))]
+    format_ = "@" + "".join(number.char for number in numbers)
+    pack = struct.Struct(f"{format_}{params.itemsize - struct.calcsize(format_)}x").pack
+    return [(name, itemgetter(*inner) if inner else None) for name, inner in members], pack
