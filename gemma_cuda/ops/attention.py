@@ -61,18 +61,9 @@ def attention(
 
 
 def attend(
-    plan: AttentionPlan,
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    scale: float,
-    softcap: float | None,
-    bias: Array | None,
-    device: Device,
-    out: Array | None = None,
-    lse: Array | None = None,
-) -> Array:
+    plan: AttentionPlan, q: Array, k: Array, v: Array, *, scale: float, softcap: float | None, bias: Array | None,
+    device: Device, out: Array | None = None, lse: Array | None = None,
+) -> Array:  # fmt: skip
     """o [N, H, D] as of `attention`, with a plan that serves every layer of one mask and shape."""
     _check(plan, q, k, v, scale, softcap, bias, out, lse, device)
     head_dim, kv_heads, tiling = q.shape[2], k.shape[2], plan.tiling

@@ -96,17 +96,9 @@ class AttentionPlan:
 
 
 def plan_attention(
-    key_begin: Int32,
-    key_end: Int32,
-    cu_seqlens: Int32,
-    *,
-    group: int,
-    head_dim: int,
-    is_plain: bool,
-    device: Device,
-    split_keys: SplitKeys = "auto",
-    cu_seqlens_k: Int32 | None = None,
-) -> AttentionPlan:
+    key_begin: Int32, key_end: Int32, cu_seqlens: Int32, *, group: int, head_dim: int, is_plain: bool, device: Device,
+    split_keys: SplitKeys = "auto", cu_seqlens_k: Int32 | None = None,
+) -> AttentionPlan:  # fmt: skip
     """The plan for key ranges [N] and cu_seqlens [B + 1] (int32, on the host), group query heads per KV head.
 
     is_plain: neither a softcap nor a bias will come.
