@@ -44,7 +44,6 @@ struct BiasStrides {
 struct Params {
   Strides q, o, k, v;
   BiasStrides bias;
-  LogitFactors logit;
   int heads_per_group, kv_heads;
 };
 
@@ -167,8 +166,8 @@ __device__ __forceinline__ void multiply_keys(float (&S_rmem)[kTilesM][kTilesN][
   for (int d = 0; d < D; d += kMmaK) {
     uint32_t a[kTilesM][4], b[kTilesN][2];
 #pragma unroll
-    for (int m = 0; m < kTilesM; ++m) load_a(a[m], Q_smem + kMmaM * m * D, value_barrier(q_offset), d);
-    load_b_rows<D>(b, K_smem, value_barrier(k_offset), d);
+    for (int m = 0; m < kTilesM; ++m) load_a(a[m], Q_smem + kMmaM * m * D, q_offset, d);
+    load_b_rows<D>(b, K_smem, k_offset, d);
 #pragma unroll
     for (int m = 0; m < kTilesM; ++m) mma_row<T>(S_rmem[m], a[m], b);
   }
@@ -182,7 +181,7 @@ __device__ __forceinline__ void mask_logits(float (&S_rmem)[kTilesM][kTilesN][4]
   if (Logit::kIsScore && !is_edge) return;
   const int thread = reload_tid(), lane = thread % 32;
   rows_smem += first_row<kTilesM>(thread);
-  each_row<kTilesM>([&](int m, int half) {
+  each_row<kTilesM>([=, &S_rmem](int m, int half) {  // by value: by reference costs registers
     const TileRow row = load_vector<TileRow>(rows_smem + accumulator_row(m, half, lane));
     const typename Logit::Element* bias_row = bias;
     const int first_key = t + accumulator_column(0, lane);
@@ -226,7 +225,7 @@ __device__ __forceinline__ void multiply_values(float (&O_rmem)[kTilesM][D / kMm
 #pragma unroll
     for (int n = 0; n < D / kMmaN; n += kTilesAtOnce) {
       uint32_t b[kTilesAtOnce][2];
-      load_b_columns(b, V_smem + kMmaK * s * D, value_barrier(offset), kMmaN * n);
+      load_b_columns(b, V_smem + kMmaK * s * D, offset, kMmaN * n);
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) mma_row<T>(O_rmem[m], p[m][s], b, n);
     }
@@ -323,7 +322,7 @@ template <class T, int D, int kBlockQ, int kBlockK, int kPairs, class Logit>
 __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2)
     attention(T* o, float* lse, float* partial_o, float* partial_softmax, const T* q, const T* k, const T* v,
               const typename Logit::Element* bias, const int* key_begin, const int* key_end, const int* work_tiles,
-              Params params) {
+              Params params, Logit logit) {
   grid_dependency_wait();
   grid_dependency_release();
   constexpr int kThreads = attention_threads(D, kBlockQ), kTilesM = kBlockQ / (kThreads / 2);
@@ -337,7 +336,6 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
 
   q += work.first_token * params.q.token + kv_head * heads * params.q.head;
   if constexpr (Logit::kHasBias) bias += work.batch * params.bias.batch + kv_head * heads * params.bias.head;
-  const Logit logit{params.logit};
   using Stream = KeyValueStream<T, D, kBlockK, kPairs, kThreads>;
   const Stream stream{KV_smem, k, v, params, work_tile->batch, work.key_begin, work.key_end};
 
@@ -374,13 +372,12 @@ __global__ void __launch_bounds__(attention_threads(D, kBlockQ), D > 128 ? 1 : 2
 //             rounded once
 template <class T, int D, int kBlockQ>
 __global__ void attention_merge(T* o, float* lse, const float* partial_o, const float* partial_softmax,
-                                const int* merge_tiles, Params params) {
+                                const int* merge_tiles, Params params, float exponent) {
   grid_dependency_wait();
   grid_dependency_release();
   constexpr int kVec = D < 128 ? 2 : 4, kVecs = D / 32 / kVec;  // of a lane
   const int lane = threadIdx.x % 32, kv_head = blockIdx.x, heads = params.heads_per_group;
   const MergeTile& tile = reinterpret_cast<const MergeTile*>(merge_tiles)[blockIdx.y];
-  const float exponent = params.logit.exponent;
   const int64_t part_stride = static_cast<int64_t>(params.kv_heads) * kBlockQ;
   for (int r = threadIdx.x / 32; r < tile.rows; r += blockDim.x / 32) {
     const int64_t first_part = tile.first_partial * part_stride + kv_head * kBlockQ + r;

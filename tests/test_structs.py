@@ -10,7 +10,7 @@ import pytest
 from gemma_cuda.device import sources
 from gemma_cuda.device.compile import compile_kernel
 from gemma_cuda.device.emulator import Emulator
-from gemma_cuda.device.structs import pack_params, struct_type
+from gemma_cuda.device.structs import pack_struct, struct_type
 
 PLANTED = """
 #include <platform.cuh>
@@ -58,7 +58,7 @@ def test_members_are_those_of_the_source(planted: Path) -> None:
 
 
 def test_a_kernel_reads_what_is_packed_by_name(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = pack_params("planted_structs", near=5, pair={"high": 4.0, "low": 3}, far=1 << 40, scale=1.5)
+    params = pack_struct("planted_structs", "Params", near=5, pair={"high": 4.0, "low": 3}, far=1 << 40, scale=1.5)
     assert len(params) == struct_type("planted_structs", "Params").itemsize
     monkeypatch.undo()  # the headers of the emulator are the package's
     out = np.zeros(5)
@@ -71,9 +71,9 @@ def test_a_member_that_is_missing_or_has_another_name_is_an_error(planted: Path)
     for name in values:
         wrong = {key: value for key, value in values.items() if key != name} | {"other": 0}
         with pytest.raises(KeyError, match=name):
-            pack_params("planted_structs", **wrong)
+            pack_struct("planted_structs", "Params", **wrong)
     with pytest.raises(KeyError, match="high"):
-        pack_params("planted_structs", **values | {"pair": {"low": 3, "higher": 4.0}})
+        pack_struct("planted_structs", "Params", **values | {"pair": {"low": 3, "higher": 4.0}})
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_params_have_the_size_that_the_compiler_gives_them(kernel: str, instance
     struct = struct_type(kernel, "Params")
     assert (params.name, params.size) == ("params", struct.itemsize)
     zeros = {name: dict.fromkeys(struct[name].names or (), 0) or 0 for name in struct.names or ()}
-    assert pack_params(kernel, **zeros) == bytes(params.size)
+    assert pack_struct(kernel, "Params", **zeros) == bytes(params.size)
 
 
 def test_tiles_of_attention_are_int32() -> None:

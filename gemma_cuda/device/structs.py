@@ -27,21 +27,21 @@ def struct_type(kernel: str, name: str) -> np.dtype[Any]:
     return np.dtype([(member, types[of]) for of, names in members for member in names.split(", ")], align=True)
 
 
-def pack_params(kernel: str, **values: Any) -> bytes:
-    """The struct Params of a kernel from its members by name: numbers, and a dict for each struct in it."""
-    members, pack = _packer(kernel)
+def pack_struct(kernel: str, name: str, **values: Any) -> bytes:
+    """A struct of a kernel from its members by name: numbers, and a dict for each struct in it."""
+    members, pack = _packer(kernel, name)
     flat: list[Any] = []
-    for name, of_struct in members:
-        flat += of_struct(values[name]) if of_struct else (values[name],)
+    for member, of_struct in members:
+        flat += of_struct(values[member]) if of_struct else (values[member],)
     return pack(*flat)
 
 
 @functools.cache
-def _packer(kernel: str) -> tuple[list[tuple[str, itemgetter[Any] | None]], Callable[..., bytes]]:
+def _packer(kernel: str, name: str) -> tuple[list[tuple[str, itemgetter[Any] | None]], Callable[..., bytes]]:
     """(members, pack of the numbers in them): a NumPy record would take twice as long."""
-    params = struct_type(kernel, "Params")
-    members = [(name, params[name].names) for name in params.names or ()]
-    numbers = [params[name][i] if inner else params[name] for name, inner in members for i in range(len(inner or "1"))]
+    of = struct_type(kernel, name)
+    members = [(member, of[member].names) for member in of.names or ()]
+    numbers = [of[member][i] if inner else of[member] for member, inner in members for i in range(len(inner or "1"))]
     format_ = "@" + "".join(number.char for number in numbers)
-    pack = struct.Struct(f"{format_}{params.itemsize - struct.calcsize(format_)}x").pack
-    return [(name, itemgetter(*inner) if inner else None) for name, inner in members], pack
+    pack = struct.Struct(f"{format_}{of.itemsize - struct.calcsize(format_)}x").pack
+    return [(member, itemgetter(*inner) if inner else None) for member, inner in members], pack

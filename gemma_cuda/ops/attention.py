@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..device.protocol import Array, Device
-from ..device.structs import pack_params
+from ..device.structs import pack_struct
 from ..errors import InputError
 from .attention_plan import BLOCK_K, HEAD_DIMS, AttentionPlan, Int32, SplitKeys, plan_attention
 from .checks import cpp_type
@@ -77,10 +77,9 @@ def attend(
     scalar = cpp_type("attention", "q", q)
     policy, factors = _logit_policy(scale, softcap, bias)
     key_axes = {"batch": 1 if plan.packed_keys else 0, "token": 1, "head": 2}
-    params = pack_params(
-        "attention", q=_strides(q, _QUERY_AXES), o=_strides(o, _QUERY_AXES), k=_strides(k, key_axes),
-        v=_strides(v, key_axes), bias=_strides(bias, _BIAS_AXES), logit=factors, heads_per_group=plan.group,
-        kv_heads=kv_heads,
+    params = pack_struct(
+        "attention", "Params", q=_strides(q, _QUERY_AXES), o=_strides(o, _QUERY_AXES), k=_strides(k, key_axes),
+        v=_strides(v, key_axes), bias=_strides(bias, _BIAS_AXES), heads_per_group=plan.group, kv_heads=kv_heads,
     )  # fmt: skip
     instance = f"attention<{scalar}, {head_dim}, {tiling.block_q}, {BLOCK_K}, {tiling.pairs}, {policy}>"
     inputs = [q, k, v, bias, plan.key_begin, plan.key_end]
@@ -88,12 +87,12 @@ def attend(
     for table in _grids(plan.table):
         device.launch(
             instance, (kv_heads, len(table)), (tiling.threads(head_dim),), tiling.shared_bytes(head_dim),
-            [*results, *inputs, table, params], overlap=True,
+            [*results, *inputs, table, params, pack_struct("attention", "LogitFactors", **factors)], overlap=True,
         )  # fmt: skip
     for merges in () if plan.merges is None else _grids(plan.merges):
         device.launch(
             f"attention_merge<{scalar}, {head_dim}, {tiling.block_q}>", (kv_heads, len(merges)), (_MERGE_THREADS,), 0,
-            [*results, merges, params], overlap=True,
+            [*results, merges, params, factors["exponent"]], overlap=True,
         )  # fmt: skip
     return o
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..device.protocol import Array, Device
-from ..device.structs import pack_params
+from ..device.structs import pack_struct
 from ..errors import InputError
 from .checks import check_array, check_vectors, cpp_type, cpp_type16, row_stride
 
@@ -156,8 +156,8 @@ def _launch(
     if splits > 1:
         partial = device.empty((tiles, splits, tiling.block_m * tiling.block_n), np.float32)
         arrived = device.from_host(np.zeros(tiles, np.int32)) if counters is None else counters
-    params = pack_params(
-        "linear", x_stride=x_stride, w_stride=w_stride, M=rows, N=columns, K=depth, split_steps=steps, cap=cap
+    params = pack_struct(
+        "linear", "Params", x_stride=x_stride, w_stride=w_stride, M=rows, N=columns, K=depth, split_steps=steps, cap=cap
     )
     shape = f"{tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}, {epilogue}"
     device.launch(

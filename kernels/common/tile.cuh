@@ -31,9 +31,12 @@ __device__ __forceinline__ int swizzled_offset_8_rows(int lane) {
   return swizzled_offset<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
+// The loaders recompute their addresses from `offset` in each iteration of a loop: kept live, they fill registers.
+
 // A fragment [kMmaM, kMmaK]: the first 16 rows of the tile, columns from `column` on. offset: ..._16_rows.
 template <class T>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], const T* tile, int offset, int column) {
+  offset = value_barrier(offset);
   ldmatrix_x4(a, tile + advance_swizzled(offset, column / kChunk));
 }
 
@@ -42,6 +45,7 @@ __device__ __forceinline__ void load_a(uint32_t (&a)[4], const T* tile, int offs
 template <int D, class T, int kTiles>
 __device__ __forceinline__ void load_b_rows(uint32_t (&b)[kTiles][2], const T* tile, int offset, int column) {
   static_assert(kTiles % 2 == 0, "one ldmatrix loads two fragments");
+  offset = value_barrier(offset);
 #pragma unroll
   for (int n = 0; n < kTiles; n += 2) {
     uint32_t pair[4];
@@ -55,6 +59,7 @@ __device__ __forceinline__ void load_b_rows(uint32_t (&b)[kTiles][2], const T* t
 template <class T, int kTiles>
 __device__ __forceinline__ void load_b_columns(uint32_t (&b)[kTiles][2], const T* tile, int offset, int column) {
   static_assert(kTiles % 2 == 0, "one ldmatrix loads two fragments");
+  offset = value_barrier(offset);
 #pragma unroll
   for (int n = 0; n < kTiles; n += 2) {
     uint32_t pair[4];
