@@ -33,7 +33,7 @@
 #include "common/tile.cuh"
 #include "common/vec.cuh"
 
-// Plain structs without a constructor are filled by Python, which reads their members here by name.
+// Params, WorkTile, MergeTile and LogitFactors are filled by Python, which reads their members here by name.
 
 struct Strides {  // in elements
   int64_t batch, token, head;

@@ -23,6 +23,7 @@
 enum Norm { Raw, Times, OnePlus };
 
 // Filled by Python, which reads the members here by name. x_stride and v_column in elements.
+// __grid_constant__ at the kernel: without it the members take registers.
 struct Params {
   int N, H, KH, x_stride, v_column, pairs;
   float eps;
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, 8)
     qk_norm_rope(T* __restrict__ q, T* __restrict__ k_cache, T* __restrict__ v_cache, const T* x,
                  const T* __restrict__ q_weight, const T* __restrict__ k_weight, const float* __restrict__ cos,
                  const float* __restrict__ sin, const int* __restrict__ positions, const int* __restrict__ slots,
-                 Params params) {
+                 const __grid_constant__ Params params) {
   grid_dependency_wait();
   grid_dependency_release();
   using V = Vec<T, kVec>;
