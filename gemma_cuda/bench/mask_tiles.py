@@ -13,7 +13,7 @@ from ..device.dry_run import DryRunDevice
 from ..engine.batch import Batch, Prompt, make_batch
 from ..errors import InputError
 from ..model.masks import IMAGE, Int32, key_range
-from ..ops.attention_plan import BLOCK_K, HEAD_DIMS, plan_attention
+from ..ops.attention_plan import BLOCK_K, HEAD_DIMS, plan_attention, tiles_of
 
 SKIPPED, EDGE, FULL = 0, 1, 2
 
@@ -59,15 +59,14 @@ def mask_tiles(
         begin, end, np.array([0, tokens], np.int32), group=group, head_dim=layer.head_dim,
         is_plain=config.attn_logit_softcapping is None, device=DryRunDevice(shared_bytes),
     )  # fmt: skip
-    table = plan.table[np.argsort(plan.table[:, 2])]  # the plan has the longest first
+    table = np.sort(tiles_of(plan.table), order="first_row")  # the plan has the longest first
     states = np.zeros((len(table), -(-tokens // BLOCK_K)), np.int8)
-    for tile, (_, _, first_row, own, tile_begin, tile_end, _) in enumerate(table.tolist()):
-        first, last = first_row // group, (first_row + own - 1) // group
-        taken = range(tile_begin // BLOCK_K, -(-tile_end // BLOCK_K))
-        for j in taken:
+    for tile, work in enumerate(table):
+        first, last = work["first_row"] // group, (work["first_row"] + work["rows"] - 1) // group
+        for j in range(work["key_begin"] // BLOCK_K, -(-work["key_end"] // BLOCK_K)):
             is_full = begin[last] <= j * BLOCK_K and (j + 1) * BLOCK_K <= end[first]
             states[tile, j] = FULL if is_full else EDGE
-    return MaskTiles(states, table[:, 2].astype(np.int64) // group, begin, end, batch.spans[0])
+    return MaskTiles(states, table["first_row"].astype(np.int64) // group, begin, end, batch.spans[0])
 
 
 def _batch(config: ModelConfig, tokens: int, images: Sequence[tuple[int, int]]) -> Batch:

@@ -18,7 +18,8 @@ from ..model.kv_storage import LayerKV
 from ..model.masks import Int32, key_range
 from ..model.ops import Mask
 from ..model.rope import Rope
-from ..ops.attention_plan import SHORT_ROWS, PlanRoom, Tiling, choose_tiling, plan_of, plan_room, work_tables
+from ..ops import attention_plan
+from ..ops.attention_plan import SHORT_ROWS, AttentionPlan, PlanRoom, Tiling, choose_tiling, plan_room, work_tables
 from ..ops.kernel_ops import KernelOps
 from ..precision import Array
 from .batch import Batch
@@ -75,9 +76,9 @@ class GraphContext:
         kind = self._bucket.kind_of(layer)
         name = self._bucket.name_of(kind, pruned)
         begin, end, table = (self._arrays[f"{name}.{part}"] for part in ("begin", "end", "table"))
-        return plan_of(
-            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name],
-            self._bucket.tiling_of(kind, pruned), group=kind.group, head_dim=kind.head_dim, sequences=len(kv.k),
+        return AttentionPlan(
+            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name].partials,
+            self._bucket.tiling_of(kind, pruned), kind.group, kind.head_dim, tokens=len(begin), sequences=len(kv.k),
         )  # fmt: skip
 
     def bias(self, layer: LayerConfig, kv: LayerKV, *, pruned: bool) -> None:
@@ -143,9 +144,9 @@ class Bucket:
         self.rooms[name] = room
         self.fields.add(f"{name}.begin", queries)
         self.fields.add(f"{name}.end", queries)
-        self.fields.add(f"{name}.table", room.blocks, 7)
+        self.fields.add(f"{name}.table", *attention_plan.int32_shape("WorkTile", room.blocks))
         if room.merges:
-            self.fields.add(f"{name}.merges", room.merges, 5)
+            self.fields.add(f"{name}.merges", *attention_plan.int32_shape("MergeTile", room.merges))
 
     def launch_all(
         self,

@@ -13,7 +13,7 @@ import pytest
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
-from gemma_cuda.ops.attention_plan import plan_attention
+from gemma_cuda.ops.attention_plan import key_tiles, plan_attention, tiles_of
 from gemma_cuda.precision import FLOAT64
 from tests.support import compulsory
 from tests.support.attention_cases import FACTORS, TILE, Case, Problem, causal_problem, pairwise_cases, problem
@@ -250,7 +250,8 @@ def test_auto_splits_short_sequences_over_many_keys_alike_alone_and_in_a_batch(
     together, never = (given.run(device_of(kernel_test_device("random")), split_keys=split) for split in ("auto", None))
     given.assert_right(together, "auto")
     plan = plan_attention(**given.masks, group=3, head_dim=64, is_plain=True, device=kernel_test_device())
-    assert plan.merges is not None and plan.merges[:, 2].tolist() == [3, 63] and plan.partials == 2 * 3
+    assert plan.merges is not None and plan.partials == 2 * 3
+    assert tiles_of(plan.merges, "MergeTile")["rows"].tolist() == [3, 63]
     for b, is_split in enumerate([True, True, False, False, False]):
         rows, alone = given.part(b)
         np.testing.assert_array_equal(bits(alone.run(kernel_test_device())), bits(together[rows]))
@@ -326,7 +327,7 @@ def test_products_of_hidden_keys_are_few(
     given = causal_problem([2048], 2048, group=1, head_dim=head_dim, window=window)
     emulated = kernel_test_device(checked=False, shared_bytes=shared_kib * 1024)
     plan = plan_attention(**given.masks, group=1, head_dim=head_dim, is_plain=True, device=emulated)
-    tiles = -(-plan.table[:, 5] // TILE) - plan.table[:, 4] // TILE
+    tiles = key_tiles(tiles_of(plan.table))
     issued = int(tiles.sum()) * plan.tiling.block_q * TILE
     assert issued <= limit * compulsory.visible_pairs(given.masks["key_begin"], given.masks["key_end"])
     assert sorted(tiles, reverse=True) == list(tiles), "the heaviest tiles start first"
@@ -336,7 +337,7 @@ def test_the_products_issued_are_those_of_the_plan(kernel_test_device: KernelTes
     given = causal_problem([300], 300, group=2, head_dim=128, window=128)
     emulated = kernel_test_device()
     plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=emulated)
-    tiles = int((-(-plan.table[:, 5] // TILE) - plan.table[:, 4] // TILE).sum())
+    tiles = int(key_tiles(tiles_of(plan.table)).sum())
     products = 2 * 128 * TILE * plan.tiling.block_q * tiles
     given.run(emulated)
     assert counted(emulated).mma == products // compulsory.MMA_PRODUCTS
@@ -349,7 +350,8 @@ def test_memory_is_read_as_the_contract_says(kernel_test_device: KernelTestDevic
     given.run(emulated)
     counters = counted(emulated)
     plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=emulated)
-    keys = int((plan.table[:, 5] - plan.table[:, 4]).sum())
+    table = tiles_of(plan.table)
+    keys = int((table["key_end"] - table["key_begin"]).sum())
     assert keys % TILE == 0, "so that no copy is a zero fill"
     assert 16 * counters.async_copies == given.q.nbytes + 2 * keys * row_bytes
     q, k, v = (emulated.from_host(array) for array in (given.q, given.k, given.v))
@@ -366,12 +368,13 @@ def test_every_row_is_in_one_tile(kernel_test_device: KernelTestDevice) -> None:
         plan = plan_attention(
             **given.masks, group=group, head_dim=64, is_plain=True, device=kernel_test_device(), split_keys=split_keys
         )
-        table = plan.table.astype(np.int64)
-        last_row = np.repeat(np.diff(given.masks["cu_seqlens"]) * group, 1)[table[:, 0]]
-        assert (table[:, 2] + table[:, 3] <= last_row).all() and (table[:, 3] > 0).all()
+        table = tiles_of(plan.table)
+        last_row = np.repeat(np.diff(given.masks["cu_seqlens"]) * group, 1)[table["batch"]]
+        assert (table["first_row"] + table["rows"] <= last_row).all() and (table["rows"] > 0).all()
         seen = np.zeros((6, 200 * group, 220), np.int64)
-        for batch, _, first, rows, begin, end, _ in table:
-            seen[batch, first : first + rows, begin:end] += 1
+        for work in table:
+            rows = slice(work["first_row"], work["first_row"] + work["rows"])
+            seen[work["batch"], rows, work["key_begin"] : work["key_end"]] += 1
         assert seen.max() == 1
         for b in range(6):
             for n in range(int(np.diff(given.masks["cu_seqlens"])[b])):

@@ -18,7 +18,7 @@ from gemma_cuda.device.emulator.device import ChooseBlocks, Emulator
 from gemma_cuda.device.protocol import Dim
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
-from gemma_cuda.ops.attention_plan import plan_attention
+from gemma_cuda.ops.attention_plan import plan_attention, tiles_of
 from gemma_cuda.ops.embed import embed
 from gemma_cuda.ops.geglu import geglu
 from gemma_cuda.ops.linear import TILINGS, Tiling, linear, linear_geglu
@@ -294,7 +294,8 @@ def test_attention_lse() -> None:
     plan = plan_attention(begin, end, cu_seqlens.astype(np.int32), device=device, **shape)
     assert plan.merges is not None and plan.partials == 3
     # Table rows of the long sequence's last tile and of the parts; a grid has 65535 of them.
-    chosen = np.flatnonzero((plan.table[:, 0] == 1) | (plan.table[:, 2] >= tokens - 1 - 128))
+    table = tiles_of(plan.table)
+    chosen = np.flatnonzero((table["batch"] == 1) | (table["first_row"] >= tokens - 1 - 128))
 
     launched = 0
 

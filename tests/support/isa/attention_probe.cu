@@ -1,4 +1,4 @@
-// Which rows and keys attention takes its registers for. Comes after attention.cu; rows are those of two warps.
+// The rows and keys of the registers of attention. Comes after attention.cu; rows are those of two warps.
 
 template <class T, int kColumns>
 __global__ void rounded_fragments(uint32_t* out, const float* in) {  // [32, kColumns / 2, 4], [32, kColumns, 4]
@@ -12,23 +12,23 @@ __global__ void rounded_fragments(uint32_t* out, const float* in) {  // [32, kCo
 }
 
 __global__ void biased_scores(float* out, const float* bias) {  // [64, 8, 4], [32 rows, 64 keys]
-  Row* rows = shared_memory<Row>();
-  if (threadIdx.x < 32) store_vector(rows + threadIdx.x, Row{static_cast<int>(threadIdx.x), 0, 0, 64});
+  TileRow* rows = shared_memory<TileRow>();
+  if (threadIdx.x < 32) store_vector(rows + threadIdx.x, TileRow{static_cast<int>(threadIdx.x), 0, 0, 64});
   __syncthreads();
   float scores[1][8][4] = {};
-  Problem problem = {};
-  problem.bias_query = 64;
-  finish_logits(scores, Bias<float>{1.0f, 1.0f, 1.0f}, rows, bias, problem, 0, false);
+  Params params = {};
+  params.bias.query = 64;
+  mask_logits(scores, Bias<float>{1.0f, 1.0f, 1.0f}, rows, bias, params, 0, false);
   for (int n = 0; n < 8; ++n)
     for (int i = 0; i < 4; ++i) out[(threadIdx.x * 8 + n) * 4 + i] = scores[0][n][i];
 }
 
 __global__ void seen_scores(float* out, const int* begin, const int* count) {  // [64, 8, 4], [32], [32]
-  Row* rows = shared_memory<Row>();
-  if (threadIdx.x < 32) store_vector(rows + threadIdx.x, Row{0, 0, begin[threadIdx.x], count[threadIdx.x]});
+  TileRow* rows = shared_memory<TileRow>();
+  if (threadIdx.x < 32) store_vector(rows + threadIdx.x, TileRow{0, 0, begin[threadIdx.x], count[threadIdx.x]});
   __syncthreads();
   float scores[1][8][4] = {};
-  finish_logits(scores, Plain{1.0f, 1.0f, 1.0f}, rows, static_cast<const float*>(nullptr), Problem{}, 64, true);
+  mask_logits(scores, Plain{1.0f, 1.0f, 1.0f}, rows, static_cast<const float*>(nullptr), Params{}, 64, true);
   for (int n = 0; n < 8; ++n)
     for (int i = 0; i < 4; ++i) out[(threadIdx.x * 8 + n) * 4 + i] = scores[0][n][i];
 }
@@ -38,18 +38,18 @@ __global__ void row_maxima(float* out, const float* in) {  // [32, 2], [32, 8, 4
   for (int n = 0; n < 8; ++n)
     for (int i = 0; i < 4; ++i) scores[0][n][i] = in[(threadIdx.x * 8 + n) * 4 + i];
   OnlineSoftmax<1> softmax;
-  softmax.follow(scores, 1.0f, correction);
+  softmax.update_max(scores, 1.0f, correction);
   for (int half = 0; half < 2; ++half) out[threadIdx.x * 2 + half] = softmax.max[0][half];
 }
 
 template <class T, int D>
 __global__ void stored_output(T* o, const float* in) {  // [32, D], [64, D / 8, 4]
   T* tile = shared_memory<T>();
-  Row* rows = shared_memory<Row>(32 * D * sizeof(T));
-  if (threadIdx.x < 32) store_vector(rows + threadIdx.x, Row{static_cast<int>(threadIdx.x), 0, 0, 0});
-  float out[1][D / 64][8][4];
+  TileRow* rows = shared_memory<TileRow>(32 * D * sizeof(T));
+  if (threadIdx.x < 32) store_vector(rows + threadIdx.x, TileRow{static_cast<int>(threadIdx.x), 0, 0, 0});
+  float out[1][D / 8][4];
   for (int n = 0; n < D / 8; ++n)
-    for (int i = 0; i < 4; ++i) out[0][n / 8][n % 8][i] = in[(threadIdx.x * (D / 8) + n) * 4 + i];
+    for (int i = 0; i < 4; ++i) out[0][n][i] = in[(threadIdx.x * (D / 8) + n) * 4 + i];
   __syncthreads();
   store_output<D>(o, tile, out, rows, first_row<1>(threadIdx.x), 32, Strides{0, D, 0});
 }

@@ -37,12 +37,16 @@ def probe(directory: Path, of: str, mutation: tuple[str, str] | None = None) -> 
 
     mutation: (before, after), of which the first is in the text once.
     """
+    included = set()
 
     def text_of(name: str) -> str:
-        return (kernel_directory() / name).read_text(encoding="utf-8")
+        if name in included:
+            return ""
+        included.add(name)
+        text = (kernel_directory() / name).read_text(encoding="utf-8").replace("#pragma once", "")
+        return re.sub(r'#include "(common/\w+\.cuh)"', lambda match: text_of(match[1]), text)
 
-    text = re.sub(r'#include "(common/\w+\.cuh)"', lambda match: text_of(match[1]), text_of(of))
-    text = text.replace("#pragma once", "")
+    text = text_of(of)
     if mutation is not None:
         assert text.count(mutation[0]) == 1, f"{mutation[0]!r} is {text.count(mutation[0])} times in {of}"
         text = text.replace(*mutation)
