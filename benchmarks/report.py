@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, costs.md, mutants.md and a part of emulator.md from benchmarks/results/*.json.
+"""Writes docs/generated/, docs/pictures/ and a part of docs/emulator.md, most of it from benchmarks/results/*.json.
 
 What a GPU gave lies there as gpu-bench.json, gpu-prefill.json and gpu-compiled.json: files of benchmarks.checkup.
 Plots are written beside the pages; --check looks at the pages only.
@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs_page, emulator_speed, gpu_page, mutants_page
+from benchmarks import costs_page, emulator_speed, gpu_page, mutants_page, pictures
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
 SPEED = "## How fast it is"  # the one part of docs/emulator.md that is generated
 DOCS = ROOT.parent / "docs"
+GENERATED = DOCS / "generated"
 
 
 def main() -> int:
@@ -31,7 +32,7 @@ def main() -> int:
         if not is_check:
             path.write_text(text)
     if not is_check:
-        gpu_page.write_plots(results(), DOCS)
+        gpu_page.write_plots(results(), GENERATED)
     return int(is_check and bool(stale))
 
 
@@ -39,12 +40,13 @@ def pages() -> dict[Path, str]:
     """Each generated page and its text."""
     known = results()
     return {
-        DOCS / "benchmarks.md": benchmarks_page(known),
-        DOCS / "costs.md": costs_page.page(known["cost-emulator"]),
-        DOCS / "mutants.md": mutants_page.page(known["mutants"]),
+        GENERATED / "benchmarks.md": benchmarks_page(known),
+        GENERATED / "costs.md": costs_page.page(known["cost-emulator"]),
+        GENERATED / "mutants.md": mutants_page.page(known["mutants"]),
         DOCS / "emulator.md": with_section(
             (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(known["emulator-speed"])
         ),
+        **{DOCS / "pictures" / name: text for name, text in pictures.pages().items()},
     }
 
 
@@ -60,7 +62,7 @@ def with_section(text: str, title: str, lines: list[str]) -> str:
 
 
 def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
-    """docs/benchmarks.md, of the results by file name."""
+    """docs/generated/benchmarks.md, of the results by file name."""
     prefill, load, memory = (results[f"{name}-numpy"] for name in ("prefill", "load", "memory"))
     machine = prefill["machine"]
     blas = "; ".join(x for x in machine["blas"] if not x.startswith("openmp"))
