@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks import gpu_page, report, timing
 
-
 PAGES = report.pages()
 
 
