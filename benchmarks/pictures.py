@@ -351,7 +351,7 @@ def tile() -> Sheet:
         16, 420,
         "Coloured: load_a at column 16. Lane 8 m + r addresses row r of the 8 × 8 matrix m: a[0] blue, a[1] green, "
         "a[2] yellow, a[3] red. The 8 rows of a matrix lie in the same 4 banks on the left, in all 32 on the right: no "
-        "conflict. Of each matrix lane l gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 in one 32-bit register: "
-        "the A fragment of mma.m16n8k16.",
+        "conflict. Of each matrix lane l gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 in one 32-bit "
+        "register: the A fragment of mma.m16n8k16.",
     )  # fmt: skip
     return sheet
