@@ -1,4 +1,4 @@
-"""Writes docs/generated/, docs/pictures/ and a part of docs/emulator.md, most of it from benchmarks/results/*.json.
+"""Writes docs/generated/ from benchmarks/results/*.json, and docs/pictures/ from the code.
 
 What a GPU gave lies there as gpu-bench.json, gpu-prefill.json and gpu-compiled.json: files of benchmarks.checkup.
 Plots are written beside the pages; --check looks at the pages only.
@@ -17,7 +17,6 @@ from benchmarks import costs_page, emulator_speed, gpu_page, mutants_page, pictu
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
-SPEED = "## How fast it is"  # the one part of docs/emulator.md that is generated
 DOCS = ROOT.parent / "docs"
 GENERATED = DOCS / "generated"
 
@@ -43,9 +42,6 @@ def pages() -> dict[Path, str]:
         GENERATED / "benchmarks.md": benchmarks_page(known),
         GENERATED / "costs.md": costs_page.page(known["cost-emulator"]),
         GENERATED / "mutants.md": mutants_page.page(known["mutants"]),
-        DOCS / "emulator.md": with_section(
-            (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(known["emulator-speed"])
-        ),
         **{DOCS / "pictures" / name: text for name, text in pictures.pages().items()},
     }
 
@@ -53,12 +49,6 @@ def pages() -> dict[Path, str]:
 def results() -> dict[str, dict[str, Any]]:
     """What benchmarks/results/ holds, by file name."""
     return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))}
-
-
-def with_section(text: str, title: str, lines: list[str]) -> str:
-    """The page with these lines under that heading, up to the next."""
-    before, _, rest = text.partition(f"{title}\n")
-    return "\n".join([before + title, *lines, "", ""]) + rest[rest.index("## ") :]
 
 
 def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
@@ -98,6 +88,9 @@ def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
         f"  {load['peak_bytes'] / 1e9:.2f} GB at most. `python -m benchmarks.run load`",
         f"- A prefill of {memory['length']} tokens takes {above:.0f} MB at most above the loaded model.",
         "  `python -m benchmarks.run memory`",
+        "",
+        "## Speed of the emulator",
+        *emulator_speed.page_section(results["emulator-speed"]),
     ]
     return "\n".join(lines) + "\n"
 
