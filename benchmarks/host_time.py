@@ -95,7 +95,7 @@ def measure() -> dict[str, Any]:
     graphed = {n: microseconds(lambda n=n: gemma.prefill(ids[:n])) for n in LENGTHS}
     lengths = iter(range(1024, 0, -1))
     first = microseconds(lambda: gemma.prefill(ids[: next(lengths)]))
-    graphs = gemma._graphs
+    graphs = gemma._engine.graphs
     assert graphs is not None
     plan = graphs.buckets[-1].plan
     ours = [step for name, step in zip(plan.names, plan.steps, strict=True) if name != "gemm"]

@@ -257,13 +257,7 @@ def example_fields() -> tuple[Fields, list[tuple[str, tuple[int, ...], int]]]:
     decoder = cast(Decoder, SimpleNamespace(config=config, last_kv_layer=last))
     fields = Bucket(decoder, 128, 17, 1, 4096, 227 * 1024).fields
     arrays = fields.of(np.arange(fields.size))
-    return fields, [(_renamed(name), array.shape, 4 * int(array.flat[0])) for name, array in arrays.items()]
-
-
-def _renamed(name: str) -> str:
-    """The field's name as GraphContext has it."""
-    words = {"slots": "slot_mapping", "kept": "output_rows", "kept_positions": "output_positions"}
-    return words.get(name, name.replace(".kept.", ".output."))
+    return fields, [(name, array.shape, 4 * int(array.flat[0])) for name, array in arrays.items()]
 
 
 MEANINGS = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..config import LayerConfig, ModelConfig
 from ..device.dry_run import Recorder
-from ..engine.batch import Batch, make_batch
+from ..engine.batch import Batch, Prompt, make_batch
 from ..errors import InputError
 from ..model.masks import IMAGE, Int32, key_range
 from ..ops.attention_plan import BLOCK_K, HEAD_DIMS, plan_attention
@@ -78,7 +78,4 @@ def _batch(config: ModelConfig, tokens: int, images: Sequence[tuple[int, int]]) 
         if not 0 <= begin < end <= tokens:
             raise InputError(f"mask: image {begin}:{end} does not lie within {tokens} tokens")
         types[0, begin:end] = IMAGE
-    return make_batch(
-        config, input_ids=np.zeros((1, tokens), np.int64), inputs_embeds=None, attention_mask=None, position_ids=None,
-        token_type_ids=types if images else None, attn_bias=None, past=None,
-    )  # fmt: skip
+    return make_batch(config, Prompt(np.zeros((1, tokens), np.int64), token_type_ids=types if images else None))

@@ -188,7 +188,7 @@ def measure(
     host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, of all its launches. floor_ms: as of
     bench.run. peers, absent: empty; see `beside`. vocab_size: of the ids.
     """
-    ops = gemma._ops
+    ops = gemma._engine.ops
     assert isinstance(ops, KernelOps)
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
     for count in tokens:
@@ -273,7 +273,7 @@ def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
 
     They are timed as one graph, in which each layer reads its own weights.
     """
-    graphs = gemma._graphs
+    graphs = gemma._engine.graphs
     bucket = None if graphs is None else graphs.bucket(tokens, 1)
     if bucket is None:
         return {}

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import arguments
 from ..config import ModelConfig
 from ..device.foreign import caller_of
 from ..device.protocol import Array
 from ..errors import InputError
-from ..model.kv_cache import Memory
-from ..ops.kernel_ops import KernelOps
-from ..reference import ReferenceOps
-
-if TYPE_CHECKING:
-    from .batch import Batch
+from ..model.kv_storage import Memory
 
 _NAME = "inputs_embeds"
 
@@ -70,19 +64,6 @@ def check(embeds: Array, config: ModelConfig, ids_shape: tuple[int, int] | None)
     if ids_shape is not None and ids_shape != tuple(embeds.shape[:2]):
         raise InputError(f"{_NAME} is {list(embeds.shape)}, input_ids {list(ids_shape)}: [B, S] differ")
     return embeds
-
-
-def packed(batch: Batch, ops: ReferenceOps | KernelOps) -> Array:
-    """A batch's embeddings [N, E] of its tokens: on the host as they are, on the GPU a copy."""
-    embeds = batch.inputs_embeds
-    assert embeds is not None
-    flat = embeds.reshape(-1, embeds.shape[-1])
-    return flat[rows(batch)] if isinstance(embeds, np.ndarray) else ops.take(flat, ops.index(rows(batch)))
-
-
-def rows(batch: Batch) -> NDArray[np.int64]:
-    """[N]: which of the caller's B · S rows each token is."""
-    return batch.row * batch.seq_len + batch.column
 
 
 def _gpu(memory: Memory) -> int | None:

@@ -1,4 +1,4 @@
-"""The ops that the orchestrator calls, as kernels of one device; `reference.ReferenceOps` is the same on NumPy."""
+"""`KernelOps`: the operations of a model as kernels of one device."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _FEWEST_ANGLES, _MOST_ANGLES = 1024, 1 << 17  # positions of a rotary table on t
 
 
 class KernelOps:
-    """Ops in bfloat16 on a device; gemm: who multiplies with weights."""
+    """`model.ops.Ops` in bfloat16 on a device; gemm: the matrix-product backend."""
 
     precision = BFLOAT16
     takes_packed = False
     hidden_dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
     def __init__(self, device: Device, gemm: Gemm) -> None:
-        self.device, self.gemm = device, gemm
+        self.device, self.memory, self.gemm = device, device, gemm
         self._angles: dict[tuple[RopeConfig, int], tuple[Array, Array]] = {}
 
     def embed(self, ids: Array, table: Array, *, scale: float, **features: Array) -> Array:
-        placed = self.index(ids) if isinstance(ids, np.ndarray) else ids
-        return embed(placed, table, scale=scale, device=self.device, **features)
+        ids = self.index(ids) if isinstance(ids, np.ndarray) else ids
+        return embed(ids, table, scale=scale, device=self.device, **features)
 
     def linear(self, x: Array, weight: Array) -> Array:
         return self.gemm.product(x, weight, self.hidden_dtype)
@@ -145,13 +145,13 @@ class KernelOps:
         if need > free:
             raise OutOfMemoryError(f"{what}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {self.device.name}")
 
-    def place_matrix(self, weight: NDArray[np.float32]) -> Array:
+    def upload_matrix(self, weight: NDArray[np.float32]) -> Array:
         return self.gemm.place(weight)
 
-    def place_norm(self, weight: NDArray[np.float32]) -> Array:
+    def upload_norm(self, weight: NDArray[np.float32]) -> Array:
         return self.device.from_host(weight.astype(self.hidden_dtype))
 
-    def place_table(self, table: NDArray[np.float32], matrix: Array | None) -> Array:
+    def upload_table(self, table: NDArray[np.float32], matrix: Array | None) -> Array:
         is_the_same = matrix is not None and matrix.dtype == self.hidden_dtype
         return matrix if is_the_same else self.device.from_host(table.astype(self.hidden_dtype))
 

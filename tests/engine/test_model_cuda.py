@@ -230,7 +230,7 @@ def test_memory_that_a_prefill_on_another_stream_gives_up_waits_for_it(machine: 
         assert_same_bits(gpu, y, expected)
     gpu.prefill(ids[:5])
     gpu.to_host(gpu.prefill(ids[:5]).logits)
-    assert not gpu._memory._retired  # type: ignore[union-attr]
+    assert not gpu._engine.ops.memory._retired  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("graphs", [True, False])

@@ -170,9 +170,9 @@ def test_a_graph_gives_as_many_columns_as_were_asked_for(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_one_error(device: str, value: float) -> None:
     model = load("gemma_mqa", device)
-    weight = model.to_host(model._weights.norm).copy()
+    weight = model.to_host(model._engine.weights.norm).copy()
     weight[3] = value
-    object.__setattr__(model._weights, "norm", model._memory.from_host(weight))
+    object.__setattr__(model._engine.weights, "norm", model._engine.ops.memory.from_host(weight))
     for use in (
         lambda: list(model.generate_ids([3, 4], max_new_tokens=2)),
         lambda: list(model.generate_ids([3, 4], max_new_tokens=2, temperature=1.0, seed=0)),
