@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.svg import AMBER, BLUE, FAINT, GREEN, GREY, RED, SHEET, Sheet
+from gemma_cuda.engine.batch import Prompt, make_batch
 from gemma_cuda.engine.bucket import Bucket, Fields
 from gemma_cuda.model.decoder import Decoder
 from gemma_cuda.model.masks import Queries, key_range
@@ -50,7 +51,7 @@ ROOMS = {
 
 def pages() -> dict[str, str]:
     """File name in docs/pictures/ -> its SVG."""
-    drawings = (rooms, packing, key_ranges, layer, timeline, block, tile)
+    drawings = (rooms, packing, key_ranges, layer, timeline, block, tile, outputs)
     return {f"{draw.__name__.replace('_', '-')}.svg": str(draw()) for draw in drawings}
 
 
@@ -95,14 +96,14 @@ def packing() -> Sheet:
             sheet.box(160 + cell * column, 44 + 32 * row, cell, 28, fill=fill, words=word, mono=True)
     sheet.arrow(160 + 2.5 * cell, 108, 160 + 2.5 * cell, 134)
     sheet.text(16, 154, "The batch: N = 8 packed tokens, without padding", bold=True)
-    sequence = np.repeat([0, 1], lengths)
-    slots = np.concatenate([np.arange(5), 2 + np.arange(3)])  # a first chunk keeps the caller's columns
+    ids, mask = np.ones((2, 5), int), [[1] * 5, [0, 0, 1, 1, 1]]
+    batch = make_batch(instances.published()["gemma-3-270m"], Prompt(ids, attention_mask=mask))
     rows = {
         "token": tokens,
-        "sequence": sequence,
-        "slots": slots,
-        "position_ids": np.concatenate([np.arange(n) for n in lengths]),
-        "slot_mapping": sequence * capacity + slots,
+        "sequence": batch.sequence,
+        "slots": batch.slots,
+        "position_ids": batch.position_ids,
+        "slot_mapping": batch.sequence * capacity + batch.slots,
     }
     notes = (
         "",
@@ -119,7 +120,7 @@ def packing() -> Sheet:
             sheet.box(160 + cell * i, base, cell, 26, fill=fill, words=str(value), mono=True)
         sheet.text(172 + cell * 8, base + 18, note, size=12, fill=FAINT)
     sheet.text(150, 336, "cu_seqlens", at="right", mono=True, size=12)
-    for value in np.cumsum([0, *lengths]):
+    for value in batch.cu_seqlens:
         sheet.text(160 + cell * value, 336, str(value), at="middle", mono=True)
     sheet.text(172 + cell * 8, 336, "[B + 1]: where each sequence begins", size=12, fill=FAINT)
     return sheet
@@ -347,5 +348,39 @@ def tile() -> Sheet:
         "a[2] yellow, a[3] red. The 8 rows of a matrix lie in the same 4 banks on the left, in all 32 on the right: no "
         "conflict. Of each matrix lane l gets elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 in one 32-bit "
         "register: the A fragment of mma.m16n8k16.",
+    )  # fmt: skip
+    return sheet
+
+
+def outputs() -> Sheet:
+    """The two prompts of `packing` on their way to logits, with logits_to_keep=1."""
+    sheet, cell, top = Sheet(WIDTH, 290, "From packed tokens to logits"), 26, 64
+    columns = (
+        (16, "x, h of N tokens [N, E]"),
+        (236, "output rows [M, E]"),
+        (470, "final norm, · tableᵀ"),
+        (690, "[B, keep, V]"),
+    )
+    for x, title in columns:
+        sheet.text(x, 28, title, bold=True)
+    names = [*(f"a{i}" for i in range(5)), *(f"b{i}" for i in range(3))]
+    last = (4, 7)  # cu_seqlens[1:] - 1
+    for i, name in enumerate(names):
+        fill = GREY if i not in last else BLUE if i < 5 else GREEN
+        sheet.text(40, top + cell * i + 17, name, at="right", mono=True, size=12)
+        sheet.box(48, top + cell * i, 110, cell - 4, fill=fill)
+    for row, (i, fill) in enumerate(zip(last, (BLUE, GREEN), strict=True)):
+        y = 120 + 60 * row
+        sheet.arrow(162, top + cell * i + 11, 244, y + 11)
+        sheet.box(250, y, 110, 22, fill=fill, words=names[i], mono=True)
+        sheet.arrow(364, y + 11, 464, y + 11)
+        sheet.box(470, y, 150, 22, fill=fill, words="logits [V]", size=12)
+        sheet.arrow(624, y + 11, 684, y + 11)
+        sheet.box(690, y, 150, 22, fill=fill, words=f"row {row}, last token", size=12)
+    sheet.text(206, 56, "prune_to_outputs", at="middle", mono=True, size=12, fill=FAINT)
+    sheet.paragraph(
+        236, 252,
+        "Grey rows end in the last layer: it needs their K and V, and nothing else of them. With logits_to_keep=n each "
+        "prompt has up to n output rows, with 0 all of them.", columns=96,
     )  # fmt: skip
     return sheet
