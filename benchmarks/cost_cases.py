@@ -1,4 +1,4 @@
-"""The launches that docs/costs.md looks at: the kernels at shapes of published Gemmas."""
+"""The launches that docs/generated/costs.md looks at: the kernels at shapes of published Gemmas."""
 
 from __future__ import annotations
 

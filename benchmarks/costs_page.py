@@ -1,4 +1,4 @@
-"""docs/costs.md, from benchmarks/results/cost-emulator.json."""
+"""docs/generated/costs.md, from benchmarks/results/cost-emulator.json."""
 
 from __future__ import annotations
 

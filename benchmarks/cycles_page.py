@@ -1,4 +1,4 @@
-"""The estimate for attention in docs/costs.md."""
+"""The estimate for attention in docs/generated/costs.md."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Per tile of keys, a multiprocessor's tensor cores, special-function units, arithmetic pipes, issue slots and shared
 memory each need some cycles. The rule that combines them, and two fitted constants, reproduce what has been published
-of FlashAttention-2, a kernel of the same instructions; docs/costs.md shows how well.
+of FlashAttention-2, a kernel of the same instructions; docs/generated/costs.md shows how well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What docs/costs.md says: counts are those of today's kernels, targets are judged, the estimate meets its check."""
+"""docs/generated/costs.md: counts are those of today's kernels, targets are judged, the estimate meets its check."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gemma_cuda.device.cuda.compile import compile_kernel
 
 from gemma_cuda.device import sources
+from gemma_cuda.device.cuda.compile import compile_kernel
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.device.structs import pack_struct, struct_type
 
