@@ -1,6 +1,6 @@
 """Every error this package raises on purpose. One hierarchy, so that callers can catch `GemmaError`."""
 
-from gemma_cuda.printable import printable
+from .printable import printable
 
 
 class GemmaError(Exception):

@@ -14,17 +14,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cuda import arguments
-from gemma_cuda.errors import CheckpointError
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.gemma_config import GemmaConfig
-from gemma_cuda.formats.gguf_file import GgufFile
-from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
-from gemma_cuda.formats.packed_tensor import PackedTensor
-from gemma_cuda.formats.safetensors_file import read_tensors
-from gemma_cuda.formats.side_files import INDEX, kind_of, read_json_object
-from gemma_cuda.formats.tensor_names import canonical_name, gguf_names
-from gemma_cuda.printable import shown_name
+from .. import arguments
+from ..errors import CheckpointError
+from ..printable import shown_name
+from .fields import shown
+from .gemma_config import GemmaConfig
+from .gguf_file import GgufFile
+from .gguf_vocabulary import GgufVocabulary
+from .packed_tensor import PackedTensor
+from .safetensors_file import read_tensors
+from .side_files import INDEX, kind_of, read_json_object
+from .tensor_names import canonical_name, gguf_names
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gemma_cuda.errors import DownloadError, GemmaError
-from gemma_cuda.host import private_directory
-from gemma_cuda.host.files import atomic_path, cache_directory
+from ..errors import DownloadError, GemmaError
+from ..host import private_directory
+from ..host.files import atomic_path, cache_directory
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from gemma_cuda.errors import ConfigError
+from ..errors import ConfigError
 
 MAX_SIZE = 1 << 24
 """Above any width, vocabulary or count of a model that could ever be loaded."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gemma_cuda.config import ModelConfig
-from gemma_cuda.errors import ConfigError
-from gemma_cuda.formats.fields import MAX_INT32, MAX_LAYERS, Fields, shown
-from gemma_cuda.formats.hf_config import parse_config
-from gemma_cuda.formats.hf_layers import FULL, SLIDING
+from ..config import ModelConfig
+from ..errors import ConfigError
+from .fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from .hf_config import parse_config
+from .hf_layers import FULL, SLIDING
 
 _MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 # llama.cpp tells the 27B models, whose scale is that of hidden_size / heads, by their number of layers.

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from gemma_cuda.errors import CheckpointError
-from gemma_cuda.formats.dequantize import FORMATS, BlockFormat
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary, StringArray, read_vocabulary
-from gemma_cuda.formats.packed_tensor import ModelFile, PackedTensor
-from gemma_cuda.printable import shown_name
+from ..errors import CheckpointError
+from ..printable import shown_name
+from .dequantize import FORMATS, BlockFormat
+from .fields import shown
+from .gguf_vocabulary import GgufVocabulary, StringArray, read_vocabulary
+from .packed_tensor import ModelFile, PackedTensor
 
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_ALIGNMENT = 1 << 20

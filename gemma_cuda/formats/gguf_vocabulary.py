@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cuda.errors import CheckpointError
+from ..errors import CheckpointError
 
 _PREFIX = "tokenizer.ggml."
 _T = TypeVar("_T")

@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from gemma_cuda.config import Bidirectional, ModelConfig
-from gemma_cuda.errors import ConfigError
-from gemma_cuda.formats.fields import MAX_INT32, Fields, shown
-from gemma_cuda.formats.hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers
-from gemma_cuda.formats.side_files import CONFIG, kind_of, read_json_object
+from ..config import Bidirectional, ModelConfig
+from ..errors import ConfigError
+from .fields import MAX_INT32, Fields, shown
+from .hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers
+from .side_files import CONFIG, kind_of, read_json_object
 
 # composite model_type -> text model types it may hold, the first being the default
 _COMPOSITES = {

@@ -2,8 +2,8 @@
 
 from typing import cast
 
-from gemma_cuda.config import LayerConfig, LayerType, RopeConfig, RopeType
-from gemma_cuda.formats.fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from ..config import LayerConfig, LayerType, RopeConfig, RopeType
+from .fields import MAX_INT32, MAX_LAYERS, Fields, shown
 
 FULL: LayerType = "full_attention"
 SLIDING: LayerType = "sliding_attention"

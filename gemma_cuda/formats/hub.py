@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gemma_cuda import arguments
-from gemma_cuda.errors import CheckpointError, DownloadError, GemmaError
-from gemma_cuda.formats.demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
-from gemma_cuda.formats.side_files import INDEX, kind_of, read_json_object
-from gemma_cuda.printable import shown_name
+from .. import arguments
+from ..errors import CheckpointError, DownloadError, GemmaError
+from ..printable import shown_name
+from .demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
+from .side_files import INDEX, kind_of, read_json_object
 
 __all__ = ["DEMO_MODEL", "GEMMA_TERMS", "Progress", "resolve"]
 

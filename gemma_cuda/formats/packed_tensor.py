@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cuda.errors import CheckpointError
-from gemma_cuda.formats.dequantize import FORMATS, BlockFormat, Floats
-from gemma_cuda.host.threads import for_row_blocks
+from ..errors import CheckpointError
+from ..host.threads import for_row_blocks
+from .dequantize import FORMATS, BlockFormat, Floats
 
 _BLOCK_ELEMENTS = 1 << 17  # float32 of one row block: 512 KiB, so that block, packed rows and scratch stay in L2
 _OUT_DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)

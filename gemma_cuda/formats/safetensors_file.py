@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from gemma_cuda.errors import CheckpointError
-from gemma_cuda.formats.dequantize import FORMATS, BlockFormat
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.packed_tensor import ModelFile, PackedTensor
-from gemma_cuda.formats.side_files import INDEX, parse_json_object
-from gemma_cuda.printable import shown_name
+from ..errors import CheckpointError
+from ..printable import shown_name
+from .dequantize import FORMATS, BlockFormat
+from .fields import shown
+from .packed_tensor import ModelFile, PackedTensor
+from .side_files import INDEX, parse_json_object
 
 _MAX_DIMS = 8
 _ITEM_BYTES = {

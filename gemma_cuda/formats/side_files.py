@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma_cuda.errors import GemmaError
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.printable import shown_name
+from ..errors import GemmaError
+from ..printable import shown_name
+from .fields import shown
 
 _MIB = 1 << 20
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_cuda.errors import TokenizerError
-from gemma_cuda.formats.fields import shown
+from ..errors import TokenizerError
+from ..formats.fields import shown
 
 if TYPE_CHECKING:
     import tokenizers

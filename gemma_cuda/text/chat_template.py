@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gemma_cuda.errors import InputError, TokenizerError
-from gemma_cuda.formats.side_files import CHAT_TEMPLATE
-from gemma_cuda.text.template_process import REFUSED, TEXT
+from ..errors import InputError, TokenizerError
+from ..formats.side_files import CHAT_TEMPLATE
+from .template_process import REFUSED, TEXT
 
 # A budget for one chat; 16 times the request and its characters come on top of memory and characters.
 CPU_SECONDS, WALL_SECONDS, MEMORY, CHARACTERS = 5, 30.0, 512 << 20, 16 << 20
@@ -115,7 +115,7 @@ class _TemplateProcess:
             self._is_registered = True
             atexit.register(self.stop)
             os.register_at_fork(after_in_child=self.forget)
-        program = str(Path(__file__).with_name("text/template_process.py"))
+        program = str(Path(__file__).with_name("template_process.py"))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", program],
             stdin=subprocess.PIPE,

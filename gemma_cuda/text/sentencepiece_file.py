@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_cuda.errors import TokenizerError
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.side_files import TOKENIZER_MODEL, read_side_file
-from gemma_cuda.text.bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary, check_counts
+from ..errors import TokenizerError
+from ..formats.fields import shown
+from ..formats.side_files import TOKENIZER_MODEL, read_side_file
+from .bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary, check_counts
 
 _VARINT, _LENGTH = 0, 2  # protobuf's wire types
 _FIXED = {1: (8, "<q"), 5: (4, "<f")}  # wire type: (bytes, struct code); the only 4-byte field here is a float

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_cuda import arguments
-from gemma_cuda.errors import InputError, TokenizerError
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.side_files import kind_of
-from gemma_cuda.text.bpe_vocabulary import library_errors
-from gemma_cuda.text.chat_template import render_chat_template
-from gemma_cuda.text.tokenizer_sources import DEFAULT_TOKENS, TokenizerSettings, read_directory, read_gguf
+from .. import arguments
+from ..errors import InputError, TokenizerError
+from ..formats.fields import shown
+from ..formats.side_files import kind_of
+from .bpe_vocabulary import library_errors
+from .chat_template import render_chat_template
+from .tokenizer_sources import DEFAULT_TOKENS, TokenizerSettings, read_directory, read_gguf
 
 if TYPE_CHECKING:
     import tokenizers
 
-    from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
+    from ..formats.gguf_vocabulary import GgufVocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -41,7 +41,7 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, source: str | Path | GgufVocabulary) -> Tokenizer:
         """The tokenizer in a directory, in a .gguf file, or of a vocabulary already read from one."""
-        from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
+        from ..formats.gguf_vocabulary import GgufVocabulary
 
         if isinstance(source, GgufVocabulary):
             return cls.from_gguf(source)
@@ -52,7 +52,7 @@ class Tokenizer:
         if kind != "file":
             reason = "no such file or directory" if kind == "absent" else "not a regular file"
             raise TokenizerError(f"{path}: {reason}")
-        from gemma_cuda.formats.gguf_file import GgufFile
+        from ..formats.gguf_file import GgufFile
 
         vocabulary = GgufFile(path).vocabulary()
         if vocabulary is None:
@@ -71,7 +71,7 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, vocabulary: GgufVocabulary) -> Tokenizer:
         """The tokenizer of a GGUF file of Gemma 1 to 4 (`tokenizer.ggml.model` llama or gemma4)."""
-        from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
+        from ..formats.gguf_vocabulary import GgufVocabulary
 
         if not isinstance(vocabulary, GgufVocabulary):
             raise InputError(f"vocabulary is {arguments.shown(vocabulary)}, expected that of a GGUF file")

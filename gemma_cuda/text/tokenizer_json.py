@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gemma_cuda.errors import TokenizerError
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.side_files import TOKENIZER_JSON, read_json_object
-from gemma_cuda.text.bpe_vocabulary import check_added_tokens, check_vocabulary, library_errors
+from ..errors import TokenizerError
+from ..formats.fields import shown
+from ..formats.side_files import TOKENIZER_JSON, read_json_object
+from .bpe_vocabulary import check_added_tokens, check_vocabulary, library_errors
 
 if TYPE_CHECKING:
     import tokenizers

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_cuda.errors import TokenizerError
-from gemma_cuda.formats.fields import shown
-from gemma_cuda.formats.side_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_side_text
-from gemma_cuda.printable import shown_name
-from gemma_cuda.text.bpe_vocabulary import (
+from ..errors import TokenizerError
+from ..formats.fields import shown
+from ..formats.side_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_side_text
+from ..printable import shown_name
+from .bpe_vocabulary import (
     SPACE,
     BpeVocabulary,
     build_backend,
@@ -19,13 +19,13 @@ from gemma_cuda.text.bpe_vocabulary import (
     check_counts,
     library_errors,
 )
-from gemma_cuda.text.sentencepiece_file import read_sentencepiece_model
-from gemma_cuda.text.tokenizer_json import load_tokenizer_json
+from .sentencepiece_file import read_sentencepiece_model
+from .tokenizer_json import load_tokenizer_json
 
 if TYPE_CHECKING:
     import tokenizers
 
-    from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
+    from ..formats.gguf_vocabulary import GgufVocabulary
 
 
 # What HuggingFace's GemmaTokenizer assumes where no file names them.
