@@ -44,7 +44,7 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev $(VENV)/.nvrtc
 	$(PYTEST) -m slow
 	for mma in ampere hopper; do \
-	  $(PYTEST) --mma $$mma -m "not slow" tests/ops/test_attention.py tests/ops/test_attention_edges.py tests/ops/test_linear.py || exit 1; \
+	  $(PYTEST) --mma $$mma -m "mma and not slow" tests/ops || exit 1; \
 	done
 	GEMMA_CUDA_NVRTC=$(abspath $(OLDEST_NVRTC))/nvidia/cu13/lib/libnvrtc.so.13 $(PYTEST) -m slow tests/device/cuda/test_compile.py
 	$(MAKE) test-lowest

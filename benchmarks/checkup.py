@@ -1,4 +1,4 @@
-"""All that a GPU can tell in a few minutes: python -m benchmarks.checkup --out DIR [--minutes 8] [--only SECTION]
+"""A GPU's correctness and speed in a few minutes: python -m benchmarks.checkup --out DIR [--minutes 8] [--only SECTION]
 
 Runs from a checkout in which nothing can be installed: packages that are missing may lie unpacked on PYTHONPATH, and
 kernels compiled before in $GEMMA_CUDA_CACHE. It needs NumPy, pytest, CuPy and cuda-bindings; the models' tests and the
@@ -14,7 +14,7 @@ compiled   a few times beside FlexAttention and compiled Transformers           
 
 Each part has a process of its own, so what crashes or hangs costs only itself: it is killed at its limit, and all of it
 ends --minutes after the start, or half a minute later. What had no time is listed as not run. summary.txt is what is
-printed last; it is rewritten after each section, so that whoever ends the check-up finds what it knew by then.
+printed last; it is rewritten after each section, so that it is complete up to there if the check-up is ended early.
 Exit code 1 if something was wrong: a test, a golden launch, a finding of the sanitizer, the output of a timed kernel.
 --gpu fake rehearses all of it on the emulator, with no figure of any worth; --gpu fake-without-cublaslt does so as on a
 machine that has no cuBLASLt.
@@ -48,7 +48,7 @@ MODELS = ("tests/engine/test_model_gpu.py",)
 TEST_LIMIT_S, MODEL_LIMIT_S, SANITIZER_LIMIT_S = 20.0, 60.0, 45.0
 _MOST_JOBS = 8
 _OUTCOMES = {"passed": "ok", "skipped": "skipped", "not run": "not run"}
-_OVERTIME_S, _LEAST_S = 30.0, 20.0  # what a part that comes late still gets, and after the end of all nobody
+_OVERTIME_S, _LEAST_S = 30.0, 20.0  # of a part that begins late; after both, none begins
 _NO_TIME = "no time was left"
 _OURS = ("device", "golden", "tests", "sanitizer", "bench")  # where a failure is not that of a tool or a compiler
 

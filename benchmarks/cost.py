@@ -23,7 +23,7 @@ from gemma_cuda.bench.cycles import ARCHITECTURE
 from gemma_cuda.bench.occupancy import blocks_per_multiprocessor
 from gemma_cuda.device.cuda import nvrtc
 from gemma_cuda.device.cuda.compile import ARCHITECTURES, SHARED_BYTES, compile_kernel
-from gemma_cuda.device.dry_run import Launch, Recorder
+from gemma_cuda.device.dry_run import DryRunDevice, Launch
 from gemma_cuda.device.emulator.device import MAX_SHARED_BYTES, Emulator
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
 
@@ -86,7 +86,7 @@ def compiled(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Registers, shared memory, spills and blocks per multiprocessor of what the cases launch on each architecture."""
     rows = []
     for architecture in ARCHITECTURES:
-        recorder = Recorder(SHARED_BYTES[architecture])
+        recorder = DryRunDevice(SHARED_BYTES[architecture])
         for case in cases:
             case.run(recorder)
         for launch in sorted(set(recorder.launches), key=lambda launch: launch.instance):

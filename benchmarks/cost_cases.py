@@ -1,4 +1,4 @@
-"""The launches that docs/costs.md looks at: the kernels at shapes of published Gemmas."""
+"""The launches that docs/generated/costs.md looks at: the kernels at shapes of published Gemmas."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from benchmarks import compulsory
-from benchmarks.compulsory import Compulsory
 from gemma_cuda.device.protocol import Array, Device
 from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.ops import attention, embed, geglu, instances, linear, logits, qk_norm_rope, rms_norm
+from tests.support import compulsory
+from tests.support.compulsory import Compulsory
 
 MODELS = ("gemma-3-270m", "gemma-3-1b", "gemma-2-2b", "gemma-3-4b")
 TOKENS = 256
@@ -27,7 +27,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 class Case:
     """One call of an op.
 
-    row_bytes: of the rows that are read or written whole. run: calls it on a device and says what was compulsory.
+    row_bytes: of the rows that are read or written whole. run: calls it on a device and returns its compulsory cost.
     """
 
     kernel: str
@@ -49,7 +49,7 @@ def cases() -> Iterator[Case]:
 
 
 def zeros(device: Device, *shape: int, dtype: Any = BF16) -> Array:
-    """An input: what it holds changes no count, but it must hold something."""
+    """An input: its values change no count, but it must be initialised."""
     return device.from_host(np.zeros(shape, dtype))
 
 

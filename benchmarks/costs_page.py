@@ -1,4 +1,4 @@
-"""docs/costs.md, from benchmarks/results/cost-emulator.json."""
+"""docs/generated/costs.md, from benchmarks/results/cost-emulator.json."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _opening() -> Iterator[str]:
         emulator, figures of the compiler, and at the end an estimate that follows from them.
     """)
     yield from prose("""
-        *Compulsory* is what every kernel for the job must do (benchmarks/compulsory.py): each input read
+        *Compulsory* is what every kernel for the job must do (tests/support/compulsory.py): each input read
         and each output written once, of K and V only keys that some query sees, of an embedding table only
         distinct rows, the products of visible (query, key) pairs. It follows from shapes and masks, not
         from what a kernel says of itself.

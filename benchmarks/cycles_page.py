@@ -1,4 +1,4 @@
-"""The estimate for attention in docs/costs.md."""
+"""The estimate for attention in docs/generated/costs.md."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import compulsory, cycles
+from benchmarks import cycles
 from benchmarks.cycles import LENGTHS, PUBLISHED
 from benchmarks.markdown import heading, prose, table
 from gemma_cuda.bench.cycles import (
@@ -22,8 +22,9 @@ from gemma_cuda.bench.cycles import (
     tile_cycles,
 )
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
-from gemma_cuda.device.dry_run import Recorder
+from gemma_cuda.device.dry_run import DryRunDevice
 from gemma_cuda.ops.attention_plan import plan_attention
+from tests.support import compulsory
 
 WITHIN = 0.15
 # Layers of models as one prompt: name, query heads, KV heads, head_dim, logit policy, windows (None: causal).
@@ -59,7 +60,7 @@ def estimated_seconds(
     """Of our attention on an H100: sequences of equal length with key ranges [N], shape (H, KH, D)."""
     heads, kv_heads, head_dim = shape
     cu_seqlens = np.linspace(0, len(end), sequences + 1).astype(np.int32)
-    device = Recorder(SHARED_BYTES[ARCHITECTURE])
+    device = DryRunDevice(SHARED_BYTES[ARCHITECTURE])
     plan = plan_attention(
         begin, end, cu_seqlens, group=heads // kv_heads, head_dim=head_dim, is_plain=is_plain, device=device
     )

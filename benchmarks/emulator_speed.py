@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def page_section(result: dict[str, Any]) -> list[str]:
-    """Lines for docs/emulator.md."""
+    """Lines for docs/generated/benchmarks.md."""
     fast, checked = result["fast"], result["checked"]
     rows = [
         [name, *(f"{times[clock]:.2f} s" for clock in ("wall", "cpu")), f"{FLOPS / times['cpu'] / 1e9:.1f} GFLOP"]

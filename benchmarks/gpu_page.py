@@ -1,4 +1,4 @@
-"""The part of docs/benchmarks.md about GPUs: what a check-up measured, and published figures of peers beside it."""
+"""GPUs in docs/generated/benchmarks.md: the figures of a check-up, and published figures of peers beside them."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def measured(bench: dict[str, Any] | None, head_dim: int, mask: str) -> dict[str
     }
 
 
-def write_plots(results: Results, docs: Path) -> None:
-    """docs/plots/*.svg; without matplotlib nothing."""
+def write_plots(results: Results, pages: Path) -> None:
+    """plots/*.svg beside the pages; without matplotlib nothing."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -115,11 +115,11 @@ def write_plots(results: Results, docs: Path) -> None:
         print("plots need matplotlib: pip install 'gemma-cuda[bench]'")
         return
     matplotlib.rcParams["svg.hashsalt"] = "gemma-cuda"  # the same file every time
-    (docs / "plots").mkdir(exist_ok=True)
+    (pages / "plots").mkdir(exist_ok=True)
     for name in plots(results):
         figure = Figure(figsize=(9, 6), layout="constrained")
         {"over-length": _draw_over_length, "roofline": _draw_roofline, "latency": _draw_latency}[name](figure, results)
-        figure.savefig(docs / "plots" / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(pages / "plots" / f"{name}.svg", metadata={"Date": None})
 
 
 def _draw_over_length(figure: Any, results: Results) -> None:

@@ -47,7 +47,7 @@ def main() -> None:
 
     def save(result: dict[str, Any]) -> None:
         if options.json is not None:
-            draft = options.json.with_suffix(".draft")  # whoever ends this process finds a whole file
+            draft = options.json.with_suffix(".draft")  # the file is whole if this process is ended
             draft.write_text(json.dumps(result, indent=1) + "\n")
             draft.replace(options.json)
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def facts(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
-    """What the figures of this GPU are to be read with."""
+    """The GPU, its ceilings, its clocks and the versions of packages."""
     from gemma_cuda.bench.measure import ceilings
 
     cuda = Cuda()

@@ -78,8 +78,9 @@ def prepared(patch: pytest.MonkeyPatch) -> tuple[IdleGpu, gemma_cuda.Gemma]:
     machine = IdleGpu()
     machine.install(patch)
     CublasLt(machine).install(patch)
-    patch.setattr(fake_streams.Event, "record", lambda self, stream: None)
+    patch.setattr(fake_streams.Event, "record", lambda self, stream: setattr(self, "stream", stream))
     patch.setattr(fake_streams.Event, "synchronize", lambda self: None)
+    patch.setattr(fake_streams.Stream, "wait_event", lambda self, event: None)
     patch.setattr(fake_streams.Stream, "end_capture", lambda self: IdleGraph())
     gemma = gemma_cuda.Gemma.from_pretrained(build("gemma3_text", SIZE).path, device=Cuda())
     gemma.warmup(lengths=LENGTHS, kv_rows=1, kv_capacity=4096, tune=False)
@@ -95,10 +96,10 @@ def measure() -> dict[str, Any]:
     graphed = {n: microseconds(lambda n=n: gemma.prefill(ids[:n])) for n in LENGTHS}
     lengths = iter(range(1024, 0, -1))
     first = microseconds(lambda: gemma.prefill(ids[: next(lengths)]))
-    graphs = gemma._graphs
+    graphs = gemma._engine.graphs
     assert graphs is not None
     plan = graphs.buckets[-1].plan
-    ours = [step for name, step in zip(plan.names, plan.steps, strict=True) if name != "gemm"]
+    ours = [step for name, step in zip(plan.names, plan.launches, strict=True) if name != "gemm"]
     launches = microseconds(lambda: [step(0) for step in ours]) / len(ours)
     patch.undo()
     return {

@@ -32,7 +32,7 @@ class Result:
 
 
 def run_isolated(arguments: Sequence[str], *, limit_s: float, deadline: float, jobs: int = 1) -> Iterator[Result]:
-    """Results of the tests that pytest collects with these arguments, as they come: one for each, whatever happens.
+    """Results of the tests that pytest collects with these arguments, as they come: one for each, in any case.
 
     Each of `jobs` processes goes on until a test fails or takes more than limit_s seconds, compilation apart; another
     one runs what is left. Tests that had not started at `deadline` (of time.monotonic) are not run; what runs then is
@@ -165,7 +165,7 @@ class _PytestChild(Child):
         return code if is_over else None
 
     def next_event(self, limit_s: float) -> dict[str, Any] | None:
-        """What it says next; None if it says nothing for so long, or has ended, or nobody wants to know any more."""
+        """What it says next; None if it says nothing for so long, or has ended, or the run was stopped."""
         deadline = time.monotonic() + limit_s
         while b"\n" not in self._text:
             # Asked for first: what it said before it ended is then in the pipe. The pipe's own end says nothing, since

@@ -1,4 +1,4 @@
-"""docs/mutants.md: how many single-token bugs the tests of each kernel catch, and what the others are."""
+"""docs/generated/mutants.md: how many single-token bugs the tests of each kernel catch, and what the others are."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """How many bugs the tests of a kernel catch: python -m benchmarks.mutate KERNEL [--n 300] [--seed 0] [--json FILE]
 
-Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs
-tests/ops/test_KERNEL.py on the emulator; and prints the share of mutants that a test kills, with the survivors
-to explain.
-Mutants that do not compile do not count. --index: instead, offsets in 32 bits where the kernel has 64, and the tests of
-large arrays. --semantic: instead, the mistakes of benchmarks/semantic_mutants.py.
+Changes one token of kernels/KERNEL.cu, or of a header of kernels/common/ that its tests guard, at a time; runs the
+kernel's tests in tests/ops/ on the emulator; and prints the share of mutants that a test kills, with the survivors to
+explain. Mutants that do not compile do not count. --index: instead, offsets in 32 bits where the kernel has 64, and
+the tests of large arrays. --semantic: instead, the mistakes of benchmarks/semantic_mutants.py.
 """
 
 from __future__ import annotations
@@ -89,6 +88,11 @@ class Running:
     pid: int
     directory: Path
     deadline: float
+
+
+def kernel_tests(kernel: str) -> list[str]:
+    """Those of a kernel, the ones that kill most mutants first."""
+    return [f"tests/ops/test_{name}.py" for name in TESTS.get(kernel, (kernel,))]
 
 
 def source_files(kernel: str) -> list[str]:
@@ -233,7 +237,7 @@ def main() -> None:
         os.environ[name] = "1"
     import tests.support.emulated
 
-    tests = [f"tests/ops/test_{name}.py" for name in TESTS.get(options.kernel, (options.kernel,))]
+    tests = kernel_tests(options.kernel)
     if options.index:
         tests = ["tests/device/emulator/test_large_arrays.py", "-k", f"test_{options.kernel}"]
     ((_, before),) = run(tests, [None], 1, 1, WAIT_S)

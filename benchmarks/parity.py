@@ -1,4 +1,4 @@
-"""Writes docs/parity.md: how far this package and Transformers' eager models are from exact arithmetic.
+"""Writes docs/generated/parity.md: how far this package and Transformers' eager models are from exact arithmetic.
 
 Run as `python -m benchmarks.parity`. Random models of every generation with the head_dims of the real ones; needs torch
 and transformers. The last digit of a figure depends on the machine's BLAS.
@@ -58,7 +58,7 @@ Versions: {versions}.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("docs/parity.md"))
+    parser.add_argument("--output", type=Path, default=Path("docs/generated/parity.md"))
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES), metavar="NAME")
     options = parser.parse_args(arguments)
     rows = []

@@ -1,7 +1,7 @@
 """Other programs, none of which is waited for without a limit.
 
 A program has a process group of its own, which is killed as a whole, and prints to files: a pipe would be open for as
-long as any process that it started, and whoever reads to its end would wait for that one.
+long as any process that it started, and a read to its end would wait for that one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Child:
 
     def has_ended(self) -> bool:
         """Whether the program has ended; what it started may go on."""
-        try:  # It is left a zombie, so that the id of its group goes to nobody else before end().
+        try:  # It is left a zombie, so that no other group gets its id before end().
             state = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return True

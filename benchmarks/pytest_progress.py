@@ -11,42 +11,45 @@ import pytest
 
 from gemma_cuda.device.cuda import device as cuda
 
-_compile = cuda.compile_kernel
-_reports: list[pytest.TestReport] = []
+
+class Progress:
+    """The hooks, and the reports of the test that runs."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._reports: list[pytest.TestReport] = []
+
+    def tell(self, **message: object) -> None:
+        os.write(self._descriptor, json.dumps(message).encode() + b"\n")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.tell(event="collected", tests=[item.nodeid for item in session.items])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._reports.clear()
+        self.tell(event="start", test=nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._reports.append(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """One end of each test, after its teardown, in which it may still fail."""
+        kinds = {report.outcome: report for report in reversed(self._reports)}  # the first of each
+        outcome = next(kind for kind in ("failed", "skipped", "passed") if kind in kinds)
+        told = kinds[outcome]
+        why = told.longrepr[2] if isinstance(told.longrepr, tuple) else told.longreprtext  # of a skip, and else
+        detail = "" if told.passed else why.removeprefix("Skipped: ")
+        seconds = sum(report.duration for report in self._reports)
+        self.tell(event="end", test=nodeid, outcome=outcome, seconds=seconds, detail=detail)
 
 
-def _tell(**message: object) -> None:
-    os.write(int(os.environ["PROGRESS_FD"]), json.dumps(message).encode() + b"\n")
+def pytest_configure(config: pytest.Config) -> None:
+    progress, compile_kernel = Progress(int(os.environ["PROGRESS_FD"])), cuda.compile_kernel
 
+    def compile_and_tell(*arguments: Any, **options: Any) -> Any:
+        compiled = compile_kernel(*arguments, **options)
+        progress.tell(event="compiled")
+        return compiled
 
-def _compile_and_tell(*arguments: Any, **options: Any) -> Any:
-    compiled = _compile(*arguments, **options)
-    _tell(event="compiled")
-    return compiled
-
-
-def pytest_configure() -> None:
-    cuda.compile_kernel = _compile_and_tell
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    _tell(event="collected", tests=[item.nodeid for item in session.items])
-
-
-def pytest_runtest_logstart(nodeid: str) -> None:
-    _reports.clear()
-    _tell(event="start", test=nodeid)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _reports.append(report)
-
-
-def pytest_runtest_logfinish(nodeid: str) -> None:
-    """One end of each test, after its teardown, in which it may still fail."""
-    kinds = {report.outcome: report for report in reversed(_reports)}  # the first of each
-    outcome = next(kind for kind in ("failed", "skipped", "passed") if kind in kinds)
-    told = kinds[outcome]
-    why = told.longrepr[2] if isinstance(told.longrepr, tuple) else told.longreprtext  # of a skip, and else
-    detail = "" if told.passed else why.removeprefix("Skipped: ")
-    _tell(event="end", test=nodeid, outcome=outcome, seconds=sum(r.duration for r in _reports), detail=detail)
+    cuda.compile_kernel = compile_and_tell
+    config.pluginmanager.register(progress)

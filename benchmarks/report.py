@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, costs.md, mutants.md and a part of emulator.md from benchmarks/results/*.json.
+"""Writes docs/generated/ from benchmarks/results/*.json, and docs/pictures/ from the code.
 
 What a GPU gave lies there as gpu-bench.json, gpu-prefill.json and gpu-compiled.json: files of benchmarks.checkup.
 Plots are written beside the pages; --check looks at the pages only.
@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs_page, emulator_speed, gpu_page, mutants_page
+from benchmarks import costs_page, emulator_speed, gpu_page, mutants_page, pictures
 from benchmarks.timing import interval
 
 ROOT = Path(__file__).parent
-SPEED = "## How fast it is"  # the one part of docs/emulator.md that is generated
 DOCS = ROOT.parent / "docs"
+GENERATED = DOCS / "generated"
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
         if not is_check:
             path.write_text(text)
     if not is_check:
-        gpu_page.write_plots(results(), DOCS)
+        gpu_page.write_plots(results(), GENERATED)
     return int(is_check and bool(stale))
 
 
@@ -39,12 +39,10 @@ def pages() -> dict[Path, str]:
     """Each generated page and its text."""
     known = results()
     return {
-        DOCS / "benchmarks.md": benchmarks_page(known),
-        DOCS / "costs.md": costs_page.page(known["cost-emulator"]),
-        DOCS / "mutants.md": mutants_page.page(known["mutants"]),
-        DOCS / "emulator.md": with_section(
-            (DOCS / "emulator.md").read_text(), SPEED, emulator_speed.page_section(known["emulator-speed"])
-        ),
+        GENERATED / "benchmarks.md": benchmarks_page(known),
+        GENERATED / "costs.md": costs_page.page(known["cost-emulator"]),
+        GENERATED / "mutants.md": mutants_page.page(known["mutants"]),
+        **{DOCS / "pictures" / name: text for name, text in pictures.pages().items()},
     }
 
 
@@ -53,14 +51,8 @@ def results() -> dict[str, dict[str, Any]]:
     return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "results").glob("*.json"))}
 
 
-def with_section(text: str, title: str, lines: list[str]) -> str:
-    """The page with these lines under that heading, up to the next."""
-    before, _, rest = text.partition(f"{title}\n")
-    return "\n".join([before + title, *lines, "", ""]) + rest[rest.index("## ") :]
-
-
 def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
-    """docs/benchmarks.md, of the results by file name."""
+    """docs/generated/benchmarks.md, of the results by file name."""
     prefill, load, memory = (results[f"{name}-numpy"] for name in ("prefill", "load", "memory"))
     machine = prefill["machine"]
     blas = "; ".join(x for x in machine["blas"] if not x.startswith("openmp"))
@@ -96,6 +88,16 @@ def benchmarks_page(results: dict[str, dict[str, Any]]) -> str:
         f"  {load['peak_bytes'] / 1e9:.2f} GB at most. `python -m benchmarks.run load`",
         f"- A prefill of {memory['length']} tokens takes {above:.0f} MB at most above the loaded model.",
         "  `python -m benchmarks.run memory`",
+        "",
+        "## Speed of the emulator",
+        *emulator_speed.page_section(results["emulator-speed"]),
+        "",
+        "## Two commits, the same bits",
+        "",
+        "`python -m benchmarks.same_bits BASE` compares what the commit BASE and the working tree compute, bit by bit:",
+        "random models of Gemma 1 to 4 on NumPy in three dtypes, Gemma 1 to 3 on the emulator and on the fake GPU,",
+        "launch by launch and by plans; with their KV caches, kernel launches and error messages. It takes about two",
+        "minutes on two cores.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Writes what CuTe says of matrix instructions beside this file: python -m benchmarks.write_layouts [--nvcc nvcc]
+"""Writes CuTe's layouts of matrix instructions to tests/support/isa/: python -m benchmarks.write_layouts [--nvcc nvcc]
 
 CuTe is the part of CUTLASS that describes instructions; its traits have run on GPUs for years. The package
 nvidia-cutlass is fetched into a temporary directory, print_layouts.cu is compiled with its headers, which takes two
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "nvidia-cutlass==4.2.0"
-HERE = Path(__file__).parents[1] / "tests" / "isa"
+HERE = Path(__file__).parents[1] / "tests" / "support" / "isa"
 
 
 def main() -> None:

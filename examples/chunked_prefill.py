@@ -14,7 +14,7 @@ parts = []
 for start in range(0, PROMPT, CHUNK):
     stop = min(start + CHUNK, PROMPT)
     k_cache[:, start:stop], v_cache[:, start:stop] = k[:, start:stop], v[:, start:stop]
-    # q_offset says at which key the chunk begins: what lies behind it in the cache is not seen.
+    # q_offset is the key at which the chunk begins; keys after its own queries are not seen.
     parts.append(gemma_cuda.attention(q[:, start:stop], k_cache, v_cache, q_offset=start, **rule))
 
 at_once = gemma_cuda.attention(q, k, v, **rule)

@@ -9,7 +9,7 @@ theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True
 ours = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 print(torch.allclose(ours, theirs, atol=1e-5))  # True
 
-# What SDPA has not: a window, a softcap and image spans, without a mask in memory.
+# Not in SDPA: a window, a softcap and image spans, without a mask in memory.
 spans = torch.tensor([-1] * 20 + [0] * 30 + [-1] * 50)
 o = gemma_cuda.attention(q, k, v, layout="BHSD", causal=True, sliding_window=32, softcap=50.0, block_ids=spans)
 print(o.shape)  # torch.Size([1, 8, 100, 64])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine.outputs import PrefillOutput
     from .formats.checkpoint import open_checkpoint
     from .formats.gemma_config import GemmaConfig
-    from .gemma import Gemma, PrefillOutput
-    from .interop.attention import attention
-    from .interop.layers import geglu, rms_norm
-    from .interop.qk_norm_rope import qk_norm_rope
+    from .gemma import Gemma
+    from .interop.api import attention, geglu, qk_norm_rope, rms_norm
     from .model.kv_cache import KVCache
     from .text.tokenizer import Tokenizer
 
@@ -21,9 +20,10 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Gemma": "gemma", "PrefillOutput": "gemma", "GemmaConfig": "formats.gemma_config", "KVCache": "model.kv_cache",
-    "Tokenizer": "text.tokenizer", "open_checkpoint": "formats.checkpoint", "attention": "interop.attention",
-    "geglu": "interop.layers", "qk_norm_rope": "interop.qk_norm_rope", "rms_norm": "interop.layers",
+    "Gemma": "gemma", "GemmaConfig": "formats.gemma_config", "KVCache": "model.kv_cache",
+    "PrefillOutput": "engine.outputs", "Tokenizer": "text.tokenizer", "attention": "interop.api",
+    "geglu": "interop.api", "open_checkpoint": "formats.checkpoint", "qk_norm_rope": "interop.api",
+    "rms_norm": "interop.api",
 }  # fmt: skip
 
 

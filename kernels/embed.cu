@@ -1,11 +1,10 @@
-// embed: x[n] = table[ids[n]] · scale, or a given feature row as it is where feature_index[n] says so.
+// embed: x[n] = table[ids[n]] · scale or, where feature_index[n] >= 0, features[feature_index[n]] unscaled.
 //   shapes    x [N, E]   ids, feature_index [N] int   table [V, E]   features [M, E]   all rows contiguous
 //   types     T in {bf16, half}
-//   constant  none: ids, table and features may be what kernels wrote
+//   constant  none: earlier kernels may have written ids, table and features
 //   template  kVec elements per access, divides E
 //   launch    grid (N), block any number of threads up to kMostThreads
-//   index     where feature_index[n] is not negative, x[n] = features[feature_index[n]] and ids[n] is not looked at;
-//             without features all rows are of the table
+//   index     where feature_index[n] is not negative ids[n] is not read; without features all rows are of the table
 //   numerics  scale is rounded to T, then each product, as HuggingFace does; features are copied
 //   cost      reads N rows and their indices, writes x once
 //   source    Gemma Team, arXiv:2403.08295, section 2 (embeddings scaled by √E)

@@ -1,5 +1,5 @@
-// logits: what follows the language-model head. softcap: z = cap · tanh(z / cap) in place. top_k: the k largest of each
-// row, largest first, the lowest index first among equals.
+// logits: softcap and top-k of the language-model head's logits. softcap: z = cap · tanh(z / cap) in place. top_k: the
+// k largest of each row, largest first, the lowest index first among equals.
 //   shapes    z [M, V]   values, indices [M, k]   best [M, slices, k] and candidates [M, count]: keys, see below
 //   types     z, values fp32; indices int; keys uint64
 //   constant  none

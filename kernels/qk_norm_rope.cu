@@ -1,5 +1,5 @@
 // qk_norm_rope: q = rope(norm(q)), k = rope(norm(k)), v = v or norm(v), head by head, from one packed projection; k and
-// v go where the cache keeps them.
+// v are stored to rows of the cache.
 //   shapes    x [N, (H + KH + KH) D], rows x_stride apart: H query heads, KH key heads, then at v_column KH value heads
 //             (v_column may be the keys' own: V is then the raw K)   q [N, H, D]   k_cache, v_cache [rows, KH, D]
 //             q_weight, k_weight [D]   cos, sin [P, D / 2]   positions, slots [N]; H or KH may be 0
@@ -21,6 +21,13 @@
 #include "common/vec.cuh"
 
 enum Norm { Raw, Times, OnePlus };
+
+// Filled by Python, which reads the members here by name. x_stride and v_column in elements.
+// __grid_constant__ at the kernel: without it the members take registers.
+struct Params {
+  int N, H, KH, x_stride, v_column, pairs;
+  float eps;
+};
 
 constexpr int kThreads = 128;
 constexpr int kVec = 8;  // 16 bytes of T
@@ -72,12 +79,13 @@ template <class T, int D, Norm kNorm, bool kNormV>
 __global__ void __launch_bounds__(kThreads, 8)
     qk_norm_rope(T* __restrict__ q, T* __restrict__ k_cache, T* __restrict__ v_cache, const T* x,
                  const T* __restrict__ q_weight, const T* __restrict__ k_weight, const float* __restrict__ cos,
-                 const float* __restrict__ sin, const int* __restrict__ positions, const int* __restrict__ slots, int N,
-                 int H, int KH, int x_stride, int v_column, int pairs, float eps) {
+                 const float* __restrict__ sin, const int* __restrict__ positions, const int* __restrict__ slots,
+                 const __grid_constant__ Params params) {
   grid_dependency_wait();
   grid_dependency_release();
   using V = Vec<T, kVec>;
   constexpr int kHalf = D / 2;
+  const int N = params.N, H = params.H, KH = params.KH;
   // The values of all tokens come after all queries and keys: warps that hold both would ask for half of the angles.
   const int turned = N * (H + KH), first = threadIdx.x % kLanes<D> * kVec;
   const int row = blockIdx.x * heads_per_block<D> + threadIdx.x / kLanes<D>;
@@ -88,8 +96,8 @@ __global__ void __launch_bounds__(kThreads, 8)
 
   V low = {}, high = {};  // lanes without a head take part in the sums
   if (exists) {
-    const int column = (is_value ? v_column : 0) + head * D;
-    const T* source = x + static_cast<int64_t>(token) * x_stride + column + first;
+    const int column = (is_value ? params.v_column : 0) + head * D;
+    const T* source = x + static_cast<int64_t>(token) * params.x_stride + column + first;
     low = V::load(source);
     high = V::load(source + kHalf);
   }
@@ -100,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 8)
     for (int i = 0; i < kVec; ++i)
       sum +=
           to_float(low.element[i]) * to_float(low.element[i]) + to_float(high.element[i]) * to_float(high.element[i]);
-    const float rstd = rsqrtf(lanes_sum<kLanes<D>>(sum) / D + eps);
+    const float rstd = rsqrtf(lanes_sum<kLanes<D>>(sum) / D + params.eps);
     if (is_value ? kNormV : kNorm != Raw) scale = rstd;
   }
   if (!exists) return;
@@ -111,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 8)
   normalise<kNorm>(high_values, high, scale, weight == nullptr ? nullptr : weight + kHalf + first);
   if (!is_value) {
     const int64_t angles = static_cast<int64_t>(positions == nullptr ? token : positions[token]) * kHalf;
-    rotate(low_values, high_values, cos + angles, sin + angles, first, pairs);
+    rotate(low_values, high_values, cos + angles, sin + angles, first, params.pairs);
   }
   T* target;
   if (is_query) {

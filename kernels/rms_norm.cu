@@ -1,5 +1,4 @@
-// rms_norm: y = h · rsqrt(mean(h²) + eps) · weight over each row, where h is x with what comes before the norm fused
-// in.
+// rms_norm: y = h · rsqrt(mean(h²) + eps) · weight over each row, where h is x or, fused in, a residual plus x.
 //   shapes    y, h, x, residual [S, E]   weight, post_weight [E]   all rows contiguous; h may be residual
 //   types     T in {bf16, half, float}; sums and products fp32
 //   constant  weight, post_weight

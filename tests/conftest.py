@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import types
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 # A shell's background job inherits an ignored SIGINT; the tests of Ctrl-C would then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,20 +25,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import hypothesis  # noqa: E402
-
-hypothesis.settings.register_profile("project", derandomize=True, deadline=None, print_blob=True)
-hypothesis.settings.load_profile("project")
-
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from gemma_cuda.device.emulator.device import Emulator  # noqa: E402
+pytest.register_assert_rewrite("tests.support")
+
+from gemma_cuda.device import foreign  # noqa: E402
+from gemma_cuda.device.emulator.device import Emulator, Schedule  # noqa: E402
 from gemma_cuda.device.protocol import Device  # noqa: E402
 from gemma_cuda.errors import GemmaError  # noqa: E402
 from gemma_cuda.host import files, private_directory  # noqa: E402
-from tests.support.emulated import DeviceOf, on_cuda  # noqa: E402
+from tests.support.emulated import DeviceOf, KernelTestDevice, kernel_emulator, on_cuda  # noqa: E402
+from tests.support.fake_cuda import Machine  # noqa: E402
+from tests.support.golden import GoldenFile  # noqa: E402
+from tests.support.host_backed_gpu import HostBackedGpu  # noqa: E402
 
 
 def _use_safe_cache() -> None:
@@ -51,9 +57,33 @@ def _use_safe_cache() -> None:
 _use_safe_cache()
 
 
+@pytest.fixture(scope="session")
+def kernel_test_device(pytestconfig: pytest.Config) -> KernelTestDevice:
+    """Makes kernel_emulator, with --mma of that rounding; with --gpu the GPU, whatever options are asked for."""
+    on_gpu, rounding = pytestconfig.getoption("--gpu") is not None, pytestconfig.getoption("--mma")
+
+    @functools.cache
+    def gpu(kernels: Path | None, shared_bytes: int | None) -> HostBackedGpu:
+        return HostBackedGpu(kernels=kernels, shared_bytes=shared_bytes)
+
+    def make(schedule: Schedule = "forward", **options: Any) -> Any:
+        if on_gpu:
+            return gpu(options.get("kernels"), options.get("shared_bytes"))
+        return kernel_emulator(schedule, **{**options, **({} if rounding is None else {"mma": rounding})})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_file(pytestconfig: pytest.Config) -> GoldenFile | None:
+    """The file that --golden names."""
+    path = pytestconfig.getoption("--golden")
+    return None if path is None else GoldenFile(path)
+
+
 @pytest.fixture
 def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
-    """What launches on an emulator: the emulator itself or, if its schedule is random, CUDA's host path.
+    """A device that launches on an emulator: the emulator or, if its schedule is random, CUDA's host path.
 
     With --gpu it is the GPU.
     """
@@ -63,6 +93,32 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> DeviceOf:
         return on_cuda(emulator, monkeypatch) if is_emulated and emulator.schedule == "random" else emulator
 
     return device
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A fake machine with two GPUs."""
+    gpus = Machine(Emulator(workers=2), gpus=2)
+    gpus.install(monkeypatch)
+    foreign._cuda.cache_clear()
+    yield gpus
+    foreign._cuda.cache_clear()
+
+
+@pytest.fixture
+def torch_on_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The machine, on whose first GPU torch allocates tensors, too."""
+    import torch
+
+    from tests.support.gpu_arrays import OnGpu
+
+    empty, stream = torch.empty, machine.new_stream()
+    monkeypatch.setattr(
+        sys.modules["cupy"], "from_dlpack", lambda x: machine.adopt(x.as_subclass(torch.Tensor).numpy()), raising=False
+    )
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: empty(shape, dtype=dtype).as_subclass(OnGpu))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=stream.ptr))
+    return machine
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +154,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from tests import fuzz
-    from tests.support import emulated, golden
-
-    fuzz.draw_times(config.getoption("--fuzz"))
-    rounding = config.getoption("--mma")
-    if rounding is not None:
-        emulated.use_mma(rounding)
+    examples = 100 * config.getoption("--fuzz")
+    hypothesis.settings.register_profile(
+        "project", derandomize=True, deadline=None, print_blob=True, max_examples=examples
+    )
+    hypothesis.settings.load_profile("project")
     wanted = config.getoption("--gpu")
     if wanted is None:
         return
@@ -114,13 +168,11 @@ def pytest_configure(config: pytest.Config) -> None:
         install(pytest.MonkeyPatch(), has_cublaslt=FAKES[wanted])
     elif config.getoption("--no-pool"):
         importlib.import_module("cupy").cuda.set_allocator(None)
-    emulated.use_gpu()
-    golden.record_to(config.getoption("--golden"))
 
 
-# What takes longest, in order of CPU seconds. The files that are not named take some seconds each and come first; what
-# is left for the end is short, so that all processes end at about the same time.
-_LONG = (
+# The longest files, in descending order of CPU seconds. Other files take some seconds each and come first; the last
+# ones are short, so that all processes end at about the same time.
+LONG = (
     *(
         "model_cuda",
         "attention",
@@ -140,7 +192,7 @@ _LONG = (
 
 def _cost(item: pytest.Item) -> int:
     name = item.path.stem.removeprefix("test_")
-    return _LONG.index(name) if name in _LONG else -1
+    return LONG.index(name) if name in LONG else -1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,8 +14,8 @@ import torch
 
 from gemma_cuda import arguments
 from gemma_cuda.errors import CacheError, InputError
-from tests.fuzz.hostile import Integer
-from tests.fuzz.hostile import Raises as Printable
+from tests.support.fuzz.hostile import Integer
+from tests.support.fuzz.hostile import Raises as Printable
 
 
 class Raises(Printable):

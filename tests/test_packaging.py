@@ -248,13 +248,14 @@ def test_readme_shows_the_two_commands_first() -> None:
 
 
 @pytest.mark.real_weights
-def test_readme_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = (block for block in readme_blocks("python") if "from_pretrained" in block)
-    exec(compile(block, "README.md", "exec"), {})
-    printed = capsys.readouterr().out.splitlines()
-    shapes = re.findall(r"print\(.*\) +# (\(.*?\))", block)
-    assert len(shapes) == 4
-    assert [line for line in printed if line.startswith("(")] == shapes
+def test_readme_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = [block for block in readme_blocks("python") if "from_pretrained" in block]
+    for block, count in zip(blocks, (1, 4), strict=True):
+        exec(compile(block, "README.md", "exec"), {})
+        printed = capsys.readouterr().out.splitlines()
+        shapes = re.findall(r"print\(.*\) +# (\(.*?\))", block)
+        assert len(shapes) == count
+        assert [line for line in printed if line.startswith("(")] == shapes
 
 
 @pytest.fixture(scope="module")

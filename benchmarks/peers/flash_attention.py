@@ -19,9 +19,6 @@ from benchmarks.peers.plain_attention import plain_attention
 from gemma_cuda.errors import InputError
 from gemma_cuda.interop import torch as interop
 
-_is_ours = True
-_on_cpu: TorchFunctionMode
-
 
 class _OnTheCpu(TorchFunctionMode):
     """Has "cuda" mean the CPU."""
@@ -35,22 +32,20 @@ class _OnTheCpu(TorchFunctionMode):
 
 def install(is_ours: bool) -> None:
     """Puts the modules into their places, with our attention or a plain one, and has torch pretend to see a GPU."""
-    global _is_ours, _on_cpu
-    _is_ours = is_ours
+    functions = _Functions(is_ours)
     torch.set_num_threads(1)
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
     torch.cuda.get_device_properties = lambda *_: SimpleNamespace(total_memory=16 << 30)  # type: ignore[assignment]
     torch.cuda.synchronize = lambda *_: None
-    _on_cpu = _OnTheCpu()
-    _on_cpu.__enter__()
+    _OnTheCpu().__enter__()
     _module(
         "flash_attn",
-        flash_attn_func=_func,
-        flash_attn_kvpacked_func=_kvpacked,
-        flash_attn_qkvpacked_func=_qkvpacked,
-        flash_attn_varlen_func=_varlen,
-        flash_attn_varlen_kvpacked_func=_varlen_kvpacked,
-        flash_attn_varlen_qkvpacked_func=_varlen_qkvpacked,
+        flash_attn_func=functions.func,
+        flash_attn_kvpacked_func=functions.kvpacked,
+        flash_attn_qkvpacked_func=functions.qkvpacked,
+        flash_attn_varlen_func=functions.varlen,
+        flash_attn_varlen_kvpacked_func=functions.varlen_kvpacked,
+        flash_attn_varlen_qkvpacked_func=functions.varlen_qkvpacked,
         flash_attn_with_kvcache=_lacks("flash_attn_with_kvcache"),
     )
     _module("flash_attn.bert_padding", pad_input=_pad_input, unpad_input=_unpad_input)
@@ -65,8 +60,8 @@ def install(is_ours: bool) -> None:
     _module("flash_attn.layers.rotary", apply_rotary_emb=_lacks("apply_rotary_emb"))
     _module(
         "flash_attn_interface",
-        flash_attn_func=_func_3,
-        flash_attn_varlen_func=_varlen_3,
+        flash_attn_func=functions.func_3,
+        flash_attn_varlen_func=functions.varlen_3,
         flash_attn_combine=_lacks("flash_attn_combine"),
         flash_attn_with_kvcache=_lacks("flash_attn_with_kvcache"),
         get_scheduler_metadata=_lacks("get_scheduler_metadata"),
@@ -87,13 +82,13 @@ def _lacks(name: str) -> Callable[..., Any]:
 
 
 class _Function(torch.autograd.Function):
-    """Our forward; backward is that of plain attention in float32."""
+    """A forward of ours or a plain one; backward is that of plain attention in float32."""
 
     @staticmethod
-    def forward(ctx: Any, ours: Any, plain: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, attention: Any, plain: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ctx.plain = plain
         ctx.save_for_backward(*tensors)
-        o, lse = (ours if _is_ours else plain)(*(x.detach() for x in tensors))
+        o, lse = attention(*(x.detach() for x in tensors))
         ctx.mark_non_differentiable(lse)
         return o, lse
 
@@ -105,92 +100,93 @@ class _Function(torch.autograd.Function):
             return (None, None, *torch.autograd.grad(o, leaves, gradient))
 
 
-def _attend(
-    tensors: Sequence[Tensor],
-    cu_seqlens: Sequence[Tensor],
-    scale: float | None = None,
-    causal: bool = False,
-    window_size: Any = (-1, -1),
-    softcap: float = 0.0,
-    probs: bool = False,
-    **refused: Any,
-) -> Any:
-    """What flash_attn's functions give, of [B, S, H, D], or [S, H, D] with cu_seqlens of queries and keys."""
-    name = "flash_attn_varlen_func" if cu_seqlens else "flash_attn_func"
-    function: Callable[..., Any] = getattr(interop, name)
+class _Functions:
+    """flash_attn's functions, by our attention or by a plain one."""
 
-    def ours(*qkv: Tensor) -> tuple[Tensor, Tensor]:
-        lengths = [int(x.diff().max()) for x in cu_seqlens]
-        o, lse, _ = function(
-            *qkv, *cu_seqlens, *lengths, softmax_scale=scale, causal=causal, window_size=window_size, softcap=softcap,
-            return_attn_probs=True, **refused,
+    def __init__(self, is_ours: bool) -> None:
+        self._is_ours = is_ours
+
+    def attend(
+        self,
+        tensors: Sequence[Tensor],
+        cu_seqlens: Sequence[Tensor],
+        scale: float | None = None,
+        causal: bool = False,
+        window_size: Any = (-1, -1),
+        softcap: float = 0.0,
+        probs: bool = False,
+        **refused: Any,
+    ) -> Any:
+        """What flash_attn's functions give, of [B, S, H, D], or [S, H, D] with cu_seqlens of queries and keys."""
+        name = "flash_attn_varlen_func" if cu_seqlens else "flash_attn_func"
+        function: Callable[..., Any] = getattr(interop, name)
+
+        def ours(*qkv: Tensor) -> tuple[Tensor, Tensor]:
+            lengths = [int(x.diff().max()) for x in cu_seqlens]
+            o, lse, _ = function(
+                *qkv, *cu_seqlens, *lengths, softmax_scale=scale, causal=causal, window_size=window_size,
+                softcap=softcap, return_attn_probs=True, **refused,
+            )  # fmt: skip
+            return o, lse
+
+        def plain(*qkv: Tensor) -> tuple[Tensor, Tensor]:
+            left, right = (int(bound) for bound in window_size)
+            return plain_attention(
+                *qkv, cu_seqlens=cu_seqlens, scale=scale, left=left, right=0 if causal else right, softcap=softcap
+            )
+
+        if not self._is_ours and any(x is not None and x != 0 for x in refused.values()):
+            raise InputError("the plain attention has neither dropout nor alibi_slopes")
+        o, lse = _Function.apply(ours if self._is_ours else plain, plain, *tensors)  # type: ignore[no-untyped-call]
+        return (o, lse, o.new_empty(0)) if probs else o
+
+    def func(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: Any = None,
+        causal: bool = False, window_size: Any = (-1, -1), softcap: float = 0.0, alibi_slopes: Any = None,
+        deterministic: bool = False, return_attn_probs: bool = False,
+    ) -> Any:  # fmt: skip
+        return self.attend(
+            (q, k, v), (), softmax_scale, causal, window_size, softcap, return_attn_probs, dropout_p=dropout_p,
+            alibi_slopes=alibi_slopes,
         )  # fmt: skip
-        return o, lse
 
-    def plain(*qkv: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = (int(bound) for bound in window_size)
-        return plain_attention(
-            *qkv, cu_seqlens=cu_seqlens, scale=scale, left=left, right=0 if causal else right, softcap=softcap
-        )
+    def kvpacked(self, q: Tensor, kv: Tensor, *arguments: Any, **options: Any) -> Any:
+        return self.func(q, *kv.unbind(2), *arguments, **options)
 
-    if not _is_ours and any(x is not None and x != 0 for x in refused.values()):
-        raise InputError("the plain attention has neither dropout nor alibi_slopes")
-    o, lse = _Function.apply(ours, plain, *tensors)  # type: ignore[no-untyped-call]
-    return (o, lse, o.new_empty(0)) if probs else o
+    def qkvpacked(self, qkv: Tensor, *arguments: Any, **options: Any) -> Any:
+        return self.func(*qkv.unbind(2), *arguments, **options)
 
+    def varlen(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False,
+        window_size: Any = (-1, -1), softcap: float = 0.0, alibi_slopes: Any = None, deterministic: bool = False,
+        return_attn_probs: bool = False, block_table: Any = None,
+    ) -> Any:  # fmt: skip
+        options = {} if block_table is None else {"block_table": block_table}
+        return self.attend(
+            (q, k, v), (cu_seqlens_q, cu_seqlens_k), softmax_scale, causal, window_size, softcap, return_attn_probs,
+            dropout_p=dropout_p, alibi_slopes=alibi_slopes, **options,
+        )  # fmt: skip
 
-def _func(
-    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False,
-    window_size: Any = (-1, -1), softcap: float = 0.0, alibi_slopes: Any = None, deterministic: bool = False,
-    return_attn_probs: bool = False,
-) -> Any:  # fmt: skip
-    return _attend(
-        (q, k, v), (), softmax_scale, causal, window_size, softcap, return_attn_probs, dropout_p=dropout_p,
-        alibi_slopes=alibi_slopes,
-    )  # fmt: skip
+    def varlen_kvpacked(self, q: Tensor, kv: Tensor, *arguments: Any, **options: Any) -> Any:
+        return self.varlen(q, *kv.unbind(1), *arguments, **options)
 
+    def varlen_qkvpacked(
+        self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *arguments: Any, **options: Any
+    ) -> Any:
+        return self.varlen(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, *arguments, **options)
 
-def _kvpacked(q: Tensor, kv: Tensor, *arguments: Any, **options: Any) -> Any:
-    return _func(q, *kv.unbind(2), *arguments, **options)
+    def func_3(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        return self.func(q, k, v, **_version_3(options))
 
-
-def _qkvpacked(qkv: Tensor, *arguments: Any, **options: Any) -> Any:
-    return _func(*qkv.unbind(2), *arguments, **options)
-
-
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False, window_size: Any = (-1, -1),
-    softcap: float = 0.0, alibi_slopes: Any = None, deterministic: bool = False, return_attn_probs: bool = False,
-    block_table: Any = None,
-) -> Any:  # fmt: skip
-    options = {} if block_table is None else {"block_table": block_table}
-    return _attend(
-        (q, k, v), (cu_seqlens_q, cu_seqlens_k), softmax_scale, causal, window_size, softcap, return_attn_probs,
-        dropout_p=dropout_p, alibi_slopes=alibi_slopes, **options,
-    )  # fmt: skip
-
-
-def _varlen_kvpacked(q: Tensor, kv: Tensor, *arguments: Any, **options: Any) -> Any:
-    return _varlen(q, *kv.unbind(1), *arguments, **options)
-
-
-def _varlen_qkvpacked(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *arguments: Any, **options: Any) -> Any:
-    return _varlen(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, *arguments, **options)
-
-
-def _func_3(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
-    return _func(q, k, v, **_version_3(options))
-
-
-def _varlen_3(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    seqused_q: Tensor | None = None, seqused_k: Tensor | None = None, **options: Any,
-) -> Any:  # fmt: skip
-    for used, offsets in ((seqused_q, cu_seqlens_q), (seqused_k, cu_seqlens_k)):
-        if used is not None and not torch.equal(used, offsets.diff()):
-            raise InputError("seqused has no counterpart in gemma_cuda")
-    return _varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **_version_3(options))
+    def varlen_3(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, seqused_q: Tensor | None = None, seqused_k: Tensor | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        for used, offsets in ((seqused_q, cu_seqlens_q), (seqused_k, cu_seqlens_k)):
+            if used is not None and not torch.equal(used, offsets.diff()):
+                raise InputError("seqused has no counterpart in gemma_cuda")
+        return self.varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **_version_3(options))
 
 
 def _version_3(options: dict[str, Any]) -> dict[str, Any]:

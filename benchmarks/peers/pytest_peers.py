@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +31,17 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != _ROOT]
 
 
-_calls = 0
-_began: dict[str, float] = {}
-
-
-def _count_calls(device: str) -> None:
-    """Has our custom op counted, and run on `device`."""
-    from gemma_cuda.interop import torch as interop
-
-    attend = interop.attend
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        global _calls
-        _calls += 1
-        return attend(*arguments, **{**options, "device": None if device == "numpy" else device})
-
-    interop.attend = counted
-
-
 def _is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if _is_worker(config):  # the process that hands out the tests has no need of torch
-        setting = Setting.from_environment()
+        setting, calls = Setting.from_environment(), _Calls()
         if setting.attention == "ours":
-            _count_calls(setting.device)
+            calls.count(setting.device)
         importlib.import_module(f"{__package__}.{setting.module}").install(setting.attention == "ours")
+        config.pluginmanager.register(calls)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -78,19 +62,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.nodeid in wanted]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Adds what the report of another process does not hold: calls of our op, parameters, the error in one line."""
-    global _calls
-    report: Any = yield
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    plain = {name: value for name, value in parameters.items() if isinstance(value, (bool, int, float, str))}
-    message = ""
-    if call.excinfo is not None:
-        message = f"{call.excinfo.typename}: {call.excinfo.value}"[:_MESSAGE]
-    report.user_properties += [("peers", {"calls": _calls, "parameters": plain, "message": message})]
-    _calls = 0
-    return report
+class _Calls:
+    """In a process that runs tests: the calls of our custom op since the last report."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def count(self, device: str) -> None:
+        """Has our custom op counted, and run on `device`."""
+        from gemma_cuda.interop import torch_ops
+
+        attend = torch_ops.attend
+
+        def counted(q: Any, k: Any, v: Any, options: Any) -> Any:
+            self._calls += 1
+            return attend(q, k, v, replace(options, device=None if device == "numpy" else device))
+
+        torch_ops.attend = counted
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        """Adds what the report of another process does not hold: calls of our op, parameters, the error in one line."""
+        report: Any = yield
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        plain = {name: value for name, value in parameters.items() if isinstance(value, (bool, int, float, str))}
+        message = ""
+        if call.excinfo is not None:
+            message = f"{call.excinfo.typename}: {call.excinfo.value}"[:_MESSAGE]
+        report.user_properties += [("peers", {"calls": self._calls, "parameters": plain, "message": message})]
+        self._calls = 0
+        return report
 
 
 def _tell(**message: object) -> None:
@@ -106,18 +107,21 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
 class _Controller:
     """The hooks of the process that hands out the tests."""
 
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
             _tell(event="uncollected", file=report.nodeid, message=(lines or ["?"])[-1].removeprefix("E").strip())
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        _began[nodeid] = time.monotonic()
+        self._began[nodeid] = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         told = dict(report.user_properties).get("peers")
         if told is None:  # its process has died
-            seconds = time.monotonic() - _began.get(report.nodeid, time.monotonic())
+            seconds = time.monotonic() - self._began.get(report.nodeid, time.monotonic())
             told = {"calls": 0, "parameters": {}, "message": f"its process ended after {seconds:.0f} s"}
         outcome = "skipped" if hasattr(report, "wasxfail") else report.outcome
         if report.skipped and isinstance(report.longrepr, tuple):

@@ -13,8 +13,8 @@ import pytest
 
 import gemma_cuda
 from benchmarks import host_time
-from gemma_cuda.device.dry_run import Recorder
-from gemma_cuda.engine.batch import make_batch
+from gemma_cuda.device.dry_run import DryRunDevice
+from gemma_cuda.engine.batch import Prompt, make_batch
 from gemma_cuda.formats.checkpoint import open_checkpoint
 from gemma_cuda.formats.hub import resolve
 from gemma_cuda.model.masks import key_range
@@ -68,13 +68,10 @@ def test_batch_masks_and_attention_plan(benchmark: Benchmark, tokens: int) -> No
     config, ids = published()["gemma-3-4b"], np.zeros((1, tokens), np.int64)
 
     def prepare() -> int:
-        batch = make_batch(
-            config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None, token_type_ids=None,
-            attn_bias=None, past=None,
-        )  # fmt: skip
+        batch = make_batch(config, Prompt(ids))
         begin, end = key_range(config, config.layers[0], batch.queries)
         return plan_attention(
-            begin, end, batch.cu_seqlens, group=2, head_dim=256, is_plain=True, device=Recorder(232448)
+            begin, end, batch.cu_seqlens, group=2, head_dim=256, is_plain=True, device=DryRunDevice(232448)
         ).tokens
 
     assert benchmark(prepare) == tokens

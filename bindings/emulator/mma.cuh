@@ -54,8 +54,9 @@ template <class T>
 __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulator_mma(d, a, b, 1, emulator_is_bf16<T>);
 }
-// d[n] += a · b[n]: one 16 × 16 tile of a against kTiles neighbouring 16 × 8 tiles of b.
-template <class T, int kTiles>
-__forceinline__ void mma_row(float (&d)[kTiles][4], const uint32_t (&a)[4], const uint32_t (&b)[kTiles][2]) {
-  emulator_mma(&d[0][0], a, &b[0][0], kTiles, emulator_is_bf16<T>);
+// d[first + n] += a · b[n]: one 16 × 16 tile of a against kTiles neighbouring 16 × 8 tiles of b.
+template <class T, int kTilesN, int kTiles>
+__forceinline__ void mma_row(float (&d)[kTilesN][4], const uint32_t (&a)[4], const uint32_t (&b)[kTiles][2],
+                             int first = 0) {
+  emulator_mma(&d[first][0], a, &b[0][0], kTiles, emulator_is_bf16<T>);
 }

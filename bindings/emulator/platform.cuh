@@ -72,11 +72,11 @@ __forceinline__ int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cas
 __forceinline__ void __syncthreads() { emulator_sync_block(); }
 __forceinline__ void __syncwarp(unsigned mask = kFullMask) { emulator_sync_warp(mask); }
 
-// threadIdx.x, read anew at each call (which spares a GPU's registers).
-__forceinline__ int fresh_thread_index() { return static_cast<int>(threadIdx.x); }
+// threadIdx.x; on a GPU read again at each call, which saves registers.
+__forceinline__ int reload_tid() { return static_cast<int>(threadIdx.x); }
 
-// x, of which a GPU's compiler does not know that it is x.
-__forceinline__ int opaque(int x) { return x; }
+// x; on a GPU hidden from the optimiser, which saves registers.
+__forceinline__ int value_barrier(int x) { return x; }
 
 // bar.sync / bar.arrive of barrier `id` (1 to 15) among `threads` threads of the block.
 __forceinline__ void named_barrier_sync(int id, int threads) { emulator_named_barrier(id, threads, true); }

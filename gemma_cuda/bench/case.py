@@ -10,7 +10,7 @@ import numpy as np
 
 from ..device.protocol import Array, Device
 from ..precision import BFLOAT16, FLOAT32, FLOAT64, Precision
-from .rule import violation
+from .tolerance import violation
 
 _CHECKED_ROWS = 6
 
@@ -22,7 +22,7 @@ Check = Callable[[Device, Inputs, Array], str | None]
 class Case:
     """One call. read_bytes, written_bytes: of each array once; flops: two for a multiplication and an addition.
 
-    make: inputs on a device from a seed. run: the op. check: what is wrong with its output, in words. by_tensor_cores:
+    make: inputs on a device from a seed. run: the op. check: its output's fault in words, or None. by_tensor_cores:
     the ceiling is the product's rate or, where bytes take longer, the copy's. in_place: an input is an output, too.
     params: sizes as peers need them.
     """

@@ -1,4 +1,4 @@
-"""What is timed: ops at the sizes of published Gemmas, or at those of FlashAttention-3's plots."""
+"""The timed cases: ops at the sizes of published Gemmas, or at those of FlashAttention-3's plots."""
 
 from __future__ import annotations
 

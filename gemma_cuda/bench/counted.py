@@ -1,4 +1,4 @@
-"""Cases on the emulator: what their launches cost, counted, and an estimate for attention. Nothing here is a time."""
+"""Counted costs of cases on the emulator, and an estimate for attention. Nothing here is a measured time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def missing() -> dict[str, str]:
 
 
 def count(case: Case, architecture: str = cycles.ARCHITECTURE, absent: Iterable[str] = ()) -> Row:
-    """The row of a case: counters of all its launches together, their ratios, and what is known without running them.
+    """The row of a case: counters summed over its launches, their ratios, and static facts of the kernels.
 
     traffic: sectors of memory that were touched, in bytes, over each array once. mma: matrix operations over those of
     the products. conflicts: bank conflicts per request of shared memory. wrong: what was wrong with the output.

@@ -2,7 +2,7 @@
 
 Per tile of keys, a multiprocessor's tensor cores, special-function units, arithmetic pipes, issue slots and shared
 memory each need some cycles. The rule that combines them, and two fitted constants, reproduce what has been published
-of FlashAttention-2, a kernel of the same instructions; docs/costs.md shows how well.
+of FlashAttention-2, a kernel of the same instructions; docs/generated/costs.md shows how well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..device.cuda.compile import CompiledKernel
 from ..device.dry_run import Launch
 from ..device.protocol import Device
-from ..ops.attention_plan import BLOCK_K, AttentionPlan
+from ..ops.attention_plan import BLOCK_K, AttentionPlan, key_tiles, tiles_of
 from . import sass
 from .occupancy import blocks_per_multiprocessor
 
@@ -129,6 +129,5 @@ def seconds(
 
 def attention_seconds(work: TileWork, plan: AttentionPlan, kv_heads: int, device: Device) -> float:
     """Of our attention by that plan, which lies on the device; where it is cut along its keys, without the merge."""
-    table = device.to_host(plan.table)
-    tiles = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
+    tiles = key_tiles(tiles_of(device.to_host(plan.table)))
     return seconds(work, tiles.tolist(), copies=kv_heads)

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import LayerConfig, ModelConfig
-from ..device.dry_run import Recorder
-from ..engine.batch import Batch, make_batch
+from ..device.dry_run import DryRunDevice
+from ..engine.batch import Batch, Prompt, make_batch
 from ..errors import InputError
 from ..model.masks import IMAGE, Int32, key_range
-from ..ops.attention_plan import BLOCK_K, HEAD_DIMS, plan_attention
+from ..ops.attention_plan import BLOCK_K, HEAD_DIMS, plan_attention, tiles_of
 
 SKIPPED, EDGE, FULL = 0, 1, 2
 
@@ -57,17 +57,16 @@ def mask_tiles(
     group = config.num_attention_heads // layer.num_key_value_heads
     plan = plan_attention(
         begin, end, np.array([0, tokens], np.int32), group=group, head_dim=layer.head_dim,
-        is_plain=config.attn_logit_softcapping is None, device=Recorder(shared_bytes),
+        is_plain=config.attn_logit_softcapping is None, device=DryRunDevice(shared_bytes),
     )  # fmt: skip
-    table = plan.table[np.argsort(plan.table[:, 2])]  # the plan has the longest first
+    table = np.sort(tiles_of(plan.table), order="first_row")  # the plan has the longest first
     states = np.zeros((len(table), -(-tokens // BLOCK_K)), np.int8)
-    for tile, (_, _, first_row, own, tile_begin, tile_end, _) in enumerate(table.tolist()):
-        first, last = first_row // group, (first_row + own - 1) // group
-        taken = range(tile_begin // BLOCK_K, -(-tile_end // BLOCK_K))
-        for j in taken:
+    for tile, work in enumerate(table):
+        first, last = work["first_row"] // group, (work["first_row"] + work["rows"] - 1) // group
+        for j in range(work["key_begin"] // BLOCK_K, -(-work["key_end"] // BLOCK_K)):
             is_full = begin[last] <= j * BLOCK_K and (j + 1) * BLOCK_K <= end[first]
             states[tile, j] = FULL if is_full else EDGE
-    return MaskTiles(states, table[:, 2].astype(np.int64) // group, begin, end, batch.spans[0])
+    return MaskTiles(states, table["first_row"].astype(np.int64) // group, begin, end, batch.spans[0])
 
 
 def _batch(config: ModelConfig, tokens: int, images: Sequence[tuple[int, int]]) -> Batch:
@@ -78,7 +77,4 @@ def _batch(config: ModelConfig, tokens: int, images: Sequence[tuple[int, int]]) 
         if not 0 <= begin < end <= tokens:
             raise InputError(f"mask: image {begin}:{end} does not lie within {tokens} tokens")
         types[0, begin:end] = IMAGE
-    return make_batch(
-        config, input_ids=np.zeros((1, tokens), np.int64), inputs_embeds=None, attention_mask=None, position_ids=None,
-        token_type_ids=types if images else None, attn_bias=None, past=None,
-    )  # fmt: skip
+    return make_batch(config, Prompt(np.zeros((1, tokens), np.int64), token_type_ids=types if images else None))

@@ -1,11 +1,9 @@
-"""Timing on a GPU: launches over rotating inputs as one graph, and the two ceilings that nothing exceeds."""
+"""Times of launches over rotating inputs, as one CUDA graph, and the GPU's two ceilings: copy and product."""
 
 from __future__ import annotations
 
 import functools
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,37 +15,23 @@ from numpy.typing import NDArray
 
 from ..device.arena import Arena
 from ..device.cuda.device import Cuda
-from ..device.cuda.graph_timing import Step, captured
-from ..device.cuda.launch_plan import LaunchPlan
-from ..device.dry_run import Recorder
+from ..device.cuda.graph_timing import captured
+from ..device.cuda.launch_plan import LaunchPlan, StreamLaunch
+from ..device.dry_run import DryRunDevice
 from ..device.protocol import Array, Device
 from ..errors import GemmaError
+from .peers import torch_on_gpu, torch_timing
+from .timing import Timing, repeats_for, timed
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_SECONDS = 7, 100, 0.3
-LEAST_GRAPH_MS, MOST_REPEATS = 0.2, 64  # a shorter graph is repeated inside a longer one; the host starts one in 10 us
 _BLOCK = 1 << 22  # random values that are drawn; larger arrays repeat them
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Of one launch: the median and the 10th and 90th percentile of `rounds` rounds, in microseconds.
-
-    is_graph: what was timed is a CUDA graph; without one the host's own time may be part of it.
-    """
-
-    median_us: float
-    low_us: float
-    high_us: float
-    rounds: int
-    is_graph: bool = True
-
-
-@dataclass(frozen=True)
 class Ceilings:
-    """What this GPU does at best, measured: bytes read and written per second by a copy, operations by a product.
+    """Measured limits of this GPU: bytes read and written per second by a copy, operations by a product.
 
-    product_by: who multiplied. None: it could not be measured.
+    product_by: the library of the product. None: it could not be measured.
     """
 
     copy_bytes_per_s: float
@@ -60,7 +44,7 @@ class Recording:
 
     def __init__(self, cuda: Cuda, calls: Sequence[Callable[[Device], Array]]) -> None:
         arena = Arena()
-        recorder = Recorder(cuda.shared_bytes, arena)
+        recorder = DryRunDevice(cuda.shared_bytes, arena)
         kept = [call(recorder) for call in calls]
         cuda.load(recorder.launches)
         self._cuda, self.count = cuda, len(calls)
@@ -70,7 +54,7 @@ class Recording:
             self.outputs = [call(cuda) for call in calls]
         del kept
         self.poison()
-        self._graph = captured(cuda, self.plan.steps)
+        self._graph = captured(cuda, self.plan.launches)
 
     def poison(self) -> None:
         """Makes every output NaN."""
@@ -81,11 +65,11 @@ class Recording:
 
     def time(self) -> Timing:
         """Of one call."""
-        return timed_steps(self._cuda, self.plan.steps, self.count)
+        return timed_steps(self._cuda, self.plan.launches, self.count)
 
 
-def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: float | None = None) -> Timing:
-    """The Timing of steps that make up `count` of what is meant, in one CUDA graph, several times if they are short.
+def timed_steps(cuda: Cuda, steps: Sequence[StreamLaunch], count: int = 1, *, enough_s: float | None = None) -> Timing:
+    """Timing of one of `count` equal parts of these steps, as one CUDA graph that repeats them if they are short.
 
     enough_s: seconds after which no round is added to the fewest (None: ENOUGH_SECONDS).
     """
@@ -94,29 +78,6 @@ def timed_steps(cuda: Cuda, steps: Sequence[Step], count: int = 1, *, enough_s: 
     if repeats > 1:
         graph = captured(cuda, [*steps] * repeats)
     return timed(lambda rounds: cuda.graph_times([graph] * rounds), count * repeats, enough_s=enough_s)
-
-
-def repeats_for(graph_ms: float) -> int:
-    """How often what takes so long is repeated in a graph, so that the host gets ahead of the GPU."""
-    return max(1, min(math.ceil(LEAST_GRAPH_MS / max(graph_ms, 1e-6)), MOST_REPEATS))
-
-
-def timed(
-    times_ms: Callable[[int], Sequence[float]],
-    count: int = 1,
-    *,
-    is_graph: bool = True,
-    enough_s: float | None = None,
-) -> Timing:
-    """The Timing of something of which times_ms(n) are n times, in milliseconds, for `count` of what is meant."""
-    times_ms(2)  # not counted
-    times: list[float] = []
-    enough_s = ENOUGH_SECONDS if enough_s is None else enough_s
-    start = time.perf_counter()
-    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() - start < enough_s):
-        times += [1e3 * ms / count for ms in times_ms(FEWEST_ROUNDS)]
-    deciles = statistics.quantiles(times, n=10, method="inclusive")
-    return Timing(statistics.median(times), deciles[0], deciles[-1], len(times), is_graph)
 
 
 @functools.cache
@@ -155,11 +116,11 @@ def _copy_us(cuda: Cuda, size: int) -> float:
 
 
 def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
-    """Milliseconds of a product by cuBLASLt, or else by torch's library, and who it was."""
+    """(milliseconds, library) of a product by cuBLASLt, or else by torch's library; (None, None) without either."""
     try:
-        from ..device.cuda.cublaslt import Gemms
+        from ..device.cuda.cublaslt import GemmPlans
 
-        gemms = Gemms(cuda)
+        gemms = GemmPlans(cuda)
         plan = gemms.tune(size, size, size, BF16)
         x, weight = noise(cuda, 1, (size, size)), noise(cuda, 2, (size, size))
         out = cuda.empty((size, size), BF16)
@@ -167,8 +128,6 @@ def _product_ms(cuda: Cuda, size: int) -> tuple[float | None, str | None]:
         return 1e-3 * result.median_us, f"cuBLASLt {gemms.version}"
     except GemmaError:
         pass
-    from .peers import torch_on_gpu, torch_timing
-
     torch = torch_on_gpu(cuda.index)
     if torch is None:
         return None, None

@@ -1,4 +1,4 @@
-"""Other libraries that do what our kernels do, where they are installed."""
+"""Other libraries with counterparts of our kernels, where they are installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from .case import Case
-from .measure import Timing, repeats_for, timed
+from .timing import Timing, repeats_for, timed
 
 if TYPE_CHECKING:
     from ..device.cuda.device import Cuda
@@ -34,11 +34,11 @@ Call = Callable[[], Any]
 def absent(name: str, cuda: Cuda) -> str | None:
     """Why a peer cannot be measured here; None if it can."""
     if name == "cublas":
-        from ..device.cuda.cublaslt import Gemms
+        from ..device.cuda.cublaslt import GemmPlans
         from ..errors import GemmaError
 
         try:
-            Gemms(cuda).close()
+            GemmPlans(cuda).close()
         except GemmaError as error:
             return str(error)
         return None
@@ -91,8 +91,8 @@ def torch_timing(*calls: Call) -> Timing:
     """Of one of these calls on torch's current GPU: as one CUDA graph, or one by one where they cannot be captured."""
     torch: Any = importlib.import_module("torch")
 
-    def run() -> None:
-        for call in calls:
+    def run(repeats: int = 1) -> None:
+        for call in calls * repeats:
             call()
 
     torch.cuda.synchronize()  # inputs were made on another stream
@@ -105,8 +105,7 @@ def torch_timing(*calls: Call) -> Timing:
     def captured(repeats: int) -> Call:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for _ in range(repeats):
-                run()
+            run(repeats)
         replay: Call = graph.replay
         return replay
 
@@ -130,20 +129,15 @@ def torch_timing(*calls: Call) -> Timing:
     if repeats > 1 and is_graph:
         replay = captured(repeats)
     elif repeats > 1:
-        replay = functools.partial(_repeated, run, repeats)
+        replay = functools.partial(run, repeats)
     return timed(lambda rounds: times_of(replay, rounds), len(calls) * repeats, is_graph=is_graph)
-
-
-def _repeated(run: Call, count: int) -> None:
-    for _ in range(count):
-        run()
 
 
 def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]], Array] | None]:
     """Of a case of `linear` the same product by cuBLASLt, its algorithm the fastest of those that it proposes."""
-    from ..device.cuda.cublaslt import Gemms
+    from ..device.cuda.cublaslt import GemmPlans
 
-    gemms, dtype = Gemms(cuda), np.dtype(ml_dtypes.bfloat16)
+    gemms, dtype = GemmPlans(cuda), np.dtype(ml_dtypes.bfloat16)
 
     def of(case: Case) -> Callable[[Device, dict[str, Any]], Array] | None:
         if case.op != "linear":
@@ -163,7 +157,7 @@ def cublas_call(cuda: Cuda) -> Callable[[Case], Callable[[Device, dict[str, Any]
 
 
 def torch_call(name: str, case: Case) -> Call | None:
-    """What a peer in torch does of a case, over inputs of its own; None for what it does not have."""
+    """A case as a call of a peer in torch, over inputs of its own; None if the peer lacks the op."""
     return _MAKERS[name](importlib.import_module("torch"), case)
 
 

@@ -1,4 +1,4 @@
-"""Time to the first token of whole models: ours beside Transformers, where it goes, and what it cannot fall below."""
+"""Time to the first token of whole models, beside Transformers: per kernel, and the floor that hardware sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..device import DeviceChoice
 from ..device.cuda.device import Cuda
-from ..device.cuda.graph_timing import Step
+from ..device.cuda.launch_plan import StreamLaunch
 from ..errors import InputError
 from ..formats.gemma_config import GemmaConfig
 from ..formats.hub import resolve
@@ -82,7 +82,7 @@ def least(config: GemmaConfig, tokens: int) -> tuple[float, float]:
         queries = 1 if i == len(config.layers) - 1 else tokens
         dim, heads, kv = layer.head_dim, config.num_attention_heads, layer.num_key_value_heads
         width, inner = config.hidden_size, layer.intermediate_size
-        keys = np.arange(1, tokens + 1) if layer.sliding_window is None else _window(tokens, layer.sliding_window)
+        keys = np.minimum(np.arange(1, tokens + 1), layer.sliding_window or tokens)
         own, of_all = 2 * heads * dim * width + 3 * inner * width, 2 * kv * dim * width
         size += 2 * (own + of_all) + 2 * tokens * 2 * kv * dim
         operations += 2 * (queries * own + tokens * of_all) + 4 * dim * heads * float(keys[-queries:].sum())
@@ -102,7 +102,7 @@ def run_random(
 ) -> Row:
     """{gpu, ceilings, rows, left_out: "model tokens" without time} of random models of published sizes.
 
-    peers: of transformers_peers.NAMES. save: called with all that there is, as it grows.
+    peers: of transformers_peers.NAMES. save: called with the result so far after each row.
     """
     end = time.monotonic() + seconds
     result = _result(cuda, ceilings(cuda))
@@ -188,7 +188,7 @@ def measure(
     host_ms: until prefill returns, while the GPU works. kernels_ms: by kernel, of all its launches. floor_ms: as of
     bench.run. peers, absent: empty; see `beside`. vocab_size: of the ids.
     """
-    ops = gemma._ops
+    ops = gemma._engine.ops
     assert isinstance(ops, KernelOps)
     report = {bucket.tokens: bucket for bucket in gemma.warmup(lengths=tuple(tokens), kv_rows=2)}
     for count in tokens:
@@ -230,7 +230,7 @@ def beside(rows: Sequence[Row], peers: Peers, *, end: float = float("inf")) -> I
             try:
                 row["peers"][name] = _peer_ms(prefill, _prompt(row["vocab_size"], row["tokens"]))
                 del row["absent"][name]
-            except Exception as error:  # whatever another library raises, of memory above all
+            except Exception as error:  # any error of another library, mostly of memory
                 row["absent"][name] = why(error)
             yield
 
@@ -244,10 +244,6 @@ def _matrices(config: GemmaConfig) -> list[tuple[int, int]]:
             (2 * (heads + layer.num_key_value_heads) * layer.head_dim, width), (3 * layer.intermediate_size, width)
         )
     ]  # fmt: skip
-
-
-def _window(tokens: int, window: int) -> Any:
-    return np.minimum(np.arange(1, tokens + 1), window)
 
 
 def _first_token(gemma: Gemma, ids: Any) -> Row:
@@ -273,12 +269,12 @@ def _by_kernel(cuda: Cuda, gemma: Gemma, tokens: int) -> dict[str, float]:
 
     They are timed as one graph, in which each layer reads its own weights.
     """
-    graphs = gemma._graphs
+    graphs = gemma._engine.graphs
     bucket = None if graphs is None else graphs.bucket(tokens, 1)
     if bucket is None:
         return {}
-    steps: dict[str, list[Step]] = defaultdict(list)
-    for name, step in zip(bucket.plan.names, bucket.plan.steps, strict=True):
+    steps: dict[str, list[StreamLaunch]] = defaultdict(list)
+    for name, step in zip(bucket.plan.names, bucket.plan.launches, strict=True):
         steps[name.partition("<")[0]].append(step)
     return {name: 1e-3 * timed_steps(cuda, own, enough_s=0.0).median_us for name, own in steps.items()}
 

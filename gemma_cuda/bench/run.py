@@ -11,7 +11,8 @@ from ..device.cuda.device import Cuda
 from ..errors import GemmaError
 from . import peers
 from .case import Case, Inputs
-from .measure import Ceilings, Recording, Timing, ceilings
+from .measure import Ceilings, Recording, ceilings
+from .timing import Timing
 
 PEERS = peers.NAMES
 _MOST_SETS = 20
@@ -32,8 +33,8 @@ def run(
 
     versions: peer -> which module it is. absent: peer -> why it is not there. A row's peers: name -> Timing and
     ours_to_peer; its refused: name -> why a peer that has the op did not do the case; its cache_holds_inputs: whether
-    what is read may come from the L2 cache. report, save: called with each row as it comes, and with all that there is
-    by then. is_rehearsal: small ceilings, whose figures mean nothing.
+    what is read may come from the L2 cache. report, save: called with each row, and with the
+    result so far. is_rehearsal: small ceilings, whose figures mean nothing.
     """
     end = time.monotonic() + seconds
     sizes = {"copy_bytes": 2**12, "size": 64} if is_rehearsal else {}
@@ -55,7 +56,7 @@ def run(
         for name in present if row["wrong"] is None else []:
             try:
                 timing = _peer(cuda, case, name, cublas, row["sets"])
-            except Exception as error:  # whatever another library raises of a shape or an option that it refuses
+            except Exception as error:  # any error of another library about a shape or an option
                 row["refused"][name] = peers.why(error)
                 continue
             if timing is not None:
@@ -66,7 +67,7 @@ def run(
 
 
 def _row(cuda: Cuda, case: Case, top: Ceilings) -> Row:
-    """The row of a case; `wrong` says what was wrong, the other figures are there if nothing was."""
+    """The row of a case; `wrong` names the fault of its output; the figures are there if it is None."""
     row: Row = {"op": case.op, "model": case.model, "shape": case.shape, "params": case.params}
     row |= {"peers": {}, "refused": {}}
     try:

@@ -1,4 +1,4 @@
-"""What the compiler says of a launch, without a GPU: registers, shared memory, spills, blocks, instructions."""
+"""Static facts of a launch from the compiler, without a GPU: registers, shared memory, spills, instructions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def needs(launch: Launch, architecture: str, *, with_sass: bool) -> Row:
-    """The row of a launch on an architecture: Launch, Resources, and what else is known of the compiled kernel.
+    """The row of a launch on an architecture: fields of Launch and Resources, and further facts of the compiled kernel.
 
     blocks: of a multiprocessor; None for an architecture whose limits are not known. seconds: of the compilation.
     sass: opcode -> instructions, for those of sass.TELLING.

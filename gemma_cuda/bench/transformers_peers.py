@@ -54,7 +54,7 @@ def _made(load: Callable[[Any, Any], Any], wanted: Sequence[str], device: str) -
         if index and torch_on_gpu(int(index)) is None:
             return Peers({}, dict.fromkeys(wanted, "torch sees no GPU"))
         model = load(torch, importlib.import_module("transformers")).eval()
-    except Exception as error:  # whatever two other libraries and their dependencies raise
+    except Exception as error:  # any error of two libraries and their dependencies
         return Peers({}, dict.fromkeys(wanted, why(error)))
     chosen: str | None = None
 

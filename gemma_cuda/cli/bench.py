@@ -116,7 +116,7 @@ def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
 
     result = counted.run(_chosen(arguments, ("gemma-3-270m",), (1, 16)), architecture, report=report)
     print(f"tiles and kernels of {architecture}; × is what was counted, as a multiple of what any kernel needs, and "
-          "docs/costs.md explains it and the estimate")  # fmt: skip
+          "docs/generated/costs.md explains it and the estimate")  # fmt: skip
     for tool, why in result["absent"].items():
         lacks = "no registers, no estimate" if tool == "NVRTC" else "no instructions, no estimate"
         print(f"{lacks}: {why}")

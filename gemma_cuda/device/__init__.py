@@ -1,11 +1,10 @@
-"""Where a model runs: `choose_device` turns the caller's wish into a device, with the reason in words."""
+"""Devices by name: `choose_device` finds the one to run on and the reason, `open_device` opens it."""
 
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import InputError
-from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
+from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect, is_installed
 
 if TYPE_CHECKING:
     from .protocol import Device
@@ -21,7 +20,7 @@ _PACKAGES = {"cupy": "CuPy", "cuda.bindings": "cuda-bindings"}
 
 
 class DeviceChoice(NamedTuple):
-    """A device, why it was chosen, and what keeps a visible GPU from being used (None: nothing)."""
+    """A device, the reason for it, and why a visible GPU cannot be used (None: it can, or none is visible)."""
 
     name: str
     reason: str
@@ -31,11 +30,11 @@ class DeviceChoice(NamedTuple):
 def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoice:
     """The device to run on, the reason for it, and a warning where a GPU is visible that cannot be used.
 
-    requested: "auto", "cuda", "cuda:1" (a GPU's index), "emulator" or "numpy". driver: what `detect()` said; asked
-    here if None. Raises InputError for any other name and DeviceError for a device that cannot be had.
+    requested: "auto", "cuda", "cuda:1" (a GPU's index), "emulator" or "numpy". driver: result of `detect()`
+    (None: detected here). Raises InputError for any other name and DeviceError for a device that cannot be opened.
     """
     if requested not in DEVICES and not _CUDA.fullmatch(requested):
-        from ..arguments import shown  # which needs NumPy; to ask for devices does not
+        from ..arguments import shown  # imports NumPy, which choosing a device does not need
 
         raise InputError(f"device is {shown(requested)}, expected one of {', '.join(DEVICES)}, cuda:1, ...")
     if requested != "auto":
@@ -57,7 +56,7 @@ def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoi
             "nothing can be installed to change that, --device numpy silences this",
         )
     gpu = driver.gpus[usable[0]]
-    missing = [title for module, title in _PACKAGES.items() if not _is_installed(module)]
+    missing = [title for module, title in _PACKAGES.items() if not is_installed(module)]
     if missing:
         return DeviceChoice(
             "numpy",
@@ -69,7 +68,7 @@ def choose_device(requested: str, *, driver: Driver | None = None) -> DeviceChoi
 
 
 def open_device(name: str) -> "Device":
-    """The device "cuda", "cuda:1" or "emulator"; DeviceError where it cannot be had."""
+    """The device "cuda", "cuda:1" or "emulator"; raises DeviceError where it cannot be opened."""
     if name == "emulator":
         from .emulator.device import Emulator
 
@@ -77,10 +76,3 @@ def open_device(name: str) -> "Device":
     from .cuda.device import Cuda
 
     return Cuda.named(name)
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package around it
-        return False

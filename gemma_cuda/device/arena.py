@@ -1,4 +1,4 @@
-"""One block of memory that arrays of a recorded launch plan share: what one no longer needs, a later one takes."""
+"""One block of memory that the arrays of a launch plan share: memory of an array that is dropped serves a later one."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ _ALIGNMENT = 256  # as cudaMalloc aligns
 
 
 class Arena:
-    """Places for arrays between 0 and `size` bytes; size None: without a limit, to learn what a plan needs (`peak`)."""
+    """Blocks between byte 0 and `size`; size None: without a limit, to learn how much a plan needs (`peak`)."""
 
     def __init__(self, size: int | None = None) -> None:
         self.size, self.peak = size, 0
-        self._taken: dict[int, int] = {}  # begin -> end, of the places in use
+        self._blocks: dict[int, int] = {}  # begin -> end, of those in use
 
-    def take(self, size: int) -> int:
-        """The lowest free place of `size` bytes, in use until `give`. Raises MemoryError where there is none."""
-        begin, wanted = 0, -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
-        for start, end in sorted(self._taken.items()):
-            if start - begin >= wanted:
+    def allocate(self, size: int) -> int:
+        """Offset of the lowest free block of `size` bytes, in use until `free`. Raises MemoryError without one."""
+        begin, needed = 0, -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
+        for start, end in sorted(self._blocks.items()):
+            if start - begin >= needed:
                 break
             begin = end
-        if self.size is not None and begin + wanted > self.size:
+        if self.size is not None and begin + needed > self.size:
             raise MemoryError(f"{size:,} bytes are more than an arena of {self.size:,} bytes has left")
-        self._taken[begin] = begin + wanted
-        self.peak = max(self.peak, begin + wanted)
+        self._blocks[begin] = begin + needed
+        self.peak = max(self.peak, begin + needed)
         return begin
 
-    def is_taken(self, offset: int) -> bool:
-        """Whether a byte belongs to a place in use."""
-        return any(begin <= offset < end for begin, end in self._taken.items())
+    def is_allocated(self, offset: int) -> bool:
+        """Whether a byte belongs to a block in use."""
+        return any(begin <= offset < end for begin, end in self._blocks.items())
 
-    def give(self, begin: int) -> None:
-        """Frees a place."""
-        del self._taken[begin]
+    def free(self, begin: int) -> None:
+        """Frees a block."""
+        del self._blocks[begin]
 
-    def give_with(self, owner: object, begin: int) -> None:
-        """Frees a place once nobody holds `owner` any more."""
-        weakref.finalize(owner, self.give, begin).atexit = False
+    def free_with(self, owner: object, begin: int) -> None:
+        """Frees a block when `owner` is no longer referenced."""
+        weakref.finalize(owner, self.free, begin).atexit = False

@@ -28,18 +28,9 @@ class Parameter:
 _MAX_THREADS, _MAX_BLOCK_Z = 1024, 64
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _FORMATS = {
-    **{
-        "int8": "b",
-        "uint8": "B",
-        "int16": "h",
-        "uint16": "H",
-        "int32": "i",
-        "uint32": "I",
-        "int64": "q",
-        "uint64": "Q",
-    },
-    **{"float32": "f", "float64": "d", "bool": "?"},
-}
+    "int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
+    "float32": "f", "float64": "d", "bool": "?",
+}  # fmt: skip
 
 
 def check_dimensions(

@@ -1,4 +1,4 @@
-"""What a .cu file declares, found in its text: `__global__` functions, the namespaces around them, local includes."""
+"""Declarations in the text of a .cu file: `__global__` functions, the namespaces around them, includes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Declaration:
 
 
 def includes(text: str) -> list[str]:
-    """What a file includes, in its order, with the quotes or brackets: '"utils.cuh"', "<cuda_bf16.h>"."""
+    """Names in a file's #include lines, in order, with quotes or brackets: '"utils.cuh"', "<cuda_bf16.h>"."""
     return [match["name"] for match in _INCLUDE.finditer(without_comments(text))]
 
 
 def without_comments(text: str) -> str:
-    """The text with every comment blank and every line where it was. String literals stay."""
+    """The text with comments replaced by spaces; line numbers and string literals stay."""
     return _NOT_CODE.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
 
 
 def declarations(text: str) -> Iterator[Declaration]:
-    """The kernels that a file defines. Those that a macro makes are not seen, nor explicit specialisations."""
+    """The kernels that a file defines, without those from macros and explicit specialisations."""
     code = _DIRECTIVE.sub(_blank, _NOT_CODE.sub(_blank, text))
     scopes: list[str | None] = []  # of each open brace: the namespace, None for any other
     for mark in _LANDMARK.finditer(code):
@@ -72,12 +72,12 @@ def _declaration(code: str, begin: int, end: int, scope: str) -> Declaration | N
 
 
 def _body_or_end(text: str) -> int:
-    """Where what follows `__global__` ends: at its body or, of a mere declaration, at its semicolon."""
+    """Index of the body after `__global__` or, in a declaration without one, of its semicolon."""
     return min((at for at in (text.find("{"), text.find(";")) if at >= 0), default=len(text))
 
 
 def _without_attributes(text: str) -> str:
-    """The text without what stands between `__global__` and the name in brackets of its own."""
+    """The text without attributes in parentheses between `__global__` and the name."""
     while (match := _ATTRIBUTE.search(text, 0, _body_or_end(text))) is not None:
         inside = _inside(text, match.end() - 1)
         text = text[: match.start()] + text[match.end() + len(inside) + 1 :]
@@ -85,7 +85,7 @@ def _without_attributes(text: str) -> str:
 
 
 def _inside(text: str, opening: int, brackets: str = "()") -> str:
-    """What is between the bracket at `opening` and its partner. Angle brackets in round ones are comparisons."""
+    """Text between the bracket at `opening` and its partner. Angle brackets in round ones are comparisons."""
     depth = round_depth = 0
     for i in range(opening, len(text)):
         if brackets != "()" and text[i] in "()":

@@ -1,7 +1,7 @@
-"""What this machine can run: `examine()` looks at each part once and says what is missing and how to get it.
+"""Diagnosis of this machine: `examine()` checks each part once and reports missing parts with remedies.
 
-Imports only the standard library, so that it also answers where nothing is installed. What could crash or hang (CuPy on
-a broken driver) is asked in a process of its own.
+Imports only the standard library, so that it runs where nothing is installed. Checks that could crash or hang (CuPy on
+a broken driver) run in processes of their own.
 """
 
 import ctypes
@@ -20,9 +20,9 @@ from ..errors import GemmaError
 from ..host import private_directory
 from ..host.files import wanted_cache
 from ..host.threads import thread_count
-from . import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect
+from .driver import MIN_COMPUTE_CAPABILITY, Driver, cuda_extra, detect, is_installed
 
-# What the package imports besides NumPy; tests/test_packaging.py keeps it equal to the dependencies of pyproject.toml.
+# Imported packages besides NumPy; tests/test_packaging.py keeps it equal to the dependencies of pyproject.toml.
 PACKAGES = ("huggingface_hub", "jinja2", "ml_dtypes", "safetensors", "tokenizers", "tqdm")
 _PROBE_SECONDS = 120
 
@@ -33,7 +33,7 @@ code, major, minor = nvrtc.nvrtcVersion()
 assert int(code) == 0, code
 print(f"{major}.{minor}")
 """
-# The way kernels will go: NVRTC to a cubin, CuPy to load and launch it.
+# The path of every kernel: NVRTC compiles a cubin, CuPy loads and launches it.
 _LAUNCH_PROBE = """
 import os, tempfile
 import cupy
@@ -77,7 +77,7 @@ class Finding:
 
 
 def examine(driver: Driver | None = None) -> list[Finding]:
-    """One Finding per part, those that NumPy needs first. Never raises. driver: what `detect()` said; asked if None."""
+    """One Finding per part, those that NumPy needs first. Never raises. driver: of `detect()` (None: detected now)."""
     driver = detect() if driver is None else driver
     return [
         _python(),
@@ -195,8 +195,8 @@ def _cuda_packages(driver: Driver) -> list[Finding]:
 
 
 def _probe(subject: str, module: str, code: str, remedy: str | None) -> Finding:
-    """Run `code` in a process of its own: it prints the detail, or its last line says what is wrong."""
-    if not _importable(module):
+    """The Finding of `code` in a process of its own: its last line of output is the detail, or the error."""
+    if not is_installed(module):
         return Finding(subject, State.MISSING, f"{module} is not installed", remedy)
     try:
         done = subprocess.run(
@@ -209,13 +209,6 @@ def _probe(subject: str, module: str, code: str, remedy: str | None) -> Finding:
     if done.returncode != 0:
         return Finding(subject, State.BROKEN, detail, remedy)
     return Finding(subject, State.OK, detail)
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # the parent package is missing
-        return False
 
 
 def _compiler() -> Finding:

@@ -1,6 +1,6 @@
-"""What the NVIDIA driver says of this machine, asked through ctypes: no CuPy, no CUDA context.
+"""The NVIDIA driver's version and GPUs, through ctypes: no CuPy, no CUDA context.
 
-Only the standard library, so that it can be asked before anything is installed.
+Imports only the standard library, so that it runs before anything is installed.
 """
 
 import ctypes
@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 MIN_COMPUTE_CAPABILITY = (8, 0)
+INSTALL_CUDA = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12)"
 
 _CUDA_ERROR_NO_DEVICE = 100
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
@@ -45,7 +47,7 @@ class Driver:
 
 
 def detect(load: Callable[[str], Any] = ctypes.CDLL) -> Driver:
-    """The driver's CUDA version and visible GPUs (CUDA_VISIBLE_DEVICES applies). Never raises.
+    """The driver's CUDA version and visible GPUs, subject to CUDA_VISIBLE_DEVICES. Never raises.
 
     load: opens a shared library by name; raises OSError where there is none.
     """
@@ -122,3 +124,11 @@ def cuda_extra(driver: Driver) -> str | None:
     if major >= 13:
         return "cuda13"
     return "cuda12" if major == 12 else None
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; imports at most its parent package."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the parent package is missing
+        return False

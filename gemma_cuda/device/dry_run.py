@@ -1,4 +1,4 @@
-"""A device that runs nothing and writes down what would be launched."""
+"""A device that runs nothing and notes its launches."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from .protocol import Argument, Array
 
 @dataclass(frozen=True)
 class Launch:
-    """What a multiprocessor must offer for one launch. threads: of a block; shared_bytes: dynamic, of a block."""
+    """Resources of one launch. threads: of a block; shared_bytes: dynamic shared memory of a block."""
 
     instance: str
     threads: int
     shared_bytes: int
 
 
-class Recorder:
-    """A device whose `launches` say what was launched, in order.
+class DryRunDevice:
+    """A device that only notes `launches`, in order.
 
-    shared_bytes: what a block of the GPU that is meant may have. arena: where its arrays would lie.
+    shared_bytes: most shared memory of a block of the intended GPU. arena: takes the blocks of its arrays (None: none).
     """
 
-    name = "recorder"
+    name = "dry run"
 
     def __init__(self, shared_bytes: int, arena: Arena | None = None) -> None:
         self.shared_bytes, self.arena = shared_bytes, arena
         self.launches: list[Launch] = []
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of any size that takes no memory: it has a shape and strides, but nothing may look at its elements."""
+        """Array of any size that takes no memory: shape and strides only, its elements must not be read or written."""
         element = np.empty(1, dtype)
         if self.arena is not None:
-            self.arena.give_with(element, self.arena.take(math.prod(shape) * element.itemsize))
+            self.arena.free_with(element, self.arena.allocate(math.prod(shape) * element.itemsize))
         steps = [element.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         return np.lib.stride_tricks.as_strided(element, tuple(shape), steps)
 
@@ -62,17 +62,11 @@ class Recorder:
         return array
 
     def address(self, array: Array) -> int:
-        """Of an array that is aligned as a GPU aligns what it allocates."""
+        """0, an address aligned as those of a GPU's allocator."""
         return 0
 
     def launch(
-        self,
-        instance: str,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared_bytes: int,
-        args: Sequence[Argument],
-        *,
-        overlap: bool = False,
-    ) -> None:
+        self, instance: str, grid: Sequence[int], block: Sequence[int], shared_bytes: int, args: Sequence[Argument],
+        *, overlap: bool = False,
+    ) -> None:  # fmt: skip
         self.launches.append(Launch(instance, int(np.prod(block)), shared_bytes))

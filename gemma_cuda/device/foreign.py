@@ -1,4 +1,4 @@
-"""The caller's arrays: views of them for kernels and the reference, and memory for results in kind."""
+"""Arrays of NumPy, torch, CuPy and other libraries: views without a copy, and results from the same allocator."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from ..errors import GemmaError, InputError, OutOfMemoryError
 from .protocol import Array, Device, is_device
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# Ops whose kernels declare parameters constant. The caller's own kernels may have just written what it passes there, so
-# these launches start when all before them has ended.
+# Ops whose kernels read constant parameters before `grid_dependency_wait`. A kernel of the caller may still be writing
+# these arrays, so launches of these ops do not overlap the launch before them.
 _WITH_CONSTANTS = ("rms_norm", "qk_norm_rope")
 
 
-class Caller(Protocol):
-    """The library and the place that the arrays of one call come from."""
+class ArrayLibrary(Protocol):
+    """The library and the device of the arrays of one call."""
 
-    library: str
-    place: str  # "cpu" or "cuda:0"
+    name: str
+    device: str  # "cpu" or "cuda:0"
 
     def view(self, x: Any) -> Array:
         """The memory of x as a NumPy array, or as a CuPy one if it lies on a GPU."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Memory for a result, as the caller's library allocates it."""
+        """An uninitialized array of this library, from its own allocator."""
 
     def stream(self) -> AbstractContextManager[Any]:
-        """Inside, CuPy works on the caller's current stream."""
+        """A context in which CuPy's current stream is the library's current stream."""
 
 
 class NumPy:
-    """NumPy's arrays and those of any library that speaks DLPack on the CPU; results are NumPy's."""
+    """NumPy's arrays, and arrays with DLPack on the CPU; results are NumPy's."""
 
-    library, place = "NumPy", "cpu"
+    name, device = "NumPy", "cpu"
 
     def view(self, x: Any) -> Array:
-        array = x if isinstance(x, np.ndarray) else _exchanged(x)
+        array = x if isinstance(x, np.ndarray) else _from_dlpack(x)
         if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
             raise InputError("an array is masked, and its hidden elements would count: fill them")
         if not array.dtype.isnative:
@@ -51,7 +51,7 @@ class NumPy:
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        with _enough_memory(shape, dtype):
+        with _raise_out_of_memory(shape, dtype):
             return np.empty(shape, dtype)
 
     def stream(self) -> AbstractContextManager[Any]:
@@ -61,10 +61,10 @@ class NumPy:
 class CuPy:
     """CuPy's arrays, and those with `__cuda_array_interface__` or DLPack on a GPU; results are CuPy's."""
 
-    library = "CuPy"
+    name = "CuPy"
 
     def __init__(self, index: int) -> None:
-        self.index, self.place = index, f"cuda:{index}"
+        self.index, self.device = index, f"cuda:{index}"
 
     def view(self, x: Any) -> Array:
         import cupy
@@ -87,17 +87,17 @@ class CuPy:
 class Torch:
     """Tensors of one device; results are tensors in the memory of torch's allocator."""
 
-    library = "torch"
+    name = "torch"
 
     def __init__(self, device: Any) -> None:
-        self.device, self.place = device, "cpu" if device.type == "cpu" else f"cuda:{device.index}"
+        self.torch_device, self.device = device, "cpu" if device.type == "cpu" else f"cuda:{device.index}"
 
     def view(self, x: Any) -> Array:
         import torch
 
         tensor = x.detach().resolve_neg()
-        bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor  # neither side exchanges bfloat16
-        if self.place == "cpu":
+        bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor  # NumPy and DLPack lack bfloat16
+        if self.device == "cpu":
             array = bits.numpy()
         else:
             import cupy
@@ -108,30 +108,30 @@ class Torch:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         import torch
 
-        with _enough_memory(shape, dtype):
-            return torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.device)
+        with _raise_out_of_memory(shape, dtype):
+            return torch.empty(shape, dtype=getattr(torch, dtype.name), device=self.torch_device)
 
     def stream(self) -> AbstractContextManager[Any]:
-        if self.place == "cpu":
+        if self.device == "cpu":
             return nullcontext()
         import cupy
         import torch
 
         both = ExitStack()
-        both.enter_context(cupy.cuda.Device(self.device.index))
-        both.enter_context(cupy.cuda.ExternalStream(torch.cuda.current_stream(self.device).cuda_stream))
+        both.enter_context(cupy.cuda.Device(self.torch_device.index))
+        both.enter_context(cupy.cuda.ExternalStream(torch.cuda.current_stream(self.torch_device).cuda_stream))
         return both
 
 
-def _exchanged(x: Any) -> Array:
+def _from_dlpack(x: Any) -> Array:
     try:
         return np.from_dlpack(x)
-    except Exception as error:  # of whatever a stranger's __dlpack__ raises
+    except Exception as error:  # any that a third-party __dlpack__ raises
         raise InputError(f"{shown(x)} cannot be taken by DLPack: {error}") from error
 
 
 @contextmanager
-def _enough_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[None]:
+def _raise_out_of_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # NumPy's and torch's
@@ -144,35 +144,31 @@ _OPTIONAL = frozenset(
 _TORCH_DTYPES = ("bfloat16", "float16", "float32", "float64", "bool", "int16", "int32", "int64", "uint8")
 
 
-def caller_of(op: str, arrays: dict[str, Any]) -> Caller:
-    """The one Caller that all arrays (None: not given) are of; raises InputError where they differ."""
-    first: tuple[str, Caller] | None = None
+def common_library(op: str, arrays: dict[str, Any]) -> ArrayLibrary:
+    """The library and device that all arrays (None: not given) share; raises InputError where they differ."""
+    first: tuple[str, ArrayLibrary] | None = None
     for name, x in arrays.items():
         if x is None and name in _OPTIONAL:
             continue
-        own = _caller(op, name, x)
+        try:
+            own = _library(op, name, x)
+        except GemmaError:
+            raise
+        except Exception as error:  # any that a third-party array raises
+            raise InputError(f"{op}: {name} is {shown(x)}, which is no array: {error}") from error
         if first is None:
             first = name, own
-        elif own.library != first[1].library:
+        elif own.name != first[1].name:
             raise InputError(
-                f"{op}: {name} is of {own.library}, {first[0]} of {first[1].library}; bring all arrays of one library"
+                f"{op}: {name} is of {own.name}, {first[0]} of {first[1].name}; bring all arrays of one library"
             )
-        elif own.place != first[1].place:
-            raise InputError(f"{op}: {name} is on {own.place}, {first[0]} on {first[1].place}")
+        elif own.device != first[1].device:
+            raise InputError(f"{op}: {name} is on {own.device}, {first[0]} on {first[1].device}")
     assert first is not None
     return first[1]
 
 
-def _caller(op: str, name: str, x: Any) -> Caller:
-    try:
-        return _library_of(op, name, x)
-    except GemmaError:
-        raise
-    except Exception as error:  # of whatever a stranger's array raises
-        raise InputError(f"{op}: {name} is {shown(x)}, which is no array: {error}") from error
-
-
-def _library_of(op: str, name: str, x: Any) -> Caller:
+def _library(op: str, name: str, x: Any) -> ArrayLibrary:
     if isinstance(x, np.ndarray):
         return NumPy()
     if is_torch(x):
@@ -193,7 +189,7 @@ def _library_of(op: str, name: str, x: Any) -> Caller:
     raise InputError(f"{op}: {name} is {shown(x)}, expected an array of NumPy, torch, CuPy or JAX")
 
 
-def _torch(op: str, name: str, x: Any) -> Caller:
+def _torch(op: str, name: str, x: Any) -> ArrayLibrary:
     check_memory(op, name, x)
     if x.device.type not in ("cpu", "cuda"):
         raise InputError(f"{op}: {name} is on {x.device}, expected a tensor on the CPU or a CUDA GPU")
@@ -210,7 +206,7 @@ def _torch(op: str, name: str, x: Any) -> Caller:
 
 
 def is_of(x: Any, module: str, name: str) -> bool:
-    """Whether x is an instance of `module.name`; imports nothing, since whoever has an array has its library."""
+    """Whether x is an instance of `module.name`; imports nothing: if x is, then its module is loaded already."""
     home = sys.modules.get(module)
     return bool(home is not None and isinstance(x, getattr(home, name)))
 
@@ -221,7 +217,7 @@ def is_torch(x: Any) -> bool:
 
 
 def check_memory(op: str, name: str, x: Any) -> None:
-    """Raises InputError for a tensor whose elements do not lie in one strided block of memory."""
+    """Raises InputError for a nested or sparse tensor: kernels read one strided block of memory."""
     if x.is_nested:
         raise InputError(
             f"{op}: {name} is a nested tensor; join its parts, torch.cat(x.unbind()), and tell attention their lengths "
@@ -237,7 +233,7 @@ def _are_torch(arrays: tuple[Any, ...]) -> bool:
 
 
 def is_traced(*arrays: Any) -> bool:
-    """Whether torch records, plans or maps a call on these tensors: then no value of theirs may be asked for."""
+    """Whether torch compiles, traces, fakes or vmaps a call on these tensors, so that their values cannot be read."""
     if not _are_torch(arrays):
         return False
     torch: Any = sys.modules["torch"]
@@ -249,8 +245,8 @@ def is_traced(*arrays: Any) -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def is_observed(*arrays: Any) -> bool:
-    """Whether a call on these tensors is traced, cast or differentiated: then torch has to see a custom op."""
+def needs_custom_op(*arrays: Any) -> bool:
+    """Whether torch traces, autocasts or differentiates a call on these tensors, which takes a custom op."""
     if is_traced(*arrays):
         return True
     if not _are_torch(arrays):
@@ -261,31 +257,35 @@ def is_observed(*arrays: Any) -> bool:
 
 
 def is_jax(x: Any) -> bool:
-    """Whether x is a jax.Array; those that a transformation traces are."""
+    """Whether x is a jax.Array, a tracer included."""
     return is_of(x, "jax", "Array")
 
 
-def to_host(op: str, name: str, x: Any) -> np.ndarray[Any, Any]:
-    """int64 NumPy copy of integers wherever they are; raises InputError for anything else."""
+def host_integers(op: str, name: str, x: Any) -> np.ndarray[Any, Any]:
+    """int64 NumPy copy of integers of any library and device; raises InputError for other dtypes."""
     return integers(f"{op}: {name}", x)
 
 
-def device_for(op: str, device: str | Device | None, caller: Caller) -> Device | None:
-    """Where a call on the caller's arrays runs; None: on the NumPy reference. Raises InputError where it cannot."""
+def device_for(op: str, device: str | Device | None, library: ArrayLibrary) -> Device | None:
+    """The Device that runs a call on arrays of `library`; None is the NumPy reference.
+
+    Raises InputError for a device that cannot read these arrays.
+    """
+    own = library.device
     if device is not None and not isinstance(device, str):
         if not is_device(device):
             raise InputError(f"{op}: device is {shown(device)}, expected None, a name such as 'emulator', or a Device")
         name = device.name
-        if (caller.place == "cpu") == (name == "emulator"):
+        if (own == "cpu") == (name == "emulator"):
             return device
     else:
-        name = device or ("numpy" if caller.place == "cpu" else "cuda")
-        if caller.place == "cpu" and name in ("numpy", "emulator"):
+        name = device or ("numpy" if own == "cpu" else "cuda")
+        if own == "cpu" and name in ("numpy", "emulator"):
             return _emulator() if name == "emulator" else None
-        if caller.place != "cpu" and name in ("cuda", caller.place):
-            return _cuda(int(caller.place.removeprefix("cuda:")), op not in _WITH_CONSTANTS)
-    expected = "'numpy' or 'emulator'" if caller.place == "cpu" else f"'cuda' or {caller.place!r}"
-    raise InputError(f"{op}: device is {shown(name)}, but the arrays are on {caller.place}: expected None, {expected}")
+        if own != "cpu" and name in ("cuda", own):
+            return _cuda(int(own.removeprefix("cuda:")), op not in _WITH_CONSTANTS)
+    expected = "'numpy' or 'emulator'" if own == "cpu" else f"'cuda' or {own!r}"
+    raise InputError(f"{op}: device is {shown(name)}, but the arrays are on {own}: expected None, {expected}")
 
 
 @cache
@@ -303,7 +303,7 @@ def _cuda(index: int, overlap: bool) -> Device:
 
 
 def overlap(a: Array, b: Array) -> bool:
-    """Whether the bytes from the first to the last of a and of b meet."""
+    """Whether the address ranges of a and b, from first to last byte, intersect."""
     spans: list[tuple[int, int]] = []
     for x in (a, b):
         if x.size == 0:
@@ -315,7 +315,7 @@ def overlap(a: Array, b: Array) -> bool:
 
 
 def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
-    """A view of x that repeats it, in NumPy or CuPy as x is."""
+    """A view of x, of NumPy or CuPy, with stride 0 along repeated axes."""
     if isinstance(x, np.ndarray):
         return np.broadcast_to(x, shape)
     import cupy
@@ -324,5 +324,5 @@ def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def address(x: Array) -> int:
-    """Where the first element of a NumPy or CuPy array lies."""
+    """The address of the first element of a NumPy or CuPy array."""
     return int(x.ctypes.data) if isinstance(x, np.ndarray) else int(x.data.ptr)

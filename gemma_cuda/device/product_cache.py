@@ -1,4 +1,4 @@
-"""What was compiled or measured, on disk: taken only if nobody else can have written it and no bit has changed."""
+"""Compiled and measured products on disk: read only if no other user can have written them and no bit has changed."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ _T = TypeVar("_T")
 
 
 class ProductCache:
-    """A directory of products, and beside it one that ends with this process, for what cannot be kept there.
+    """A directory of products, and a temporary one of this process for products that cannot be written there.
 
-    Any number of processes may use it: files appear, and are replaced, as a whole. Raises GemmaError where others can
-    change the directory.
+    Any number of processes may share it: files appear, and are replaced, as a whole. Raises GemmaError where other
+    users can change the directory.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
         private_directory.check(self.directory)
 
-    def places(self) -> Iterator[Path]:
-        """The directories in which a product may lie, in order."""
+    def directories(self) -> Iterator[Path]:
+        """The directories that may hold a product, in order."""
         private_directory.check(self.directory)  # it may have been created since
         yield self.directory
         yield from private_directory.temporary_if_made()
 
     def find(self, name: str) -> Path | None:
-        """The file of this name that is whole, None if there is none."""
-        return next((place / name for place in self.places() if read(place / name) is not None), None)
+        """The undamaged file of this name; None without one."""
+        paths = (directory / name for directory in self.directories())
+        return next((path for path in paths if read(path) is not None), None)
 
     def keep(self, write: Callable[[Path], _T]) -> _T:
-        """What `write` gives, called with the directory, or with the temporary one where that cannot be written.
+        """The result of `write`, called with the directory or, where that cannot be written, with the temporary one.
 
         Raises DeviceError, naming the directory, where it is full.
         """
@@ -54,15 +55,15 @@ class ProductCache:
         except OSError as error:
             _raise_if_full(self.directory, error)
             reason = f"{self.directory} cannot be written ({error.strerror or error})"
-        place = private_directory.temporary(reason)
+        directory = private_directory.temporary(reason)
         try:
-            return write(place)
+            return write(directory)
         except OSError as error:
-            raise DeviceError(f"{reason}, nor can {place} ({error.strerror or error})") from error
+            raise DeviceError(f"{reason}, nor can {directory} ({error.strerror or error})") from error
 
 
 def read(path: Path) -> bytes | None:
-    """The content that `write` gave a file of this name; None for anything else."""
+    """The content of a file that `write` made under this name; None for any other file."""
     data = read_private(path)
     if data is None or len(data) < _SEAL_BYTES:
         return None
@@ -71,17 +72,17 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, content: bytes) -> Path:
-    """The path, to which the content is written and then its digest.
+    """The path, after writing the content and its digest there.
 
-    Readers of ELF files and of precompiled headers look past it. The name is part of the digest: a whole entry does not
-    pass for another one.
+    Readers of ELF files and of precompiled headers ignore the digest at the end. It covers the file's name, so that one
+    entry does not pass for another.
     """
     write_private(path, content + _seal(path.name, content))
     return path
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The fields that `write_json` gave a file of this name; None for anything else."""
+    """The fields of a file that `write_json` made under this name; None for any other file."""
     data = read_private(path)
     try:
         fields = json.loads(data or b"")
@@ -98,9 +99,9 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def read_private(path: Path) -> bytes | None:
-    """What a file holds that is regular, no link, and that only this user and root can write; None for any other."""
+    """Content of a regular file, no link, that only this user and root can write; None for any other."""
     try:
-        # Opened once: what is looked at is what is read. Opening a FIFO must not wait for its writer.
+        # Opened once, so that the file checked is the file read. Opening a FIFO must not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -111,18 +112,18 @@ def read_private(path: Path) -> bytes | None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Writes a file as a whole; nobody else may write to it, whatever the umask."""
+    """Writes a file as a whole, without write permission for other users whatever the umask."""
     if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
-        path.unlink(missing_ok=True)  # somebody put a link or a FIFO in this private directory
+        path.unlink(missing_ok=True)  # a link or FIFO that this user put here
     with atomic_path(path, mode=0o644) as temporary:
         temporary.write_bytes(content)
 
 
-def _raise_if_full(place: Path, error: OSError) -> None:
+def _raise_if_full(directory: Path, error: OSError) -> None:
     """Raises DeviceError if a disk, or a quota or limit of this user, has no room for a file."""
     if error.errno in _NO_ROOM:
         raise DeviceError(
-            f"{place} has no room for what was compiled ({os.strerror(error.errno)}); set GEMMA_CUDA_CACHE to a "
+            f"{directory} has no room for what was compiled ({os.strerror(error.errno)}); set GEMMA_CUDA_CACHE to a "
             "directory with more"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a device is to the ops above it: memory, and one way to launch a kernel."""
+"""The device interface of ops: memory, and kernel launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels' source files: where they are, which instance is in which file, what identifies their content."""
+"""The kernels' source files: their directories, the kernels in them, digests of their content."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def headers(seam: Path) -> list[Path]:
 
 @functools.cache
 def cuda_headers(seam: Path) -> tuple[Path, ...]:
-    """The emulator's headers with CUDA's names, sorted: what a kernel that is written as for nvcc may include."""
+    """The emulator's headers with CUDA's names, sorted, for kernels that are written for nvcc."""
     return tuple(sorted(path for path in (seam / "cuda").rglob("*") if path.is_file()))
 
 
@@ -88,7 +88,7 @@ def local_headers(path: Path) -> list[Path]:
 
 
 def includes(path: Path) -> list[str]:
-    """What a file includes, with quotes or brackets. Read again where the file changed."""
+    """Names in a file's #include lines, with quotes or brackets. A changed file is read again."""
     state = state_of([path])
     if path not in _included or _included[path][0] != state:
         _included[path] = (state, declarations.includes(path.read_text(encoding="utf-8")))
@@ -104,7 +104,7 @@ def kernel_name(instance: str) -> str:
 
 
 def find_kernel(instance: str, directory: Path | None = None) -> KernelSource:
-    """The source of an instance's kernel; raises LaunchError naming the kernels there are if it is unknown."""
+    """The source of an instance's kernel; for an unknown one raises LaunchError with the known names."""
     name = kernel_name(instance)
     known = kernels_in(kernel_directory() if directory is None else directory)
     if name not in known:
@@ -113,12 +113,12 @@ def find_kernel(instance: str, directory: Path | None = None) -> KernelSource:
 
 
 def expression(instance: str, kernel: KernelSource) -> str:
-    """The instance as C++ understands it where the kernel's namespace is in use: defaults of a template need <>."""
+    """The instance as a C++ expression in the kernel's namespace: a template with default arguments needs <>."""
     return f"{instance}<>" if kernel.template_parameters and "<" not in instance else instance
 
 
 def template_arguments(instance: str, kernel: KernelSource) -> dict[str, str]:
-    """Template parameter -> what it is in an instance, as written; a parameter that has nothing is left out."""
+    """Template parameter -> argument as written, or its default; a parameter without either is left out."""
     given = split_list(instance[instance.index("<") + 1 : instance.rindex(">")]) if "<" in instance else []
     bound = {}
     for position, declaration in enumerate(kernel.template_parameters):
@@ -137,7 +137,7 @@ def most_threads(instance: str, kernel: KernelSource) -> int | None:
 
 
 def kernels_in(directory: Path) -> dict[str, KernelSource]:
-    """Kernel name -> source, of every .cu file of a directory. Read again where a file changed."""
+    """Kernel name -> source, of every .cu file of a directory. A changed file is read again."""
     found: dict[str, KernelSource] = {}
     for path in sorted(directory.glob("*.cu")):
         for kernel in _parse(path, state_of([path])):
@@ -179,17 +179,12 @@ def _parse(path: Path, state: tuple[tuple[int, int], ...]) -> list[KernelSource]
         included = tuple(declarations.includes(text))
         kernels = [
             KernelSource(
-                found.name,
-                path,
-                tuple(_parameter(p) for p in split_list(found.parameters) if p != "void"),
-                tuple(split_list(found.template_parameters or "")),
-                found.launch_bounds,
-                found.scope,
-                included,
+                found.name, path, tuple(_parameter(p) for p in split_list(found.parameters) if p != "void"),
+                tuple(split_list(found.template_parameters or "")), found.launch_bounds, found.scope, included,
             )
             for found in declarations.declarations(text)
             if found.template_parameters != ""  # a specialisation: its template is the kernel
-        ]
+        ]  # fmt: skip
         _parsed[path] = (state, kernels)
     return _parsed[path][1]
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
 
 from .. import arguments
 from ..config import ModelConfig
 from ..device import DeviceChoice, choose_device, open_device
+from ..device.cuda import Cuda
+from ..device.cuda.stream_order import StreamOrder
 from ..device.protocol import Device, is_device
 from ..errors import DeviceError, InputError
 from ..formats.checkpoint import Checkpoint
-from ..host.memory import require_memory
+from ..model.kv_storage import Memory
+from ..model.ops import Ops
 from ..model.weights import weight_elements
-from ..ops.kernel_ops import KernelOps, kernel_ops, missing_kernels
+from ..ops.kernel_ops import kernel_ops, missing_kernels
 from ..precision import BFLOAT16, Precision, precision
 from ..reference import ReferenceOps
 
@@ -47,9 +49,7 @@ def choose(device: str | Device, dtype: str, config: ModelConfig | None = None) 
     return chosen, working
 
 
-def make_ops(
-    checkpoint: Checkpoint, chosen: DeviceChoice, working: Precision, device: str | Device, gemm: str
-) -> ReferenceOps | KernelOps:
+def make_ops(checkpoint: Checkpoint, chosen: DeviceChoice, working: Precision, device: str | Device, gemm: str) -> Ops:
     """The ops of the chosen device, which has room for the weights; device: as the caller gave it."""
     arguments.choice("gemm", gemm, ("auto", "library", "kernel"))
     what = f"the weights of {checkpoint.path.name} in {working.name}"
@@ -57,23 +57,20 @@ def make_ops(
         if gemm != "auto":
             raise InputError(f"gemm is {gemm!r}, but device 'numpy' has no kernels to choose from")
         reference = ReferenceOps(working)
-        require_memory(weight_elements(checkpoint, reference) * working.compute.itemsize, what)
+        reference.require_memory(weight_elements(checkpoint, reference) * working.compute.itemsize, what)
         return reference
     ops = kernel_ops(open_device(chosen.name) if isinstance(device, str) else device, gemm)
-    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.bytes_each, what)
+    ops.require_memory(weight_elements(checkpoint, ops) * ops.gemm.element_bytes, what)
     return ops
 
 
-def stream_order(ops: ReferenceOps | KernelOps, model: object) -> AbstractContextManager[None]:
-    """What to put around each use of a model, so that uses on different streams of a GPU wait for one another.
+def stream_order(memory: Memory, user: object) -> AbstractContextManager[None]:
+    """Surrounds each use of a GPU's memory, so that uses on different streams wait for one another.
 
-    A model that is dropped waits for its last use: the order in which its memory is given again is that of one stream.
+    A `user` that is dropped waits for its last use: the order in which its memory is given again is that of one stream.
     """
-    if isinstance(ops, ReferenceOps) or ops.device.name != "cuda":
+    if not isinstance(memory, Cuda):
         return nullcontext()
-    from ..device.cuda.device import Cuda
-    from ..device.cuda.stream_order import StreamOrder
-
-    order = StreamOrder(cast(Cuda, ops.device))
-    weakref.finalize(model, order.wait).atexit = False
+    order = StreamOrder(memory)
+    weakref.finalize(user, order.wait).atexit = False
     return order

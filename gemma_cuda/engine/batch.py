@@ -1,13 +1,15 @@
-"""Turns the arguments of a prefill into packed tokens, or refuses them in the caller's words.
+"""From the arguments of a prefill to packed tokens, or to a refusal in the caller's words.
 
-Padding never reaches a kernel: the real tokens of all rows stand one after another, [N], and know the row and cache
-slot they belong to.
+Padding never reaches a kernel: the tokens of all sequences stand one after another, [N], each with its sequence and its
+slot in that sequence's cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,57 +19,99 @@ from .. import arguments
 from ..config import LayerType, ModelConfig
 from ..errors import CacheError, InputError
 from ..model.kv_cache import KVCache
+from ..model.kv_storage import HostMemory, Memory
 from ..model.masks import AUDIO, Queries, spans
+from ..model.ops import Ops
 from ..precision import Array
 from . import embeddings
 
+_LONGEST_CACHED = 8192  # tokens of a prompt whose batch is worth 400 KB
+
 Ids = ArrayLike | Sequence[Sequence[int]]
+Spans = list[list[tuple[int, int]]]
+"""Bidirectional spans [begin, end) of each sequence, in slots."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The arguments of `Gemma.prefill` that describe tokens, as the caller gave them."""
+
+    input_ids: Ids | None = None
+    inputs_embeds: Any | None = None
+    attention_mask: ArrayLike | None = None
+    position_ids: ArrayLike | None = None
+    token_type_ids: ArrayLike | None = None
+    attn_bias: ArrayLike | Mapping[LayerType, ArrayLike] | None = None
+
+    @property
+    def is_ids_only(self) -> bool:
+        """Whether there is nothing besides ids."""
+        return (
+            self.inputs_embeds is None
+            and self.attention_mask is None
+            and self.position_ids is None
+            and self.token_type_ids is None
+            and self.attn_bias is None
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N real tokens of B rows, row b at cu_seqlens[b] : cu_seqlens[b + 1]."""
+    """N tokens of B sequences; sequence b is cu_seqlens[b] : cu_seqlens[b + 1]."""
 
-    batch_size: int
     seq_len: int  # S: columns of the caller's layout
     column: NDArray[np.int64]  # [N] of the caller's layout
-    row: NDArray[np.int64]  # [N]
+    sequence: NDArray[np.int64]  # [N]
     cu_seqlens: NDArray[np.int32]  # [B + 1]
-    slots: NDArray[np.int32]  # [N] in the cache row
+    slots: NDArray[np.int32]  # [N] in the sequence's cache; those of sequence b are starts[b] : ends[b]
+    starts: NDArray[np.int32]  # [B]
+    ends: NDArray[np.int32]  # [B]
+    end: int  # the largest of them
     position_ids: NDArray[np.int64]  # [N]
     queries: Queries  # slots again, with what the masks need
-    spans: list[list[tuple[int, int]]]  # bidirectional spans [begin, end) of each row, in slots
+    spans: Spans
     input_ids: NDArray[np.int64] | None  # [N]
-    inputs_embeds: Any | None  # [B, S, E] in the caller's layout; see embeddings.packed
+    inputs_embeds: Any | None  # [B, S, E] in the caller's layout, on the host or on the model's GPU
     attn_bias: Mapping[LayerType, Array]  # [B or 1, H or 1, S, T], replaces the layer type's mask
+    # (tokens, first slot that they see, first slot of theirs) where these decide everything but input_ids.
+    text_key: tuple[int, int, int] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def embed_rows(self) -> NDArray[np.int64]:
+        """[N]: the row of each token among the caller's B · S."""
+        return self.sequence * self.seq_len + self.column
+
+    def packed_embeds(self, ops: Ops) -> Array:
+        """inputs_embeds [N, E] of the tokens, as the ops take activations."""
+        embeds = self.inputs_embeds
+        assert embeds is not None
+        flat = embeds.reshape(-1, embeds.shape[-1])
+        if isinstance(embeds, np.ndarray):
+            return ops.from_host(flat[self.embed_rows])
+        return ops.take(flat, ops.index(self.embed_rows))
 
     def unpack(self, packed: Array) -> Array:
         """[B, S, …] in the caller's layout from packed [N, …]; padding is 0."""
         out = np.zeros((self.batch_size, self.seq_len, *packed.shape[1:]), packed.dtype)
-        out[self.row, self.column] = packed
+        out[self.sequence, self.column] = packed
         return out
 
 
 def make_batch(
-    config: ModelConfig,
-    *,
-    input_ids: Ids | None,
-    inputs_embeds: Any | None,
-    attention_mask: ArrayLike | None,
-    position_ids: ArrayLike | None,
-    token_type_ids: ArrayLike | None,
-    attn_bias: ArrayLike | Mapping[LayerType, ArrayLike] | None,
-    past: KVCache | None,
+    config: ModelConfig, prompt: Prompt, *, past: KVCache | None = None, memory: Memory | None = None
 ) -> Batch:
-    """The packed form of a prefill's arguments (see `Gemma.prefill` for their shapes).
-
-    inputs_embeds: as of `embeddings.view`.
+    """The packed tokens of a prompt that continues `past`; memory: of the model, where inputs_embeds may lie.
 
     InputError or CacheError for what cannot be run.
     """
-    ids, real = _ids(input_ids, config) if input_ids is not None else (None, None)
-    embeds = inputs_embeds
+    ids, real = _ids(prompt.input_ids, config) if prompt.input_ids is not None else (None, None)
+    embeds = prompt.inputs_embeds
     if embeds is not None:
+        embeds = embeddings.view(embeds, memory or HostMemory())
         embeds = embeddings.check(embeds, config, None if ids is None else ids.shape)
     if ids is None and embeds is None:
         raise InputError("give input_ids or inputs_embeds")
@@ -79,49 +123,63 @@ def make_batch(
     batch_size, seq_len = shape
     if past is not None and past.batch_size != batch_size:
         raise CacheError(f"past_key_values has {past.batch_size} rows, the prompt has {batch_size}")
+    if past is not None and past.seq_length and config.bidirectional == "text":
+        raise CacheError(
+            "past_key_values: in a bidirectional model earlier tokens see later ones; give the whole text at once"
+        )
+    if batch_size == 1 and prompt.is_ids_only:
+        assert ids is not None
+        begin, end = (0, 0) if past is None else (int(past.starts[0]), int(past.ends[0]))
+        text = _text if seq_len <= _LONGEST_CACHED else _text.__wrapped__
+        batch = copy(text(seq_len, begin, end, config.position_offset))
+        object.__setattr__(batch, "input_ids", ids[0])  # dataclasses.replace takes longer than all the rest
+        return batch
 
     first_seen = None if past is None else past.starts
-    if attention_mask is not None:
-        if real is not None and not real.all():
+    if prompt.attention_mask is not None:
+        if real is not None:
             raise InputError(
                 "attention_mask: rows of different lengths already say which tokens are real; give one or the other"
             )
-        real, cached = _padding(attention_mask, shape, past)
+        real, cached = _padding(prompt.attention_mask, shape, past)
         if past is not None and cached is not None:
             first_seen = _first_seen(cached, past)
     elif real is None:
         real = np.ones(shape, bool)
     if isinstance(embeds, np.ndarray) and not np.isfinite(embeds[real]).all():
         raise InputError("inputs_embeds: a token's embedding holds NaN or infinity")
-    row, column = np.nonzero(real)
+    sequence, column = np.nonzero(real)
     counts = real.sum(axis=1)
     cu_seqlens = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    index = np.arange(len(row)) - cu_seqlens[row]  # of the token within its row's new tokens
+    index = np.arange(len(sequence)) - cu_seqlens[sequence]  # of the token within its sequence's new tokens
 
     if past is None:  # the first chunk keeps the caller's columns, so that the cache looks as HuggingFace's does
         starts, before = real.argmax(axis=1), np.zeros(batch_size, np.int64)
     else:
         starts, before = past.ends, (past.ends - past.starts).astype(np.int64)
-    slots = (starts[row] + index).astype(np.int32)
+    slots = (starts[sequence] + index).astype(np.int32)
 
-    positions = before[row] + index + config.position_offset
-    packed = np.zeros(len(row), np.int64)  # which packed sequence of its row a token belongs to
-    if position_ids is not None:
-        given = _per_token(position_ids, "position_ids", shape, past=None)
+    positions = before[sequence] + index + config.position_offset
+    packed = np.zeros(len(sequence), np.int64)  # the packed sequence within its row that a token belongs to
+    if prompt.position_ids is not None:
+        given = _per_token(prompt.position_ids, "position_ids", shape, past=None)
         if given.min() < 0:
             raise InputError(f"position_ids: {int(given.min())} is negative")
         positions = given[real]
-        if attention_mask is None and past is None:
+        if prompt.attention_mask is None and past is None:
             packed = np.cumsum(given == given[:, :1], axis=1)[real]
 
-    types = None if token_type_ids is None else _per_token(token_type_ids, "token_type_ids", shape, past)[real]
+    types = prompt.token_type_ids
+    types = None if types is None else _per_token(types, "token_type_ids", shape, past)[real]
     if types is not None and (types.min() < 0 or types.max() > AUDIO):
         raise InputError("token_type_ids: expected 0 text, 1 image, 2 video or 3 audio")
     row_spans = _spans(config, past, cu_seqlens, slots, types)
     queries = _queries(past, first_seen, cu_seqlens, slots, packed, row_spans)
 
-    total = int(slots.max()) + 1 if past is None else max(past.seq_length, int(slots.max()) + 1)
-    bias = _biases(attn_bias, config, batch_size, seq_len, total)
+    ends = slots[cu_seqlens[1:] - 1] + np.int32(1)
+    end = int(ends.max())
+    total = end if past is None else max(past.seq_length, end)
+    bias = _biases(prompt.attn_bias, config, batch_size, seq_len, total)
     hides = past is not None and first_seen is not None and bool((first_seen != past.starts).any())
     if bias and (hides or not real.all()):
         raise InputError(
@@ -129,48 +187,56 @@ def make_batch(
             "attention_mask nor ragged rows"
         )
     return Batch(
-        batch_size, seq_len, column, row, cu_seqlens, slots, positions, queries, row_spans,
+        seq_len, column, sequence, cu_seqlens, slots, slots[cu_seqlens[:-1]], ends, end, positions, queries, row_spans,
         None if ids is None else ids[real], embeds, bias,
     )  # fmt: skip
 
 
-def text_batch(config: ModelConfig, tokens: int, begin: int, end: int) -> Batch:
-    """What `make_batch` makes of so many text tokens of one prompt, but for their ids.
-
-    Slots begin : end of its cache hold the tokens before them.
-    """
+@lru_cache(maxsize=64)
+def _text(tokens: int, begin: int, end: int, position_offset: int) -> Batch:
+    """A batch of so many text tokens of one sequence, but for their ids; its slots begin : end hold earlier tokens."""
     column = np.arange(tokens)
     slots = (column + end).astype(np.int32)
     first, last = np.full_like(slots, begin), np.full_like(slots, end + tokens)
+    for array in (column, slots, first, last):
+        array.setflags(write=False)  # prompts share them
     return Batch(
-        1, tokens, column, np.zeros_like(column), np.array([0, tokens], np.int32), slots,
-        column + (end - begin + config.position_offset), Queries(slots, first, last, slots, slots + np.int32(1)), [[]],
-        None, None, {},
+        seq_len=tokens, column=column, sequence=np.zeros_like(column), cu_seqlens=np.array([0, tokens], np.int32),
+        slots=slots, starts=slots[:1], ends=last[:1], end=end + tokens,
+        position_ids=column + (end - begin + position_offset),
+        queries=Queries(slots, first, last, slots, slots + np.int32(1)), spans=[[]], input_ids=None,
+        inputs_embeds=None, attn_bias={}, text_key=(tokens, begin, end),
     )  # fmt: skip
 
 
-def _ids(value: Ids, config: ModelConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(ids [B, S], real [B, S]) of [S], [B, S] or a list of lists of different lengths."""
+def _ids(value: Ids, config: ModelConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """(ids [B, S], real [B, S]) of [S], [B, S] or a list of lists; real is None where all have one length."""
+    real: NDArray[np.bool_] | None = None
     if isinstance(value, list | tuple) and value and all(map(arguments.has_axes, value)):
         rows = [arguments.integers("input_ids", r) for r in value]
         if any(r.ndim != 1 for r in rows):
             raise InputError("input_ids: expected [S], [B, S] or a list of lists of token ids")
+        ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for i, r in enumerate(rows):
+            ids[i, : len(r)] = r
+        lengths = np.array([len(r) for r in rows])
+        if (lengths != ids.shape[1]).any():
+            real = np.arange(ids.shape[1]) < lengths[:, None]
+        empty = not lengths.all()
     else:
-        array = arguments.integers("input_ids", value)
-        if array.ndim not in (1, 2):
-            raise InputError(f"input_ids is {list(array.shape)}, expected [S] or [B, S]")
-        rows = list(array[None] if array.ndim == 1 else array)
-    if not rows or any(len(r) == 0 for r in rows):
+        ids = arguments.integers("input_ids", value)
+        if ids.ndim not in (1, 2):
+            raise InputError(f"input_ids is {list(ids.shape)}, expected [S] or [B, S]")
+        ids = ids[None] if ids.ndim == 1 else ids
+        empty = ids.size == 0
+    if empty:
         raise InputError("input_ids: empty prompt; every row needs at least one token")
-    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    real = np.zeros(ids.shape, bool)
-    for i, r in enumerate(rows):
-        ids[i, : len(r)], real[i, : len(r)] = r, True
     # Multimodal placeholders may lie outside the vocabulary; `Gemma.embed` replaces them.
-    placeholders = [t for t in (config.image_token_id, config.video_token_id, config.audio_token_id) if t is not None]
-    bad = (ids < 0) | ((ids >= config.vocab_size) & ~np.isin(ids, placeholders))
-    if bad.any():
-        raise InputError(f"input_ids: {int(ids[bad][0])} is outside the vocabulary of {config.vocab_size} tokens")
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        placeholders = (config.image_token_id, config.video_token_id, config.audio_token_id)
+        bad = (ids < 0) | ((ids >= config.vocab_size) & ~np.isin(ids, [t for t in placeholders if t is not None]))
+        if bad.any():
+            raise InputError(f"input_ids: {int(ids[bad][0])} is outside the vocabulary of {config.vocab_size} tokens")
     return ids, real
 
 
@@ -238,13 +304,9 @@ def _spans(
     cu_seqlens: NDArray[np.int32],
     slots: NDArray[np.int32],
     types: NDArray[np.int64] | None,
-) -> list[list[tuple[int, int]]]:
-    """Each row's bidirectional spans, or a refusal if the cached tokens cannot be followed by these."""
-    if past is not None and past.seq_length and config.bidirectional == "text":
-        raise CacheError(
-            "past_key_values: in a bidirectional model earlier tokens see later ones; give the whole text at once"
-        )
-    found: list[list[tuple[int, int]]] = []
+) -> Spans:
+    """Each sequence's bidirectional spans, or a refusal if the cached tokens cannot be followed by these."""
+    found: Spans = []
     for b in range(len(cu_seqlens) - 1):
         rows = slice(int(cu_seqlens[b]), int(cu_seqlens[b + 1]))
         found.append(spans(config, None if types is None else types[rows], slots[rows]))
@@ -263,7 +325,7 @@ def _queries(
     cu_seqlens: NDArray[np.int32],
     slots: NDArray[np.int32],
     packed: NDArray[np.int64],
-    row_spans: list[list[tuple[int, int]]],
+    row_spans: Spans,
 ) -> Queries:
     first, last = np.empty_like(slots), np.empty_like(slots)
     span_begin, span_end = slots.copy(), slots + np.int32(1)

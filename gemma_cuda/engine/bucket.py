@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from ..config import LayerConfig, ModelConfig, RopeConfig
 from ..device.cuda.launch_plan import LaunchPlan
-from ..model.decoder import Decoder, Mask
-from ..model.kv_cache import LayerKV
+from ..model.decoder import Decoder
+from ..model.kv_storage import LayerKV
 from ..model.masks import Int32, key_range
+from ..model.ops import Mask
 from ..model.rope import Rope
-from ..ops.attention_plan import SHORT_ROWS, PlanRoom, Tiling, choose_tiling, plan_of, plan_room, work_tables
+from ..ops import attention_plan
+from ..ops.attention_plan import SHORT_ROWS, AttentionPlan, PlanRoom, Tiling, choose_tiling, plan_room, work_tables
 from ..ops.kernel_ops import KernelOps
 from ..precision import Array
-from . import embeddings
 from .batch import Batch
 from .kv_pool import KVPool
 
@@ -56,41 +57,40 @@ class Fields:
         }
 
 
-class StaticStep:
-    """The step of every prompt of a bucket: arrays whose contents change from prompt to prompt, at fixed addresses."""
+class GraphContext:
+    """The `ForwardContext` of every prompt of a bucket: arrays at fixed addresses, with contents of the last prompt."""
 
-    narrow = True
+    prunes = True
 
     def __init__(self, bucket: Bucket, ops: KernelOps, arrays: dict[str, Array], tables: RopeTables) -> None:
         self._bucket, self._ops, self._arrays, self._tables = bucket, ops, arrays, tables
 
-    def rope(self, layer: LayerConfig, *, kept: bool) -> Rope:
+    def rope(self, layer: LayerConfig, *, pruned: bool) -> Rope:
         cos, sin = self._tables[layer.rope, layer.head_dim]
-        return Rope(cos, sin, self._arrays["kept_positions" if kept else "positions"])
+        return Rope(cos, sin, self._arrays["output_positions" if pruned else "positions"])
 
-    def slots(self, kv: LayerKV) -> Array:
-        return self._arrays["slots"]
+    def slot_mapping(self, kv: LayerKV) -> Array:
+        return self._arrays["slot_mapping"]
 
-    def mask(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> Mask:
+    def mask(self, layer: LayerConfig, kv: LayerKV, *, pruned: bool) -> Mask:
         kind = self._bucket.kind_of(layer)
-        name = self._bucket.name_of(kind, kept)
+        name = self._bucket.name_of(kind, pruned)
         begin, end, table = (self._arrays[f"{name}.{part}"] for part in ("begin", "end", "table"))
-        return plan_of(
-            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name],
-            self._bucket.tiling_of(kind, kept), group=kind.group, head_dim=kind.head_dim, sequences=len(kv.k),
+        return AttentionPlan(
+            begin, end, table, self._arrays.get(f"{name}.merges"), self._bucket.rooms[name].partials,
+            self._bucket.tiling_of(kind, pruned), kind.group, kind.head_dim, tokens=len(begin), sequences=len(kv.k),
         )  # fmt: skip
 
-    def bias(self, layer: LayerConfig, kv: LayerKV, *, kept: bool) -> None:
+    def bias(self, layer: LayerConfig, kv: LayerKV, *, pruned: bool) -> None:
         return None
 
-    def take_kept(self, x: Array) -> Array:
-        kept: Array = self._ops.take(x, self._arrays["kept"])
-        return kept
+    def prune_to_outputs(self, x: Array) -> Array:
+        outputs: Array = self._ops.take(x, self._arrays["output_rows"])
+        return outputs
 
 
 class Bucket:
-    """The launches of prefills of up to `tokens` tokens in up to `batch_size` sequences, of which the last tokens are
-    kept."""
+    """Launches of prefills of up to `tokens` tokens in up to `batch_size` sequences, whose last tokens are output."""
 
     def __init__(
         self,
@@ -105,14 +105,14 @@ class Bucket:
         self.tokens, self.shortest, self.batch_size = tokens, shortest, batch_size
         self.capacity, self._shared_bytes = capacity, shared_bytes
         self.fields = Fields()
-        for name in ("ids", "positions", "slots", "feature_index"):
+        for name in ("ids", "positions", "slot_mapping", "feature_index"):
             self.fields.add(name, tokens)
-        for name in ("kept", "kept_positions"):
+        for name in ("output_rows", "output_positions"):
             self.fields.add(name, batch_size)
         self.kinds: dict[str, tuple[_MaskKind, LayerConfig, bool]] = {}
         self.rooms: dict[str, PlanRoom] = {}
         for i, layer in enumerate(self.config.layers):
-            self._add_mask(layer, kept=i >= decoder.last_kv_layer)
+            self._add_mask(layer, pruned=i >= decoder.last_kv_layer)
         self.plan: LaunchPlan
         self.graph: Any = None
         self.block: Array
@@ -122,46 +122,51 @@ class Bucket:
         group = self.config.num_attention_heads // layer.num_key_value_heads
         return _MaskKind(layer.layer_type, layer.head_dim, group)
 
-    def name_of(self, kind: _MaskKind, kept: bool) -> str:
-        return f"{kind.layer_type}.{kind.head_dim}.{kind.group}{'.kept' if kept else ''}"
+    def name_of(self, kind: _MaskKind, pruned: bool) -> str:
+        return f"{kind.layer_type}.{kind.head_dim}.{kind.group}{'.output' if pruned else ''}"
 
-    def tiling_of(self, kind: _MaskKind, kept: bool) -> Tiling:
-        rows = kind.group * (1 if kept else self.tokens)
+    def tiling_of(self, kind: _MaskKind, pruned: bool) -> Tiling:
+        rows = kind.group * (1 if pruned else self.tokens)
         is_plain = self.config.attn_logit_softcapping is None
         return choose_tiling(kind.head_dim, rows, self._shared_bytes, is_plain=is_plain)
 
-    def _add_mask(self, layer: LayerConfig, *, kept: bool) -> None:
+    def _add_mask(self, layer: LayerConfig, *, pruned: bool) -> None:
         kind = self.kind_of(layer)
-        name = self.name_of(kind, kept)
+        name = self.name_of(kind, pruned)
         if name in self.kinds:
             return
-        self.kinds[name] = kind, layer, kept
-        queries = self.batch_size if kept else self.tokens
+        self.kinds[name] = kind, layer, pruned
+        queries = self.batch_size if pruned else self.tokens
         keys = min(self.capacity, _most_keys(layer))
-        short = kept or self.batch_size > 1 or self.shortest * kind.group <= SHORT_ROWS
-        tiling = self.tiling_of(kind, kept)
+        short = pruned or self.batch_size > 1 or self.shortest * kind.group <= SHORT_ROWS
+        tiling = self.tiling_of(kind, pruned)
         room = plan_room(queries, self.batch_size, keys, group=kind.group, tiling=tiling, short=short)
         self.rooms[name] = room
         self.fields.add(f"{name}.begin", queries)
         self.fields.add(f"{name}.end", queries)
-        self.fields.add(f"{name}.table", room.blocks, 7)
+        self.fields.add(f"{name}.table", *attention_plan.int32_shape("WorkTile", room.blocks))
         if room.merges:
-            self.fields.add(f"{name}.merges", room.merges, 5)
+            self.fields.add(f"{name}.merges", *attention_plan.int32_shape("MergeTile", room.merges))
 
     def launch_all(
-        self, decoder: Decoder, arrays: dict[str, Array], features: Array, tables: RopeTables, pool: KVPool
+        self,
+        decoder: Decoder,
+        ops: KernelOps,
+        arrays: dict[str, Array],
+        features: Array,
+        tables: RopeTables,
+        pool: KVPool,
     ) -> tuple[Array, Array]:
-        """(hidden [B, E], logits [B, V]) of the bucket's step, launched on the device of the decoder's ops.
+        """(hidden [B, E], logits [B, V]) of the bucket's forward pass, launched on the device of `ops`, the decoder's.
 
         features [tokens or more, E]: the layer-0 input of those tokens whose feature_index is not -1.
         """
-        assert isinstance(decoder.ops, KernelOps)
-        step = StaticStep(self, decoder.ops, arrays, tables)
-        x = decoder.ops.embed(
+        context = GraphContext(self, ops, arrays, tables)
+        x = ops.embed(
             arrays["ids"], decoder.weights.embed_tokens, scale=self.config.hidden_size**0.5, features=features,
             feature_index=arrays["feature_index"],
         )  # fmt: skip
-        hidden = decoder.forward(x, None, step, pool.layers, None)
+        hidden = decoder.forward(x, None, context, pool.layers, None)
         return hidden, decoder.logits(hidden)
 
     @cached_property
@@ -169,35 +174,36 @@ class Bucket:
         """The block [size] of no tokens at all."""
         block = np.zeros(self.fields.size, np.int32)
         arrays = self.fields.of(block)
-        arrays["slots"][:] = -1  # of what is left over nothing is kept
+        arrays["slot_mapping"][:] = -1  # rows without a token write no K and V
         arrays["feature_index"][:] = -1
         return block
 
-    def describe(self, batch: Batch, first_row: int) -> NDArray[np.int32]:
-        """The block [size] for a batch whose caches are the rows first_row, ... of the pool.
+    def describe(self, batch: Batch, pool_entry: int) -> NDArray[np.int32]:
+        """The block [size], without ids, for a batch whose caches are the pool's entries from pool_entry on.
 
         Of a batch with inputs_embeds [B, S, E], features are to hold them as [B S, E].
         """
         block = self.empty_block.copy()
         arrays = self.fields.of(block)
-        n, lengths = len(batch.row), batch.cu_seqlens
-        arrays["slots"][:n] = (batch.row + first_row) * self.capacity + batch.slots
+        n, lengths = len(batch.sequence), batch.cu_seqlens
+        arrays["slot_mapping"][:n] = (batch.sequence + pool_entry) * self.capacity + batch.slots
         arrays["positions"][:n] = batch.position_ids
         if batch.inputs_embeds is not None:
-            arrays["feature_index"][:n] = embeddings.rows(batch)
-        kept = lengths[1:] - 1
-        arrays["kept"][: len(kept)], arrays["kept_positions"][: len(kept)] = kept, batch.position_ids[kept]
-        rows = np.arange(batch.batch_size) + first_row
+            arrays["feature_index"][:n] = batch.embed_rows
+        last = lengths[1:] - 1
+        arrays["output_rows"][: len(last)] = last
+        arrays["output_positions"][: len(last)] = batch.position_ids[last]
+        entries = np.arange(batch.batch_size) + pool_entry
         ranges: dict[str, tuple[Int32, Int32]] = {}
-        for name, (kind, layer, is_kept) in self.kinds.items():
+        for name, (kind, layer, pruned) in self.kinds.items():
             if kind.layer_type not in ranges:
                 ranges[kind.layer_type] = key_range(self.config, layer, batch.queries)
             begin, end = ranges[kind.layer_type]
             sequences = lengths
-            if is_kept:
-                begin, end, sequences = begin[kept], end[kept], np.arange(len(kept) + 1, dtype=np.int32)
+            if pruned:
+                begin, end, sequences = begin[last], end[last], np.arange(len(last) + 1, dtype=np.int32)
             arrays[f"{name}.begin"][: len(begin)], arrays[f"{name}.end"][: len(end)] = begin, end
-            table, merges = work_tables(begin, end, sequences, rows, kind.group, self.tiling_of(kind, is_kept))
+            table, merges = work_tables(begin, end, sequences, entries, kind.group, self.tiling_of(kind, pruned))
             arrays[f"{name}.table"][: len(table)] = table
             if len(merges):
                 arrays[f"{name}.merges"][: len(merges)] = merges

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import arguments
 from ..config import ModelConfig
-from ..device.foreign import caller_of
+from ..device.foreign import common_library
 from ..device.protocol import Array
 from ..errors import InputError
-from ..model.kv_cache import Memory
-from ..ops.kernel_ops import KernelOps
-from ..reference import ReferenceOps
-
-if TYPE_CHECKING:
-    from .batch import Batch
+from ..model.kv_storage import Memory
 
 _NAME = "inputs_embeds"
 
@@ -26,7 +20,7 @@ _NAME = "inputs_embeds"
 def stream_of(value: Any, memory: Memory) -> AbstractContextManager[Any]:
     """Within it CuPy works on the stream that the library of an array works on, if this is the memory of a GPU."""
     on_gpu = _gpu(memory) is not None and _is_array(value)
-    return caller_of("prefill", {_NAME: value}).stream() if on_gpu else nullcontext()
+    return common_library("prefill", {_NAME: value}).stream() if on_gpu else nullcontext()
 
 
 def view(value: Any, memory: Memory) -> Array:
@@ -36,15 +30,15 @@ def view(value: Any, memory: Memory) -> Array:
     """
     if not _is_array(value):
         return arguments.host_array(_NAME, value)
-    caller = caller_of("prefill", {_NAME: value})
-    if caller.place != "cpu":
+    library = common_library("prefill", {_NAME: value})
+    if library.device != "cpu":
         own = "the CPU" if (index := _gpu(memory)) is None else f"cuda:{index}"
-        if caller.place != own:
-            raise InputError(f"{_NAME} is on {caller.place}, the model on {own}")
-    if caller.library == "NumPy":
+        if library.device != own:
+            raise InputError(f"{_NAME} is on {library.device}, the model on {own}")
+    if library.name == "NumPy":
         return arguments.host_array(_NAME, value)
     try:
-        return caller.view(value)
+        return library.view(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{_NAME}: a {type(value).__name__} cannot be taken: {error}") from error
 
@@ -70,19 +64,6 @@ def check(embeds: Array, config: ModelConfig, ids_shape: tuple[int, int] | None)
     if ids_shape is not None and ids_shape != tuple(embeds.shape[:2]):
         raise InputError(f"{_NAME} is {list(embeds.shape)}, input_ids {list(ids_shape)}: [B, S] differ")
     return embeds
-
-
-def packed(batch: Batch, ops: ReferenceOps | KernelOps) -> Array:
-    """A batch's embeddings [N, E] of its tokens: on the host as they are, on the GPU a copy."""
-    embeds = batch.inputs_embeds
-    assert embeds is not None
-    flat = embeds.reshape(-1, embeds.shape[-1])
-    return flat[rows(batch)] if isinstance(embeds, np.ndarray) else ops.take(flat, ops.index(rows(batch)))
-
-
-def rows(batch: Batch) -> NDArray[np.int64]:
-    """[N]: which of the caller's B · S rows each token is."""
-    return batch.row * batch.seq_len + batch.column
 
 
 def _gpu(memory: Memory) -> int | None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelConfig
-from ..model.kv_cache import KVCache, LayerKV, Memory
+from ..model.kv_cache import KVCache
+from ..model.kv_storage import LayerKV, Memory
 from ..precision import Array
 
 

@@ -1,4 +1,4 @@
-"""The directory of what can be made again, and writing files so that a reader never sees half of one."""
+"""The cache directory, and files that are written as a whole."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from . import private_directory
 
 
 def cache_directory() -> Path:
-    """The directory that `wanted_cache` names, or one that ends with this process, after a warning. Not created here.
+    """`wanted_cache()`, which is not created here; else, with a warning, a temporary directory of this process.
 
-    The latter where there is no home directory or others can change what lies in it: code in a cache is run. Raises
-    GemmaError, with what to do, for a GEMMA_CUDA_CACHE of which that is true.
+    The latter without a home directory, or where other users can change its cache, whose code is run. For such a
+    GEMMA_CUDA_CACHE it raises GemmaError, with the remedy.
     """
     try:
         directory = wanted_cache()
@@ -31,7 +31,7 @@ def cache_directory() -> Path:
 
 
 def wanted_cache() -> Path:
-    """$GEMMA_CUDA_CACHE, else gemma-cuda in $XDG_CACHE_HOME, else ~/.cache/gemma-cuda: an absolute path.
+    """$GEMMA_CUDA_CACHE (~ expands), else gemma-cuda in $XDG_CACHE_HOME (~ does not), else ~/.cache/gemma-cuda.
 
     Raises GemmaError for a GEMMA_CUDA_CACHE that is relative, and where there is no home directory.
     """
@@ -54,8 +54,8 @@ def wanted_cache() -> Path:
 def check_target(target: str | Path) -> None:
     """Raises OSError where `target` cannot become a regular file; nothing is touched.
 
-    What is there must be a regular file: a rename would put one in the place of a device, FIFO, socket or link. Links
-    are not followed, so that one planted in a shared directory leads nowhere.
+    An existing target must be a regular file: renaming would replace a device, FIFO, socket or link by one. Links are
+    not followed, so that a link planted in a shared directory has no effect.
     """
     target = Path(target)
     kind = _kind(target)
@@ -72,7 +72,7 @@ def check_target(target: str | Path) -> None:
 def atomic_path(target: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """A temporary path beside `target`, renamed to it when the block ends well and removed when it does not.
 
-    The file has what the umask leaves of `mode`, however the block has made it. OSError as of `check_target`.
+    The file gets `mode` less the umask, however the block creates it. Raises OSError as `check_target` does.
     """
     target = Path(target)
     check_target(target)
@@ -83,7 +83,7 @@ def atomic_path(target: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as written:
-            os.fchmod(written.fileno(), mode)  # a library may have put a file of its own here
+            os.fchmod(written.fileno(), mode)  # a library may have replaced the file
             os.fsync(written.fileno())
         check_target(target)
         os.replace(temporary, target)
@@ -92,7 +92,7 @@ def atomic_path(target: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """What is at the path itself, in words; None for nothing."""
+    """Type of the file at the path itself, in words; None for nothing."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How much memory this process can still take, and the refusal when that is not enough."""
+"""Free memory for this process, and the error when it is too little."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_cuda.errors import OutOfMemoryError
+from ..errors import OutOfMemoryError
 
 _MEMINFO, _OWN_CGROUP, _CGROUP_ROOT = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated without swapping: what the machine has free, or the tightest cgroup limit leaves.
+    """Bytes that can be allocated without swapping: the machine's free memory, or less under a cgroup limit.
 
-    Where the system tells neither (not Linux) it is the physical memory, and where not even that, no limit.
+    Without either figure (not Linux) the physical memory; without that, no limit.
     """
     return min(_machine_memory(), *_cgroup_memory(), sys.maxsize)
 
@@ -37,7 +37,7 @@ def _machine_memory() -> int:
 
 
 def _cgroup_memory() -> Iterator[int]:
-    """What each limited cgroup around this process has left, its reclaimable file cache counted as free."""
+    """Bytes left in each limited cgroup of this process; reclaimable file cache counts as free."""
     for directory, limit_file, usage_file in _cgroups():
         limit, usage = _number(directory / limit_file), _number(directory / usage_file)
         if limit is not None and usage is not None:

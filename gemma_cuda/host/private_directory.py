@@ -1,4 +1,4 @@
-"""Directories that only this user and root can change: what lies in them may be run."""
+"""Directories that only this user and root can change, so that code in them may be run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REMEDY = "set GEMMA_CUDA_CACHE to a directory of your own"
 
 
 def check(directory: Path) -> None:
-    """Raises GemmaError, with what to do, where somebody else can change what lies, or will lie, in a directory."""
+    """Raises GemmaError, with the remedy, if other users can change present or future files of a directory."""
     problem = why_unsafe(directory)
     if problem is not None:
         raise GemmaError(f"{directory} cannot be a cache, since code in it is run: {problem}; or {_REMEDY}")
@@ -34,10 +34,10 @@ def make(directory: Path) -> None:
 
 
 def why_unsafe(directory: Path) -> str | None:
-    """Who else can change an absolute path or what it leads through, and the remedy; None if nobody can.
+    """Why other users can change an absolute path or a directory on the way, and the remedy; None if they cannot.
 
-    Links are followed as the system does, and are looked at like directories. Others may write to a parent that is
-    sticky, as /tmp is: they cannot replace what is not theirs. What does not exist yet is no danger.
+    Links are followed, and are checked like directories. A parent may be writable by others if it is sticky, as /tmp
+    is: they cannot replace files of this user. Missing directories are safe.
     """
     left, here, links = list(reversed(directory.parts)), Path("/"), 0
     while left:
@@ -69,9 +69,9 @@ def is_own(status: os.stat_result) -> bool:
 
 
 def temporary(reason: str) -> Path:
-    """A directory that ends with this process, for what cannot be kept; the first use in a process warns.
+    """A temporary directory of this process, removed at its end; the first use in a process warns.
 
-    reason: why there is no other place, in words. Raises GemmaError where there is no place for this one either.
+    reason: why no lasting directory can be used. Raises GemmaError where a temporary one cannot be made either.
     """
     if not _made:
         warnings.warn(f"what is compiled is not kept after this process: {reason}", RuntimeWarning, stacklevel=2)
@@ -82,7 +82,7 @@ def temporary(reason: str) -> Path:
 
 
 def temporary_if_made() -> list[Path]:
-    """The same directory, where this process has made it already."""
+    """The same directory, if this process has made it."""
     return list(_made.values())
 
 
@@ -120,7 +120,7 @@ def _may_others_write(status: os.stat_result) -> bool:
 
 @functools.cache
 def _is_private(gid: int, uid: int) -> bool:
-    """Whether a group is the user's alone, as where the umask is 002: its name is the user's, and nobody is added."""
+    """Whether a group is the user's private group: its name is the user's, and it has no other members."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
@@ -130,9 +130,9 @@ def _is_private(gid: int, uid: int) -> bool:
 
 @functools.cache
 def _unmapped_owner() -> int | None:
-    """What the system's root is called in a container that does not know it; None where it is known.
+    """User id that stands for the host's root in a container where it is not mapped; None where it is mapped.
 
-    So are all other unknown users: they are trusted with directories above a cache, never with one or with its files.
+    It stands for all unmapped users: they are trusted with directories above a cache, never with a cache or its files.
     """
     try:
         known = Path("/proc/self/uid_map").read_text(encoding="ascii").split()

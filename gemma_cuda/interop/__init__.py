@@ -1,1 +1,1 @@
-"""The ops in other frameworks. Only the modules named after a framework import it, and nothing else imports them."""
+"""The ops for arrays of other libraries. Only torch*.py, transformers*.py and jax.py import one, when first used."""

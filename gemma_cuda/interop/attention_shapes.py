@@ -1,4 +1,4 @@
-"""The axes of an attention call and what they must be."""
+"""The axes of an attention call in each layout, and the check of their sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AXES = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """The lengths of a call's axes; batch is None in layout SHD, where tokens of all sequences are counted."""
+    """The axis sizes of a call; in layout SHD batch is None, and the token counts are over all sequences."""
 
     layout: str
     batch: int | None

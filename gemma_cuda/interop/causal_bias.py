@@ -1,4 +1,4 @@
-"""torch.nn.attention.bias.CausalBias, a tensor whose memory says nothing: its mask is in its attributes."""
+"""torch.nn.attention.bias.CausalBias: a tensor subclass that holds its mask in attributes, not in memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..errors import InputError
 
 
 def is_causal_bias(x: Any) -> bool:
-    """Whether x is made by torch.nn.attention.bias.causal_upper_left or causal_lower_right."""
+    """Whether x is a CausalBias (of causal_upper_left or causal_lower_right)."""
     return is_of(x, "torch.nn.attention.bias", "CausalBias")
 
 
 def first_query(op: str, mask: Any, queries: int, keys: int) -> int:
-    """The key at which query 0 stands, below 0 where there are fewer keys than queries.
+    """The key position of query 0; negative with fewer keys than queries.
 
-    As torch has it, a bias from the upper left, or of as many queries as keys, is a causal mask of whatever size.
+    As in torch, an upper-left bias, or one with seq_len_q == seq_len_kv, fits any number of queries and keys.
     """
     if mask.variant.name == "UPPER_LEFT" or mask.seq_len_q == mask.seq_len_kv:
         return 0

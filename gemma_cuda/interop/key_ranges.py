@@ -16,10 +16,10 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Mask:
-    """The mask of packed sequences, as bytes of int32 or int64 so that it can be a key of a cache.
+    """The mask of packed sequences; arrays are stored as bytes, so that it is hashable and can be a cache key.
 
-    Query i of sequence b stands at key p = offsets[b] + i and sees the keys t with p - left <= t <= p + right (None: no
-    limit), and, up to its end, the block that holds key p. ranges: instead of all that, the interval of each query.
+    Query i of sequence b has key position p = offsets[b] + i and sees the keys t with p - left <= t <= p + right (None:
+    no bound), and all later keys of the block that holds key p. ranges replaces these rules by one interval per query.
     """
 
     cu_seqlens_q: bytes  # int32 [B + 1]
@@ -41,7 +41,7 @@ class Mask:
         return np.frombuffer(self.cu_seqlens_k, np.int32)
 
     def key_range(self) -> tuple[Int32, Int32]:
-        """(key_begin, key_end) int32 [N], counted from the first key of the query's sequence."""
+        """(key_begin, key_end) int32 [N], relative to the first key of the query's sequence."""
         if self.ranges is not None:
             both = np.frombuffer(self.ranges, np.int32).reshape(-1, 2)
             return np.ascontiguousarray(both[:, 0]), np.ascontiguousarray(both[:, 1])
@@ -57,7 +57,7 @@ class Mask:
         return begin.astype(np.int32), np.maximum(begin, end).astype(np.int32)
 
     def joined(self) -> Mask:
-        """The same as one sequence of all queries over all keys; intervals rise, since those of each sequence do."""
+        """The same mask as one sequence of all queries and keys; its intervals ascend as those of each sequence do."""
         counts = np.diff(self.queries)
         first_key = np.repeat(self.keys[:-1], counts)
         ranges = np.stack([x + first_key for x in self.key_range()], axis=1).astype(np.int32)
@@ -65,7 +65,7 @@ class Mask:
         return Mask(queries, keys, ranges=ranges.tobytes())
 
     def _block_end(self, position: Int64, keys: Int64, first_key: Int64) -> Int64:
-        """Where the block of each query ends in its sequence; 0 for a query outside all blocks."""
+        """int64 [N]: end of each query's block, relative to the sequence; 0 for a query outside all blocks."""
         ends = block_ends(np.frombuffer(self.block_ids or b"", np.int64), self.keys)
         inside = (position >= 0) & (position < keys)
         found = np.zeros_like(position)
@@ -74,9 +74,9 @@ class Mask:
 
 
 def block_ends(ids: Int64, cu_seqlens_k: Int32) -> Int64:
-    """int64 [M]: behind the last key of each key's block, counted from the first key of all; 0 for ids below 0.
+    """int64 [keys of all sequences]: end index of each key's block; 0 for ids below 0.
 
-    Raises InputError where an id stands in two places of one sequence.
+    Raises InputError if an id has two separate runs of keys in one sequence.
     """
     total = len(ids)
     sequence = np.repeat(np.arange(len(cu_seqlens_k) - 1), np.diff(cu_seqlens_k))

@@ -1,14 +1,15 @@
-"""Per-head norms, RoPE and the KV write for the arrays of NumPy, torch, CuPy and JAX."""
+"""Per-head norms, RoPE and the KV write over the memory of the caller's arrays."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import arguments
-from ..device.foreign import caller_of, device_for, is_jax, is_observed, to_host
+from ..device.foreign import common_library, device_for, host_integers
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_kernel
@@ -16,110 +17,71 @@ from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
 from .attention_run import PRECISIONS
 from .layers import check_float, check_like, checked_eps, contiguous, rows
 
-_ROW_BYTES = 16  # what the kernel reads at once
+_ROW_BYTES = 16  # one vector load of the kernel
+_ARRAYS = ("x", "cos", "sin", "q_weight", "k_weight", "k_cache", "v_cache", "slots", "positions")
+FLAGS = ("plus_one", "v_norm", "k_eq_v")
 MOST_HEADS = (1 << 31) - 1
 
 
-def qk_norm_rope(
-    x: Any,
-    *,
-    heads: int,
-    cos: Any,
-    sin: Any,
-    eps: float = 1e-6,
-    q_weight: Any = None,
-    k_weight: Any = None,
-    plus_one: bool = False,
-    v_norm: bool = False,
-    k_cache: Any = None,
-    v_cache: Any = None,
-    slots: Any = None,
-    positions: Any = None,
-    pairs: int | None = None,
-    k_eq_v: bool = False,
-    device: str | Device | None = None,
-) -> Any:
-    """q [N, H, D] as attention reads it; k_cache[slots] and v_cache[slots] [N, KH, D] are written in place.
+@dataclass(frozen=True, kw_only=True)
+class QkNormRopeArguments:
+    """The arguments of `gemma_cuda.qk_norm_rope`, in the order of the custom op's schema."""
 
-    x [N, (H + 2 KH) D] holds q | k | v of each token, or q | k with k_eq_v (V is the raw K), or q alone without caches,
-    or k | v alone with heads = 0. q_weight, k_weight [D]: RMSNorm of each head (plus_one: they hold w of 1 + w). Then
-    RoPE: pairs (i, i + D/2) with i < `pairs` (None: all) turn by row positions[n] of cos and sin [P, D/2] float32;
-    positions int32 [N], None is row n. v_norm: v is divided by its root mean square. k_cache, v_cache [rows, KH, D],
-    slots int32 [N], all different, None is row n. Arrays and device as of `gemma_cuda.attention`; JAX's take no caches.
-    Raises InputError before anything is launched or written.
-    """
-    op = "qk_norm_rope"
-    if is_jax(x):
-        from .jax import call
+    x: Any
+    cos: Any
+    sin: Any
+    q_weight: Any = None
+    k_weight: Any = None
+    k_cache: Any = None
+    v_cache: Any = None
+    slots: Any = None
+    positions: Any = None
+    heads: int
+    eps: float = 1e-6
+    plus_one: bool = False
+    v_norm: bool = False
+    pairs: int | None = None
+    k_eq_v: bool = False
+    device: str | Device | None = None
 
-        if k_cache is not None or v_cache is not None:
-            raise InputError(f"{op}: k_cache and v_cache are written in place, which JAX's arrays do not allow")
-        arrays = {"x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "positions": positions}
-
-        def of_arrays(*values: Any) -> Any:
-            named = dict(zip(arrays, values, strict=True))
-            return qk_norm_rope(**named, heads=heads, eps=eps, plus_one=plus_one, pairs=pairs, device=device)
-
-        return call(op, of_arrays, arrays, None, shape=(x.shape[0], heads, 2 * cos.shape[1]))
-    given = {
-        "x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight, "k_cache": k_cache,
-        "v_cache": v_cache, "slots": slots, "positions": positions,
-    }  # fmt: skip
-    options: dict[str, Any] = {
-        "heads": heads, "eps": eps, "plus_one": plus_one, "v_norm": v_norm, "pairs": pairs, "k_eq_v": k_eq_v
-    }  # fmt: skip
-    if is_observed(*given.values()):
-        from .torch import qk_norm_rope as custom_op
-
-        return custom_op(**given, **options, device=device)
-    return apply_qk_norm_rope(given, device=device, **options)
+    def arrays(self) -> dict[str, Any]:
+        """The arguments that are arrays, by name."""
+        return {name: getattr(self, name) for name in _ARRAYS}
 
 
-def apply_qk_norm_rope(
-    given: dict[str, Any],
-    *,
-    heads: int,
-    eps: float,
-    plus_one: bool,
-    v_norm: bool,
-    pairs: int | None,
-    k_eq_v: bool,
-    device: str | Device | None,
-) -> Any:
-    """`qk_norm_rope` of arrays, by their names there, whose memory can be read now."""
-    op = "qk_norm_rope"
-    caller = caller_of(op, given)
-    target = device_for(op, device, caller)
-    with caller.stream():
-        views: dict[str, Any] = {name: None if x is None else caller.view(x) for name, x in given.items()}
+def apply_qk_norm_rope(given: QkNormRopeArguments) -> Any:
+    """`gemma_cuda.qk_norm_rope` of arrays whose values can be read."""
+    op, pairs = "qk_norm_rope", given.pairs
+    library = common_library(op, given.arrays())
+    target = device_for(op, given.device, library)
+    with library.stream():
+        views: dict[str, Any] = {name: None if x is None else library.view(x) for name, x in given.arrays().items()}
         own, tables, caches = views["x"], (views["cos"], views["sin"]), (views["k_cache"], views["v_cache"])
         check_float(op, "x", own, target, kernels="16 bit")
-        eps, heads = checked_eps(op, eps), arguments.integer(f"{op}: heads", heads, least=0, most=MOST_HEADS)
-        plus_one, v_norm, k_eq_v = (
-            arguments.flag(f"{op}: {name}", value)
-            for name, value in (("plus_one", plus_one), ("v_norm", v_norm), ("k_eq_v", k_eq_v))
-        )
-        head_dim, kv_heads = _check_qk(views, heads, k_eq_v)
+        options: dict[str, Any] = {
+            "eps": checked_eps(op, given.eps),
+            "heads": arguments.integer(f"{op}: heads", given.heads, least=0, most=MOST_HEADS),
+            **{name: arguments.flag(f"{op}: {name}", getattr(given, name)) for name in FLAGS},
+        }
+        heads = options["heads"]
+        head_dim, kv_heads = _check_qk(views, heads, options["k_eq_v"])
         if pairs is not None:
             pairs = arguments.integer(f"{op}: pairs, a part of D/2,", pairs, least=0, most=head_dim // 2)
-        result = caller.empty((own.shape[0], heads, head_dim), own.dtype)
-        options: dict[str, Any] = {
-            "heads": heads, "eps": eps, "plus_one": plus_one, "v_norm": v_norm, "k_eq_v": k_eq_v
-        }  # fmt: skip
+        result = library.empty((own.shape[0], heads, head_dim), own.dtype)
         weights = (views["q_weight"], views["k_weight"])
         if target is not None:
-            read = partial(contiguous, caller, alignment=_ROW_BYTES)
+            read = partial(contiguous, library, alignment=_ROW_BYTES)
             q_weight, k_weight = (None if w is None else read(w) for w in weights)
             qk_norm_rope_kernel(
-                rows(caller, own, alignment=_ROW_BYTES), cos=read(tables[0]), sin=read(tables[1]), q_weight=q_weight,
+                rows(library, own, alignment=_ROW_BYTES), cos=read(tables[0]), sin=read(tables[1]), q_weight=q_weight,
                 k_weight=k_weight, k_cache=caches[0], v_cache=caches[1], slots=views["slots"],
-                positions=views["positions"], pairs=pairs, device=target, out=caller.view(result), **options,
+                positions=views["positions"], pairs=pairs, device=target, out=library.view(result), **options,
             )  # fmt: skip
             return result
         n = own.shape[0]
         row = _index(op, "positions", views["positions"], n, tables[0].shape[0], "cos")
         slot = None if caches[0] is None else _index(op, "slots", views["slots"], n, caches[0].shape[0], "k_cache")
-        _on_reference(own, tables, row, weights, caches, slot, pairs, kv_heads, caller.view(result), options)
+        _on_reference(own, tables, row, weights, caches, slot, pairs, kv_heads, library.view(result), options)
     return result
 
 
@@ -157,7 +119,7 @@ def _on_reference(
 
 
 def _check_qk(views: dict[str, Any], heads: int, k_eq_v: bool) -> tuple[int, int]:
-    """(D, KH); raises InputError for shapes that do not fit."""
+    """(D, KH); raises InputError for shapes that do not match."""
     op, x, cos, k_cache, v_cache = "qk_norm_rope", *(views[name] for name in ("x", "cos", "k_cache", "v_cache"))
     if cos.ndim != 2 or cos.shape[1] == 0:
         raise InputError(f"{op}: cos is {list(cos.shape)}, expected [P, D/2]")
@@ -192,8 +154,8 @@ def _check_qk(views: dict[str, Any], heads: int, k_eq_v: bool) -> tuple[int, int
 
 
 def _index(op: str, name: str, given: Array | None, n: int, rows: int, target: str) -> Array:
-    """int64 [n], of rows 0 to n - 1 where nothing is given; raises InputError for what lies outside."""
-    index = np.arange(n) if given is None else to_host(op, name, given)
+    """int64 [n] of `given`, or 0 : n for None; raises InputError for an index outside 0 : rows."""
+    index = np.arange(n) if given is None else host_integers(op, name, given)
     if index.shape != (n,):
         raise InputError(f"{op}: {name} is {list(index.shape)}, expected [N] = [{n}]")
     if n and (index.min() < 0 or index.max() >= rows):

@@ -1,189 +1,53 @@
-"""torch custom ops, and functions with the signatures of the attentions they replace.
-
-Custom ops: `torch.ops.gemma_cuda.attention`, `rms_norm`, `geglu`, `qk_norm_rope`. torch.compile traces them whole.
-"""
+"""The ops as custom ops, `torch.ops.gemma_cuda.*`, and functions with the signatures of SDPA and flash-attn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..arguments import shown
-from ..device.foreign import to_host
+from ..device.foreign import host_integers
 from ..errors import InputError
-from . import torch_vmap
-from .attention import attend
-from .attention_mask import window_bounds
-from .attention_shapes import check_shapes
-from .causal_bias import as_bias, is_causal_bias
-from .layers import apply_geglu, apply_rms_norm
-from .options import flag, integer, number
-from .qk_norm_rope import MOST_HEADS, apply_qk_norm_rope
-from .torch_rules import check_tensors, register_rules
+from .options import AttentionOptions, flag, integer, number
+from .qk_norm_rope import FLAGS, MOST_HEADS, QkNormRopeArguments
+from .torch_functions import flash_attn_func, flash_attn_varlen_func, scaled_dot_product_attention
+from .torch_ops import attend_op
+from .torch_rules import check_tensors
 
-
-@torch.library.custom_op("gemma_cuda::attention", mutates_args=())
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_bias: Tensor | None,
-    block_ids: Tensor | None,
-    key_range: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    q_offset: Sequence[int] | None,
-    scale: float | None,
-    left: int | None,
-    right: int | None,
-    softcap: float | None,
-    layout: str,
-    device: str | None,
-) -> tuple[Tensor, Tensor]:
-    return attend(
-        q, k, v, scale=scale, left=left, right=right, softcap=softcap, attn_bias=attn_bias, block_ids=block_ids,
-        q_offset=q_offset, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, layout=layout, device=device,
-        key_range=key_range,
-    )  # fmt: skip
-
-
-@_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_bias: Any,
-    block_ids: Any,
-    key_range: Any,
-    cu_seqlens_q: Any,
-    cu_seqlens_k: Any,
-    q_offset: Any,
-    scale: Any,
-    left: Any,
-    right: Any,
-    softcap: Any,
-    layout: str,
-    device: Any,
-) -> tuple[Tensor, Tensor]:
-    tokens_first = q.swapaxes(1, 2) if layout == "BHSD" else q
-    o = q.new_empty((*tokens_first.shape[:-1], v.shape[-1]))
-    lse = q.new_empty(tokens_first.shape[:-1], dtype=torch.float32).swapaxes(-1, -2)
-    return (o.swapaxes(1, 2) if layout == "BHSD" else o), lse
-
-
-@torch.library.custom_op("gemma_cuda::rms_norm", mutates_args=())
-def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, plus_one: bool, device: str | None) -> Tensor:
-    y: Tensor = apply_rms_norm(x, weight, eps=eps, plus_one=plus_one, device=device)
-    return y
-
-
-@_rms_norm.register_fake
-def _(x: Tensor, *options: Any, **more: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("gemma_cuda::geglu", mutates_args=())
-def _geglu(gate: Tensor, up: Tensor, device: str | None) -> Tensor:
-    y: Tensor = apply_geglu(gate, up, device=device)
-    return y
-
-
-@_geglu.register_fake
-def _(gate: Tensor, *options: Any, **more: Any) -> Tensor:
-    return torch.empty_like(gate, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("gemma_cuda::qk_norm_rope", mutates_args=("k_cache", "v_cache"))
-def _qk_norm_rope(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
-    slots: Tensor | None,
-    positions: Tensor | None,
-    heads: int,
-    eps: float,
-    plus_one: bool,
-    v_norm: bool,
-    pairs: int | None,
-    k_eq_v: bool,
-    device: str | None,
-) -> Tensor:
-    given = {
-        "x": x, "cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight, "k_cache": k_cache,
-        "v_cache": v_cache, "slots": slots, "positions": positions,
-    }  # fmt: skip
-    q: Tensor = apply_qk_norm_rope(
-        given, heads=heads, eps=eps, plus_one=plus_one, v_norm=v_norm, pairs=pairs, k_eq_v=k_eq_v, device=device
-    )
-    return q
-
-
-@_qk_norm_rope.register_fake
-def _(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
-    slots: Tensor | None,
-    positions: Tensor | None,
-    heads: int,
-    *options: Any,
-    **more: Any,
-) -> Tensor:
-    return x.new_empty((x.shape[0], heads, 2 * cos.shape[1]))
-
-
-register_rules("attention", ("q", "k", "v", "attn_bias"))
-register_rules("rms_norm", ("x", "weight"))
-register_rules("geglu", ("gate", "up"))
-register_rules("qk_norm_rope", ("x", "q_weight", "k_weight"))  # tables stay float32
-_attention.register_vmap(torch_vmap.attention)
-_rms_norm.register_vmap(torch_vmap.rms_norm)
-_geglu.register_vmap(torch_vmap.geglu)
-_qk_norm_rope.register_vmap(torch_vmap.qk_norm_rope)
+__all__ = [
+    "attention", "flash_attn_func", "flash_attn_varlen_func", "geglu", "qk_norm_rope", "rms_norm",
+    "scaled_dot_product_attention",
+]  # fmt: skip
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    attn_bias: Tensor | None = None,
-    block_ids: Tensor | None = None,
-    q_offset: int | Sequence[int] | None = None,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
-    return_lse: bool = False,
-    layout: str = "BSHD",
-    out: Tensor | None = None,
-    device: Any = None,
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, out: Tensor | None = None, **options: Any
 ) -> Any:
-    """`gemma_cuda.attention` of tensors as a custom op, which torch.compile traces; `out` gets a copy."""
-    left, right = window_bounds(causal, sliding_window)
+    """`gemma_cuda.attention` of tensors as a custom op; `out` gets a copy.
+
+    options: those of `gemma_cuda.attention`, without max_seqlen_q and max_seqlen_k.
+    """
+    checked = AttentionOptions.from_window(**options)
     return_lse = flag("attention", "return_lse", return_lse)
-    indices = {"block_ids": block_ids, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    block_ids, cu_seqlens_q, cu_seqlens_k = (_as_tensor(name, x) for name, x in indices.items())
-    o, lse = attend_op(
-        q, k, v, scale=scale, left=left, right=right, softcap=softcap, attn_bias=attn_bias, block_ids=block_ids,
-        q_offset=_as_list(q_offset), cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, layout=layout,
-        device=_device_name("attention", device),
-    )  # fmt: skip
-    o = _into("attention", out, o)
+    o, lse = attend(q, k, v, checked, out)
     return (o, lse) if return_lse else o
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(o, lse) by the custom op, which takes block_ids, lengths and offsets of any library."""
+    changes: dict[str, Any] = {
+        name: _as_tensor(name, getattr(options, name)) for name in ("block_ids", "cu_seqlens_q", "cu_seqlens_k")
+    }
+    changes |= {"q_offset": _as_list(options.q_offset), "device": _device_name("attention", options.device)}
+    options = replace(options, **changes)
+    o, lse = attend_op(q, k, v, options)
+    return _into("attention", out, o), lse
 
 
 def rms_norm(
@@ -209,40 +73,20 @@ def geglu(gate: Tensor, up: Tensor, *, out: Tensor | None = None, device: Any = 
     return _into("geglu", out, y)
 
 
-def qk_norm_rope(
-    x: Tensor,
-    *,
-    heads: int,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float = 1e-6,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    plus_one: bool = False,
-    v_norm: bool = False,
-    k_cache: Tensor | None = None,
-    v_cache: Tensor | None = None,
-    slots: Tensor | None = None,
-    positions: Tensor | None = None,
-    pairs: int | None = None,
-    k_eq_v: bool = False,
-    device: Any = None,
-) -> Tensor:
+def qk_norm_rope(x: Tensor, **options: Any) -> Tensor:
     """`gemma_cuda.qk_norm_rope` of tensors as a custom op; it writes k_cache and v_cache."""
-    op = "qk_norm_rope"
-    check_tensors(
-        op, ("x", "cos", "sin"), x=x, cos=cos, sin=sin, q_weight=q_weight, k_weight=k_weight, k_cache=k_cache,
-        v_cache=v_cache, slots=slots, positions=positions,
-    )  # fmt: skip
-    heads, eps = integer(op, "heads", heads, least=0, most=MOST_HEADS), number(op, "eps", eps, least=0)
-    plus_one, v_norm, k_eq_v = (
-        flag(op, name, value) for name, value in (("plus_one", plus_one), ("v_norm", v_norm), ("k_eq_v", k_eq_v))
-    )
+    return apply_qk_norm_rope(QkNormRopeArguments(x=x, **options))
+
+
+def apply_qk_norm_rope(given: QkNormRopeArguments) -> Tensor:
+    """`qk_norm_rope`, with its arguments in one object."""
+    op, pairs = "qk_norm_rope", given.pairs
+    check_tensors(op, ("x", "cos", "sin"), **given.arrays())
+    heads, eps = integer(op, "heads", given.heads, least=0, most=MOST_HEADS), number(op, "eps", given.eps, least=0)
+    flags = {name: flag(op, name, getattr(given, name)) for name in FLAGS}
     pairs = None if pairs is None else integer(op, "pairs", pairs, least=0, most=MOST_HEADS)
-    q: Tensor = torch.ops.gemma_cuda.qk_norm_rope(
-        x, cos, sin, q_weight, k_weight, k_cache, v_cache, slots, positions, heads, eps, plus_one, v_norm, pairs,
-        k_eq_v, _device_name(op, device),
-    )  # fmt: skip
+    given = replace(given, heads=heads, eps=eps, pairs=pairs, device=_device_name(op, given.device), **flags)
+    q: Tensor = torch.ops.gemma_cuda.qk_norm_rope(*vars(given).values())
     return q
 
 
@@ -259,7 +103,7 @@ def _into(op: str, out: Tensor | None, result: Tensor) -> Tensor:
 def _as_tensor(name: str, given: Any) -> Tensor | None:
     if given is None or isinstance(given, Tensor):
         return given
-    return torch.as_tensor(to_host("attention", name, given))
+    return torch.as_tensor(host_integers("attention", name, given))
 
 
 def _as_list(offsets: Any) -> Sequence[int] | None:
@@ -267,7 +111,7 @@ def _as_list(offsets: Any) -> Sequence[int] | None:
         return None if offsets is None else [offsets]
     if torch.compiler.is_compiling():
         return cast("Sequence[int]", offsets)
-    return cast("list[int]", to_host("attention", "q_offset", offsets).reshape(-1).tolist())
+    return cast("list[int]", host_integers("attention", "q_offset", offsets).reshape(-1).tolist())
 
 
 def _device_name(op: str, device: Any) -> str | None:
@@ -276,49 +120,3 @@ def _device_name(op: str, device: Any) -> str | None:
     raise InputError(
         f"{op}: device is {shown(device)}; what torch traces, maps or casts takes None or a name: 'emulator'"
     )
-
-
-def attend_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None,
-    left: int | None,
-    right: int | None,
-    softcap: float | None,
-    layout: str,
-    attn_bias: Tensor | None = None,
-    block_ids: Tensor | None = None,
-    key_range: Tensor | None = None,
-    q_offset: Sequence[int] | None = None,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
-    device: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The custom op, by names."""
-    check_tensors(
-        "attention", ("q", "k", "v"), q=q, k=k, v=v, attn_bias=attn_bias, block_ids=block_ids, key_range=key_range,
-        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-    )  # fmt: skip
-    scale = None if scale is None else number("attention", "scale", scale, otherwise=", or None for D ** -0.5")
-    softcap = None if softcap is None else number("attention", "softcap", softcap, above=0, otherwise=", or None")
-    # While torch.jit traces, lengths are tensors, and what is compared would be baked in.
-    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        sizes = check_shapes(layout, tuple(q.shape), tuple(k.shape), tuple(v.shape))
-        if is_causal_bias(attn_bias):
-            attn_bias = as_bias(attn_bias, sizes.query_count, sizes.key_count, q)
-    result: tuple[Tensor, Tensor] = torch.ops.gemma_cuda.attention(
-        q, k, v, attn_bias, block_ids, key_range, cu_seqlens_q, cu_seqlens_k, q_offset, scale, left, right, softcap,
-        layout, device,
-    )  # fmt: skip
-    return result
-
-
-def __getattr__(name: str) -> Any:
-    """The functions of `torch_signatures`, which are public here."""
-    if name not in ("scaled_dot_product_attention", "flash_attn_func", "flash_attn_varlen_func"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import torch_signatures
-
-    return getattr(torch_signatures, name)

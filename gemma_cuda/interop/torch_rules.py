@@ -1,4 +1,4 @@
-"""What torch's dispatcher does before a custom op: derivatives are refused, autocast's dtype is taken."""
+"""Dispatcher rules of the custom ops: derivatives are refused, and autocast casts floats to its dtype."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _unpack_dual: Any = forward_ad.unpack_dual
 
 
 def check_tensors(op: str, required: Sequence[str], /, **tensors: Any) -> None:
-    """Raises InputError for a tensor that has no plain memory or that requires gradients, and for None if required."""
+    """Raises InputError for a nested or sparse tensor, one that requires gradients, and None if required."""
     for name, x in tensors.items():
         if x is None and name not in required:
             continue
@@ -36,18 +36,18 @@ def check_tensors(op: str, required: Sequence[str], /, **tensors: Any) -> None:
 
 
 def register_rules(op: str, cast: Sequence[str]) -> None:
-    """Gives the custom op its rules; cast: the arguments that autocast rounds to its dtype."""
+    """Registers the rules of one custom op; cast: the arguments that autocast casts to its dtype."""
     overload = getattr(torch.ops.gemma_cuda, op).default
     names = [argument.name for argument in overload._schema.arguments]
     for key in _GRADIENTS:
-        _library.impl(op, partial(_below_gradients, op, overload, names), key, with_keyset=True)
+        _library.impl(op, partial(_refuse_derivatives, op, overload, names), key, with_keyset=True)
     for device_type in ("cpu", "cuda"):
         key = f"Autocast{device_type.upper()}"
-        _library.impl(op, partial(_below_autocast, overload, names, cast, device_type, key), key)
+        _library.impl(op, partial(_call_in_autocast_dtype, overload, names, cast, device_type, key), key)
 
 
-def _below_gradients(op: str, overload: Any, names: list[str], keyset: Any, *args: Any) -> Any:
-    """The op without the part of torch that differentiates: without a rule of ours it would make tangents zero."""
+def _refuse_derivatives(op: str, overload: Any, names: list[str], keyset: Any, *args: Any) -> Any:
+    """The op's result below autograd. Without this rule torch would return zero tangents for a custom op."""
     tensors = {name: x for name, x in zip(names, args, strict=False) if isinstance(x, Tensor)}
     check_tensors(op, (), **tensors)
     if any(_unpack_dual(x).tangent is not None for x in tensors.values()):
@@ -59,12 +59,12 @@ def _below_gradients(op: str, overload: Any, names: list[str], keyset: Any, *arg
         return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-def _below_autocast(
+def _call_in_autocast_dtype(
     overload: Any, names: list[str], cast: Sequence[str], device_type: str, key: str, *args: Any
 ) -> Any:
-    """The op on arguments that are cast as autocast casts those of scaled_dot_product_attention.
+    """The op's result for arguments cast as autocast casts those of scaled_dot_product_attention.
 
-    Caches are written in place and keep their dtype, which then is that of all.
+    Caches are written in place and cannot be cast, so where there are caches their dtype is used instead.
     """
     named = dict(zip(names, args, strict=False))
     cache = named.get("k_cache")

@@ -22,14 +22,15 @@ from .. import arguments
 from ..device.foreign import is_traced
 from ..errors import InputError
 from .causal_bias import as_bias, is_causal_bias
-from .torch import attend_op
+from .options import AttentionOptions
+from .torch_ops import attend_op
 
-_MASK_ELEMENTS = 1 << 22  # of the rows of a mask that are looked at together
+_MASK_ELEMENTS = 1 << 22  # of one block of mask rows, evaluated together
 _WINDOWS = {
     causal_mask_function: sliding_window_causal_mask_function,
     bidirectional_mask_function: sliding_window_bidirectional_mask_function,
 }
-_CONCATENATING = ("t5gemma2_decoder",)  # models that put a mask of self attention beside one of cross attention
+_CONCATENATING = ("t5gemma2_decoder",)  # models that concatenate the masks of self and cross attention
 
 
 def register(name: str = "gemma_cuda", *, device: str | None = None) -> None:
@@ -62,10 +63,10 @@ def key_range_mask(
 ) -> Tensor:
     """int32 [B, 1, S, 2] on the CPU: each query sees the keys key_begin <= t < key_end.
 
-    For a mask that is no such interval, or whose intervals do not rise (holes in a prompt, say), bool [B, 1, S, T] as
-    Transformers' SDPA takes it; also where values cannot be looked at (traces, fake and meta tensors), and where a
-    model says by allow_is_causal_skip or allow_is_bidirectional_skip that it goes on to compute with a plain mask.
-    Rows are looked at some at a time, so that no mask of all of them exists.
+    A mask that has other than one ascending interval per query (holes in a prompt, say) is returned dense, bool
+    [B, 1, S, T] as for Transformers' SDPA; so is one without readable values (traces, fake and meta tensors), and one
+    with allow_is_causal_skip or allow_is_bidirectional_skip False: that model computes with its mask.
+    The mask is evaluated in blocks of rows, so that the dense mask never exists as a whole.
     """
 
     def rows(start: int, count: int) -> Tensor:
@@ -81,10 +82,10 @@ def key_range_mask(
         return rows(0, q_length)
     may_skip = {causal_mask_function: allow_is_causal_skip, bidirectional_mask_function: allow_is_bidirectional_skip}
     is_wanted = not may_skip.get(_base(mask_function, local_size), True)
-    # For a step with a static cache Transformers itself forbids to skip, whatever the model does with its mask.
+    # For one query over a static cache Transformers passes False for every model.
     if is_wanted and (q_length > 1 or getattr(options.get("config"), "model_type", None) in _CONCATENATING):
         return rows(0, q_length)
-    if is_traced(rows(0, min(1, q_length))):  # whether the mask is made of intervals cannot be asked
+    if is_traced(rows(0, min(1, q_length))):  # its values cannot be read
         return rows(0, q_length)
     at_once = max(1, _MASK_ELEMENTS // max(1, batch_size * kv_length))
     parts = []
@@ -103,7 +104,7 @@ def key_range_mask(
 
 
 def _base(mask_function: Callable[..., Any], local_size: int | None) -> Callable[..., Any]:
-    """Of a plain window the mask function that it cuts, of any other mask function itself."""
+    """The mask function without its sliding window, or `mask_function` itself if it is no plain window."""
     if local_size is not None:
         for base, window in _WINDOWS.items():
             if _parts(mask_function) == _parts(window(local_size)):
@@ -112,14 +113,14 @@ def _base(mask_function: Callable[..., Any], local_size: int | None) -> Callable
 
 
 def _parts(mask_function: Callable[..., Any]) -> list[Any]:
-    """The code of the mask function and of those that `and_masks` or `or_masks` joins in it."""
+    """Code objects of the mask function and of the functions that `and_masks` or `or_masks` combined into it."""
     joined = [cell.cell_contents for cell in getattr(mask_function, "__closure__", None) or ()]
     functions = [f for x in joined if isinstance(x, tuple) for f in x]
     return [getattr(f, "__code__", f) for f in (mask_function, *functions)]
 
 
 def _intervals(seen: Tensor) -> Tensor | None:
-    """int64 [B, 1, S, 2] of bool [B, 1, S, T]: (begin, end) of each row, (0, 0) of one that sees nothing; or None."""
+    """int64 [B, 1, S, 2] of bool [B, 1, S, T]: (begin, end) of each row, (0, 0) of an empty one; None for holes."""
     keys = seen.shape[-1]
     if keys == 0:
         return torch.zeros(*seen.shape[:-1], 2, dtype=torch.int64, device=seen.device)
@@ -149,9 +150,9 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """(o [B, S, H, D], None) of query [B, H, S, D], key and value [B, KH, T, D].
 
-    attention_mask: of `key_range_mask`; bool (true shows) or a float that is added, [B, H or 1, S, T]; or None: causal,
-    with the last query at the last key, and windowed, if the module is causal, else everything.
-    output_attentions among the options: (o, weights [B, H, S, T]), computed as eager attention does, with a warning.
+    attention_mask: the result of `key_range_mask`; bool (true shows) or an additive float, [B, H or 1, S, T]; or None:
+    for a causal module causal with the last query at the last key, and windowed; for others no mask.
+    With output_attentions among the options: (o, weights [B, H, S, T]) of eager attention, with a warning.
     """
     _refuse(dropout, options)
     left = right = bias = ranges = None
@@ -168,15 +169,16 @@ def attention_forward(
         if bias is None:
             bias = _dense(query, key, left, right, ranges)
         return _eager(query, key, value, bias, scaling, softcap)
-    o, _ = attend_op(
-        query, key, value, scale=scaling, left=left, right=right, softcap=softcap, attn_bias=bias, key_range=ranges,
-        layout="BHSD", device=device,
+    given = AttentionOptions(
+        attn_bias=bias, key_range=ranges, scale=scaling, left=left, right=right, softcap=softcap, layout="BHSD",
+        device=device,
     )  # fmt: skip
+    o, _ = attend_op(query, key, value, given)
     return o.transpose(1, 2), None
 
 
 def _dense(query: Tensor, key: Tensor, left: int | None, right: int | None, ranges: Tensor | None) -> Tensor:
-    """[B or 1, 1, S, T] of 0 and -inf."""
+    """The additive bias [B or 1, 1, S, T], 0 or -inf, of a window or of key ranges."""
     queries, keys = query.shape[2], key.shape[2]
     t = torch.arange(keys, device=query.device)
     if ranges is not None:
@@ -192,7 +194,7 @@ def _dense(query: Tensor, key: Tensor, left: int | None, right: int | None, rang
 def _eager(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """(o, weights) as the eager attention of Transformers' Gemmas."""
+    """(o, weights) as in the eager attention of Transformers' Gemmas."""
     warnings.warn(
         "attn_implementation 'gemma_cuda' makes no attention weights; this call is computed by eager attention",
         stacklevel=3,
@@ -204,7 +206,7 @@ def _eager(
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + bias.clamp(min=torch.finfo(bias.dtype).min)  # which leaves a row that sees nothing a number
+    scores = scores + bias.clamp(min=torch.finfo(bias.dtype).min)  # no NaN in a row that sees no key
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

@@ -1,83 +1,28 @@
-"""The KV cache: per layer K and V of every prompt token, and the bookkeeping that lets a prompt go on."""
+"""The KV cache: K and V of every prompt token per layer, and what continues, cuts, moves and saves them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import arguments
 from ..config import ModelConfig
-from ..errors import CacheError, OutOfMemoryError
+from ..errors import CacheError
 from ..precision import Array
+from .kv_file import load, save
+from .kv_storage import MOST_SLOTS, HostMemory, KVStorage, LayerKV, Memory
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from ..engine.batch import Batch
-
-MOST_SLOTS = 2**31 - 1  # slots are int32
-
-
-class Memory(Protocol):
-    """Where a cache's arrays lie: HostMemory, or a device."""
-
-    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of zeros."""
-
-    def copy(self, target: Array, source: Array) -> None:
-        """Copies source to target; both are of one shape and dtype, and contiguous but for their first axis."""
-
-    def retire(self, array: Array) -> None:
-        """Keeps an array, which the caller drops, until nothing that was started uses it."""
-
-    def from_host(self, array: Array) -> Array:
-        """Copy of a NumPy array."""
-
-    def to_host(self, array: Array) -> Array:
-        """NumPy array of the same values."""
-
-
-class HostMemory:
-    """NumPy arrays."""
-
-    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
-        try:
-            return np.zeros(shape, dtype)
-        except (MemoryError, ValueError) as error:  # ValueError: more than an address can count
-            raise OutOfMemoryError(f"a KV cache of {list(shape)} {np.dtype(dtype)}: {error}") from error
-
-    def copy(self, target: Array, source: Array) -> None:
-        np.copyto(target, source)
-
-    def retire(self, array: Array) -> None:
-        pass
-
-    def from_host(self, array: Array) -> Array:
-        return array
-
-    def to_host(self, array: Array) -> Array:
-        return array
-
 
 @dataclass
-class LayerKV:
-    """K and V [B, capacity, KH, D] of one layer.
-
-    Storage row i holds slot first_slot + i (first_slot > 0 once a sliding layer is trimmed).
-    """
-
-    k: Array
-    v: Array
-    first_slot: int = 0
-
-
-@dataclass
-class KVCache:
+class KVCache(KVStorage):
     """Per layer K and V of the tokens seen so far, as `Gemma.prefill` returns and continues them.
 
     cache[i] is (k, v), views [B, KH, T, D]: K after its norm and RoPE, V after its norm, heads not repeated; None for
@@ -88,15 +33,6 @@ class KVCache:
     from another thread or from a hook.
     """
 
-    layers: list[LayerKV | None]
-    starts: Array  # int32 [B]
-    ends: Array
-    fingerprint: str  # of the model; see Gemma.fingerprint
-    dtype: str  # the model's: float32, float64, bfloat16
-    sliding_windows: tuple[int | None, ...]
-    # Bidirectional spans [begin, end) of each row: a cut inside one would leave keys that have seen what is gone.
-    spans: list[list[tuple[int, int]]] = field(default_factory=list)
-    memory: Memory = field(default_factory=HostMemory)
     lease: object = None  # of rows in a KVPool, while the cache lies there
     _user: dict[str, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -134,32 +70,6 @@ class KVCache:
         windows = tuple(layer.sliding_window for layer in config.layers)
         spans: list[list[tuple[int, int]]] = [[] for _ in range(batch_size)]
         return cls(layers, starts, starts.copy(), fingerprint, dtype, windows, spans, memory)
-
-    @property
-    def batch_size(self) -> int:
-        return len(self.starts)
-
-    @property
-    def seq_length(self) -> int:
-        """T, the slots in use: the largest end of a row."""
-        return int(self.ends.max(initial=0))
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __getitem__(self, layer: int) -> tuple[Array, Array] | None:
-        stored = self.layers[layer]
-        if stored is None:
-            return None
-        used = slice(0, self.seq_length - stored.first_slot)
-        return stored.k[:, used].transpose(0, 2, 1, 3), stored.v[:, used].transpose(0, 2, 1, 3)
-
-    def __iter__(self) -> Iterator[tuple[Array, Array] | None]:
-        return (self[i] for i in range(len(self)))
-
-    def nbytes(self) -> int:
-        """Bytes of all layers' storage."""
-        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers if layer is not None)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -231,12 +141,15 @@ class KVCache:
                 self.memory.retire(old)
         stored.k, stored.v = k, v
 
-    def extend(self, batch: Batch) -> None:
-        """Takes up the tokens that a prefill has written; until this call they do not count."""
+    def extend(self, starts: Array, ends: Array, spans: list[list[tuple[int, int]]]) -> None:
+        """Takes up the tokens that a prefill has written to starts[b] : ends[b] of each row b, with their spans.
+
+        Until this call they do not count.
+        """
         if self.seq_length == 0:
-            self.starts = batch.slots[batch.cu_seqlens[:-1]].copy()
-        self.ends = batch.slots[batch.cu_seqlens[1:] - 1] + np.int32(1)
-        self.spans = [old + new for old, new in zip(self.spans, batch.spans, strict=True)]
+            self.starts = starts
+        self.ends = ends
+        self.spans = [old + new for old, new in zip(self.spans, spans, strict=True)]
 
     def crop(self, length: int) -> None:
         """Forgets the slots from `length` on.
@@ -330,34 +243,32 @@ class KVCache:
 
         CacheError where it cannot be written, or where something other than a regular file is.
         """
-        from .kv_file import save
-
         with self.in_use():
             save(self, arguments.path("path", path, error=CacheError))
 
     @classmethod
     def load(cls, path: str | Path) -> KVCache:
         """The cache that `save` wrote. CacheError for a file that is not one, or was changed since."""
-        from .kv_file import load
-
-        return load(arguments.path("path", path, error=CacheError))
+        return cls(**vars(load(arguments.path("path", path, error=CacheError))))
 
     def to_transformers(self, config: Any = None) -> DynamicCache:
         """A transformers DynamicCache of the same tokens.
 
         With the HuggingFace `config`, sliding layers keep w - 1 positions.
         """
-        from ..interop.transformers import cache_to_transformers
+        from .transformers_cache import to_dynamic_cache
 
         with self.in_use():
-            return cache_to_transformers(self, config)
+            return to_dynamic_cache(self, config)
 
     @classmethod
     def from_transformers(cls, cache: Any, gemma: Any) -> KVCache:
         """A copy of a transformers cache of `gemma`'s model, which `gemma.prefill` can continue."""
-        from ..interop.transformers import cache_from_transformers
+        from .transformers_cache import from_dynamic_cache
 
-        return cache_from_transformers(cache, gemma)
+        found = cls(**vars(from_dynamic_cache(cache, gemma)))
+        found.check_model(gemma.config, gemma.fingerprint, gemma.dtype)
+        return found
 
     def check_model(self, config: ModelConfig, fingerprint: str, dtype: str) -> None:
         """Raises CacheError unless this cache was made by the model of that configuration, fingerprint and dtype."""

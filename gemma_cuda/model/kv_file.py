@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CacheError
 from ..host.files import atomic_path
 from ..precision import Array
-from .kv_cache import MOST_SLOTS, KVCache, LayerKV
+from .kv_storage import MOST_SLOTS, KVStorage, LayerKV
 
 _FORMAT = "gemma_cuda.model.kv_cache.2"
 _STORED = {  # the dtypes of K and V, by the model's
@@ -24,7 +24,7 @@ _STORED = {  # the dtypes of K and V, by the model's
 }
 
 
-def save(cache: KVCache, path: Path) -> None:
+def save(cache: KVStorage, path: Path) -> None:
     """Writes the cache, whole or not at all; CacheError where that cannot be."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -55,7 +55,7 @@ def save(cache: KVCache, path: Path) -> None:
         raise CacheError(f"{path}: the KV cache cannot be written: {error}") from error
 
 
-def load(path: Path) -> KVCache:
+def load(path: Path) -> KVStorage:
     """The cache that `save` wrote; CacheError for a file that is not one, or was changed since."""
     from safetensors import SafetensorError, safe_open
 
@@ -87,7 +87,7 @@ def _digest(description: str, tensors: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def _described(d: Mapping[str, Any], tensors: Mapping[str, Array]) -> KVCache:
+def _described(d: Mapping[str, Any], tensors: Mapping[str, Array]) -> KVStorage:
     """The cache of a description; CacheError where it contradicts itself or the tensors."""
     starts, ends = (_integers(name, d[name]) for name in ("starts", "ends"))
     if not starts or len(starts) != len(ends) or any(a > b for a, b in zip(starts, ends, strict=True)):
@@ -113,7 +113,7 @@ def _described(d: Mapping[str, Any], tensors: Mapping[str, Array]) -> KVCache:
     if len(tensors) != 2 * sum(layer is not None for layer in layers):
         raise CacheError("it holds tensors of no layer")
     spans = [_spans(row, begin, end) for row, begin, end in zip(d["spans"], starts, ends, strict=True)]
-    return KVCache(
+    return KVStorage(
         layers, np.array(starts, np.int32), np.array(ends, np.int32), d["fingerprint"], dtype, tuple(windows), spans
     )
 
@@ -144,14 +144,14 @@ def _spans(row: Any, begin: int, end: int) -> list[tuple[int, int]]:
     return spans
 
 
-def _clear_padding(values: Array, cache: KVCache, first_slot: int) -> None:
+def _clear_padding(values: Array, cache: KVStorage, first_slot: int) -> None:
     """Zeros in values [B, KH, T, D] where no token is."""
     for row, (begin, end) in enumerate(zip(cache.starts.tolist(), cache.ends.tolist(), strict=True)):
         values[row, :, : max(0, begin - first_slot)] = 0
         values[row, :, end - first_slot :] = 0
 
 
-def _check_padding(cache: KVCache) -> None:
+def _check_padding(cache: KVStorage) -> None:
     """CacheError unless the slots of no token hold zeros, as `save` has left them."""
     for i, stored in enumerate(cache.layers):
         for array in () if stored is None else (stored.k, stored.v):

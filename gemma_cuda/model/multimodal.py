@@ -12,8 +12,8 @@ from .. import arguments
 from ..config import ModelConfig
 from ..errors import InputError
 from ..precision import Array
-from ..reference import ReferenceOps
 from .masks import AUDIO, IMAGE, VIDEO
+from .ops import Ops
 from .weights import Weights
 
 Ids = NDArray[np.int64]
@@ -39,7 +39,10 @@ def embeddable(config: ModelConfig, ids: Ids) -> Ids:
 
     Pad in Gemma 4, 0 for an id outside the vocabulary before it.
     """
-    placeholder = np.isin(ids, list(placeholder_types(config)))
+    types = placeholder_types(config)
+    if not types or ids.max() < min(types):
+        return ids
+    placeholder = np.isin(ids, list(types))
     if config.generation == 4:
         return np.where(placeholder, config.pad_token_id, ids)
     return np.where(placeholder & (ids >= config.vocab_size), 0, ids)
@@ -97,7 +100,7 @@ def _merge_newlines(ids: list[int]) -> list[int]:
     return merged[:-1]
 
 
-def project_image_features(config: ModelConfig, weights: Weights, ops: ReferenceOps, tower_output: ArrayLike) -> Array:
+def project_image_features(config: ModelConfig, weights: Weights, ops: Ops, tower_output: ArrayLike) -> Array:
     """Image features [n, tokens, E] that `merge_features` puts into the prompt, from the vision tower's output.
 
     Gemma 3: tower_output [n, patches, vision] (patches a square), average-pooled to mm_tokens_per_image, normed,

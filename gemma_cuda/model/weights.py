@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from ..config import LayerConfig
 from ..formats.checkpoint import Checkpoint, Rows
-from ..precision import Array, Precision
+from ..precision import Array
+from .ops import Ops
 
 _PACKED = frozenset({"embed_tokens.weight", "embed_tokens_per_layer.weight"})
 Progress = Callable[[int, int], None]
@@ -79,31 +79,20 @@ class Weights:
     projection_norm: Array | None  # [vision]
 
 
-class Placer(Protocol):
-    """Puts weights where the ops read them; see ReferenceOps."""
-
-    precision: Precision
-    takes_packed: bool
-
-    def place_matrix(self, weight: Array) -> Array: ...
-    def place_norm(self, weight: Array) -> Array: ...
-    def place_table(self, table: Array, matrix: Array | None) -> Array: ...
-
-
-def load_weights(checkpoint: Checkpoint, ops: Placer, progress: Progress | None = None) -> Weights:
-    """The checkpoint's weights, rounded to the working dtype and placed as the ops want them.
+def load_weights(checkpoint: Checkpoint, ops: Ops, progress: Progress | None = None) -> Weights:
+    """The checkpoint's weights, rounded to the working dtype and uploaded.
 
     CheckpointError for a tensor that cannot be read.
     """
     return _Loader(checkpoint, ops, progress).load()
 
 
-def weight_elements(checkpoint: Checkpoint, ops: Placer) -> int:
+def weight_elements(checkpoint: Checkpoint, ops: Ops) -> int:
     """How many numbers `load_weights` decodes."""
     return sum(math.prod(checkpoint.shape(name)) for name in _decoded(checkpoint, ops))
 
 
-def _decoded(checkpoint: Checkpoint, ops: Placer) -> list[str]:
+def _decoded(checkpoint: Checkpoint, ops: Ops) -> list[str]:
     """Names of the tensors that do not stay packed in their file."""
     looked_up_only = ops.takes_packed and not checkpoint.config.tie_word_embeddings
     packed = _PACKED if looked_up_only else {"embed_tokens_per_layer.weight"}
@@ -111,7 +100,7 @@ def _decoded(checkpoint: Checkpoint, ops: Placer) -> list[str]:
 
 
 class _Loader:
-    def __init__(self, checkpoint: Checkpoint, ops: Placer, progress: Progress | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, ops: Ops, progress: Progress | None) -> None:
         self.checkpoint, self.config, self.ops, self.precision = checkpoint, checkpoint.config, ops, ops.precision
         self.progress = progress
         self.total = sum(map(checkpoint.nbytes, _decoded(checkpoint, ops)))
@@ -121,14 +110,14 @@ class _Loader:
         config = self.config
         if config.tie_word_embeddings:
             table = self.read_matrix("embed_tokens.weight")
-            head = self.ops.place_matrix(table)
-            embed: Array | Rows = self.ops.place_table(table, head)
+            head = self.ops.upload_matrix(table)
+            embed: Array | Rows = self.ops.upload_table(table, head)
         else:
             head = self.matrix("lm_head.weight")
             if self.ops.takes_packed:
                 embed = self.checkpoint.rows("embed_tokens.weight")
             else:
-                embed = self.ops.place_table(self.read_matrix("embed_tokens.weight"), None)
+                embed = self.ops.upload_table(self.read_matrix("embed_tokens.weight"), None)
         layers = tuple(self.layer(i, layer) for i, layer in enumerate(config.layers))
         per_layer = bool(config.hidden_size_per_layer_input)
         projection, projection_norm = self.projector()
@@ -197,7 +186,7 @@ class _Loader:
 
     def matrix(self, *names: str) -> Array:
         """The tensors, stacked along their first axis, as the ops multiply with them."""
-        return self.ops.place_matrix(self.read_matrix(*names))
+        return self.ops.upload_matrix(self.read_matrix(*names))
 
     def read_matrix(self, *names: str) -> Array:
         """The tensors, stacked along their first axis."""
@@ -218,7 +207,7 @@ class _Loader:
         self.read(name, weight)
         if self.checkpoint.norm_plus_one_baked:
             weight -= 1
-        return self.ops.place_norm(self.precision.round(weight))
+        return self.ops.upload_norm(self.precision.round(weight))
 
     def read(self, name: str, out: Array) -> None:
         self.checkpoint.read_into(name, out)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import struct
+from collections.abc import Mapping
 
 import numpy as np
 
 from ..device.protocol import Array, Device
+from ..device.structs import pack_struct
 from ..errors import InputError
 from .attention_plan import BLOCK_K, HEAD_DIMS, AttentionPlan, Int32, SplitKeys, plan_attention
 from .checks import cpp_type
@@ -17,6 +18,7 @@ _COPY_BYTES = 16  # what cp.async moves at once
 _MAX_GRID_Y = 65535
 _MOST_PARTIAL_ROWS = 2**31 - 1
 _MERGE_THREADS = 128
+_QUERY_AXES, _BIAS_AXES = {"batch": None, "token": 0, "head": 1}, {"batch": 0, "head": 1, "query": 2}
 
 
 def attention(
@@ -59,18 +61,9 @@ def attention(
 
 
 def attend(
-    plan: AttentionPlan,
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    scale: float,
-    softcap: float | None,
-    bias: Array | None,
-    device: Device,
-    out: Array | None = None,
-    lse: Array | None = None,
-) -> Array:
+    plan: AttentionPlan, q: Array, k: Array, v: Array, *, scale: float, softcap: float | None, bias: Array | None,
+    device: Device, out: Array | None = None, lse: Array | None = None,
+) -> Array:  # fmt: skip
     """o [N, H, D] as of `attention`, with a plan that serves every layer of one mask and shape."""
     _check(plan, q, k, v, scale, softcap, bias, out, lse, device)
     head_dim, kv_heads, tiling = q.shape[2], k.shape[2], plan.tiling
@@ -82,34 +75,25 @@ def attend(
         rows = _partial_rows(plan, kv_heads)
         partial_o, partial_softmax = device.empty((rows, head_dim), np.float32), device.empty((rows, 2), np.float32)
     scalar = cpp_type("attention", "q", q)
-    policy, exponent, factors = _logit_policy(scale, softcap, bias)
-    bias_strides = (0, 0, 0) if bias is None else _strides(bias, (0, 1, 2))
-    key_axes = (1, 1, 2) if plan.packed_keys else (0, 1, 2)
-    problem = struct.pack(
-        "<15q2i", *_strides(q, (None, 0, 1)), *_strides(o, (None, 0, 1)), *_strides(k, key_axes),
-        *_strides(v, key_axes), *bias_strides, plan.group, kv_heads,
+    policy, factors = _logit_policy(scale, softcap, bias)
+    key_axes = {"batch": 1 if plan.packed_keys else 0, "token": 1, "head": 2}
+    params = pack_struct(
+        "attention", "Params", q=_strides(q, _QUERY_AXES), o=_strides(o, _QUERY_AXES), k=_strides(k, key_axes),
+        v=_strides(v, key_axes), bias=_strides(bias, _BIAS_AXES), heads_per_group=plan.group, kv_heads=kv_heads,
     )  # fmt: skip
     instance = f"attention<{scalar}, {head_dim}, {tiling.block_q}, {BLOCK_K}, {tiling.pairs}, {policy}>"
     inputs = [q, k, v, bias, plan.key_begin, plan.key_end]
+    results = [o, lse, partial_o, partial_softmax]
     for table in _grids(plan.table):
         device.launch(
-            instance,
-            (kv_heads, len(table)),
-            (tiling.threads(head_dim),),
-            tiling.shared_bytes(head_dim),
-            [o, lse, partial_o, partial_softmax, *inputs, table, problem, factors],
-            overlap=True,
-        )
-    if plan.merges is not None:
-        for merges in _grids(plan.merges):
-            device.launch(
-                f"attention_merge<{scalar}, {head_dim}, {tiling.block_q}>",
-                (kv_heads, len(merges)),
-                (_MERGE_THREADS,),
-                0,
-                [o, lse, partial_o, partial_softmax, merges, problem, exponent],
-                overlap=True,
-            )
+            instance, (kv_heads, len(table)), (tiling.threads(head_dim),), tiling.shared_bytes(head_dim),
+            [*results, *inputs, table, params, pack_struct("attention", "LogitFactors", **factors)], overlap=True,
+        )  # fmt: skip
+    for merges in () if plan.merges is None else _grids(plan.merges):
+        device.launch(
+            f"attention_merge<{scalar}, {head_dim}, {tiling.block_q}>", (kv_heads, len(merges)), (_MERGE_THREADS,), 0,
+            [*results, merges, params, factors["exponent"]], overlap=True,
+        )  # fmt: skip
     return o
 
 
@@ -123,19 +107,22 @@ def _grids(rows: Array) -> list[Array]:
     return [rows[start : start + _MAX_GRID_Y] for start in range(0, len(rows), _MAX_GRID_Y)]
 
 
-def _logit_policy(scale: float, softcap: float | None, bias: Array | None) -> tuple[str, float, bytes]:
-    """The policy's name, its exponent, and its LogitFactors: exponent, scale, cap."""
+def _logit_policy(scale: float, softcap: float | None, bias: Array | None) -> tuple[str, dict[str, float]]:
+    """The policy's name, and its LogitFactors."""
     name = "Plain" if softcap is None else "SoftCap"
     exponent, cap = scale * _LOG2_E if softcap is None else softcap * _LOG2_E, softcap or 0.0
     if bias is not None:
         name = f"{'Bias' if softcap is None else 'SoftCapBias'}<{cpp_type('attention', 'bias', bias)}>"
         exponent = _LOG2_E
-    return name, exponent, struct.pack("<3f", exponent, scale if softcap is None else scale / softcap, cap)
+    return name, {"exponent": exponent, "scale": scale if softcap is None else scale / softcap, "cap": cap}
 
 
-def _strides(array: Array, axes: tuple[int | None, int, int] | tuple[int, int, int]) -> list[int]:
+def _strides(array: Array | None, axes: Mapping[str, int | None]) -> dict[str, int]:
     """Elements from one index to the next along each axis; 0 for None and for an axis of one, which is broadcast."""
-    return [0 if axis is None or array.shape[axis] == 1 else array.strides[axis] // array.itemsize for axis in axes]
+    if array is None:
+        return dict.fromkeys(axes, 0)
+    shape, strides, size = array.shape, array.strides, array.itemsize
+    return {name: 0 if axis is None or shape[axis] == 1 else strides[axis] // size for name, axis in axes.items()}
 
 
 def _check_queries(q: Array, k: Array) -> None:
@@ -152,17 +139,9 @@ def _check_queries(q: Array, k: Array) -> None:
 
 
 def _check(
-    plan: AttentionPlan,
-    q: Array,
-    k: Array,
-    v: Array,
-    scale: float,
-    softcap: float | None,
-    bias: Array | None,
-    out: Array | None,
-    lse: Array | None,
-    device: Device,
-) -> None:
+    plan: AttentionPlan, q: Array, k: Array, v: Array, scale: float, softcap: float | None, bias: Array | None,
+    out: Array | None, lse: Array | None, device: Device,
+) -> None:  # fmt: skip
     """Raises InputError for whatever the kernel could not take as it is."""
     _check_queries(q, k)
     tokens, heads, head_dim = q.shape

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..device.protocol import Array, Device
+from ..device.structs import struct_type
 from ..errors import InputError
 
 Int32 = NDArray[np.int32]
+Tiles = NDArray[Any]
+"""Records WorkTile or MergeTile of kernels/attention.cu [tiles]. On the device they are int32 [tiles, members]."""
 SplitKeys = int | Literal["auto"] | None
 """See plan_attention."""
 
@@ -32,7 +35,8 @@ class Tiling:
 
     def shared_bytes(self, head_dim: int) -> int:
         """Dynamic shared memory of a block: rows of q, pairs of k and v, and the description of the rows."""
-        return (self.block_q + 2 * self.pairs * BLOCK_K) * head_dim * 2 + self.block_q * 16
+        row_bytes = struct_type("attention", "TileRow").itemsize
+        return (self.block_q + 2 * self.pairs * BLOCK_K) * head_dim * 2 + self.block_q * row_bytes
 
 
 # By shared memory of a block (largest first), then by head_dim. Two blocks fit a multiprocessor, except of head_dim 256
@@ -72,8 +76,8 @@ def choose_tiling(head_dim: int, max_rows: int, shared_bytes: int, *, is_plain: 
 class AttentionPlan:
     """The blocks of an attention launch over N packed tokens and the key ranges they need, on a device.
 
-    table int32 [blocks per KV head, 7]: see Work in kernels/attention.cu. merges int32 [tiles of rows, 5]: those whose
-    keys are spread over several blocks; see Merge there. partials: blocks that leave a part of a result.
+    table: WorkTile [blocks per KV head], merges: MergeTile of the tiles of rows whose keys are spread over several
+    blocks, each as int32 [tiles, members]. partials: blocks that leave a part of a result.
     """
 
     key_begin: Array
@@ -86,23 +90,15 @@ class AttentionPlan:
     head_dim: int
     tokens: int
     sequences: int
-    keys: int  # the largest key_end; of packed keys, counted from the first key of all
-    packed_keys: bool  # all sequences' keys lie in one cache row
-    equal_queries: int | None  # of every sequence, where they have as many
+    keys: int = 0  # the largest key_end; of packed keys, counted from the first key of all
+    packed_keys: bool = False  # all sequences' keys lie in one cache row
+    equal_queries: int | None = None  # of every sequence, where they have as many
 
 
 def plan_attention(
-    key_begin: Int32,
-    key_end: Int32,
-    cu_seqlens: Int32,
-    *,
-    group: int,
-    head_dim: int,
-    is_plain: bool,
-    device: Device,
-    split_keys: SplitKeys = "auto",
-    cu_seqlens_k: Int32 | None = None,
-) -> AttentionPlan:
+    key_begin: Int32, key_end: Int32, cu_seqlens: Int32, *, group: int, head_dim: int, is_plain: bool, device: Device,
+    split_keys: SplitKeys = "auto", cu_seqlens_k: Int32 | None = None,
+) -> AttentionPlan:  # fmt: skip
     """The plan for key ranges [N] and cu_seqlens [B + 1] (int32, on the host), group query heads per KV head.
 
     is_plain: neither a softcap nor a bias will come.
@@ -125,22 +121,13 @@ def plan_attention(
     keys = int(key_end.max(initial=0))
     if cu_seqlens_k is not None:  # a sequence's "row" is then its first key, and rows lie one key apart
         keys = int((key_end + np.repeat(cu_seqlens_k[:-1], queries)).max(initial=0))
-        table[:, 0] = cu_seqlens_k[table[:, 0]]
+        table["batch"] = cu_seqlens_k[table["batch"]]
     return AttentionPlan(
-        key_begin=device.from_host(key_begin),
-        key_end=device.from_host(key_end),
-        table=device.from_host(np.ascontiguousarray(table, np.int32)),
-        merges=device.from_host(np.ascontiguousarray(merges, np.int32)) if len(merges) else None,
-        partials=partials,
-        tiling=tiling,
-        group=group,
-        head_dim=head_dim,
-        tokens=len(key_begin),
-        sequences=len(queries),
-        keys=keys,
-        packed_keys=cu_seqlens_k is not None,
+        device.from_host(key_begin), device.from_host(key_end), device.from_host(_as_int32(table)),
+        device.from_host(_as_int32(merges)) if len(merges) else None, partials, tiling, group, head_dim,
+        tokens=len(key_begin), sequences=len(queries), keys=keys, packed_keys=cu_seqlens_k is not None,
         equal_queries=int(queries[0]) if len(queries) and (queries == queries[0]).all() else None,
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,36 +151,40 @@ def plan_room(tokens: int, sequences: int, keys: int, *, group: int, tiling: Til
     return PlanRoom(tiles + sequences * (parts - 1), sequences, sequences * parts)
 
 
-def plan_of(
-    key_begin: Array, key_end: Array, table: Array, merges: Array | None, room: PlanRoom, tiling: Tiling, *,
-    group: int, head_dim: int, sequences: int,
-) -> AttentionPlan:  # fmt: skip
-    """A plan over arrays on the device that are filled, by what `work_tables` gives, before it is used.
-
-    table [blocks, 7], merges [merges, 5]: entries of no rows do nothing. sequences: of the cache.
-    """
-    return AttentionPlan(
-        key_begin, key_end, table, merges, room.partials, tiling, group, head_dim, len(key_begin), sequences,
-        keys=0, equal_queries=None, packed_keys=False,
-    )  # fmt: skip
+def int32_shape(record: str, tiles: int) -> tuple[int, int]:
+    """[tiles, members] of that many WorkTile or MergeTile on the device."""
+    return tiles, struct_type("attention", record).itemsize // 4
 
 
 def work_tables(
     key_begin: Int32, key_end: Int32, cu_seqlens: Int32, cache_rows: NDArray[np.int64], group: int, tiling: Tiling
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Int32, Int32]:
     """(table, merges) of a plan of split_keys "auto"; cache_rows [B]: where each sequence has its keys."""
     tiles = _tiles(key_begin, key_end, cu_seqlens, group, tiling.block_q)
     table, merges, _ = _split(tiles, _part_sizes(tiles, (cu_seqlens[1:] - cu_seqlens[:-1]) * group, "auto"))
-    table[:, 0] = cache_rows[table[:, 0]]
-    return _longest_first(table), merges
+    table["batch"] = cache_rows[table["batch"]]
+    return _as_int32(_longest_first(table)), _as_int32(merges)
 
 
-def _longest_first(table: NDArray[np.int64]) -> NDArray[np.int64]:
+def tiles_of(table: Int32, record: str = "WorkTile") -> Tiles:
+    """Records [tiles] of a table [tiles, members] of a plan, on the host."""
+    return np.ascontiguousarray(table).view(struct_type("attention", record))[:, 0]
+
+
+def key_tiles(tiles: Tiles) -> NDArray[np.int32]:
+    """int32 [blocks]: tiles of keys that each block goes through."""
+    spans: NDArray[np.int32] = -(-tiles["key_end"] // BLOCK_K) - tiles["key_begin"] // BLOCK_K
+    return spans
+
+
+def _as_int32(tiles: Tiles) -> Int32:
+    """[tiles, members] of the same memory."""
+    return tiles.view(np.int32).reshape(len(tiles), tiles.itemsize // 4)
+
+
+def _longest_first(table: Tiles) -> Tiles:
     """Blocks with the most keys first: short ones fill the gaps at the end."""
-    if len(table) < 2:
-        return table
-    spans = -(-table[:, 5] // BLOCK_K) - table[:, 4] // BLOCK_K
-    return table[np.argsort(-spans, kind="stable")]
+    return table if len(table) < 2 else table[np.argsort(-key_tiles(table), kind="stable")]
 
 
 def _check_split(split_keys: SplitKeys) -> None:
@@ -254,8 +245,8 @@ def _short(array: Int32) -> str:
     return str(shown) if len(array) <= 8 else f"{str(shown)[:-1]}, ...]"
 
 
-def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, block_q: int) -> NDArray[np.int64]:
-    """int64 [tiles of rows, 7]: Work of whole tiles."""
+def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, block_q: int) -> Tiles:
+    """WorkTile [tiles of rows], each with all its keys."""
     rows = (cu_seqlens[1:] - cu_seqlens[:-1]).astype(np.int64) * group
     counts = -(-rows // block_q)
     sequence = np.arange(len(rows)).repeat(counts)
@@ -263,38 +254,38 @@ def _tiles(key_begin: Int32, key_end: Int32, cu_seqlens: Int32, group: int, bloc
     first_token, first_row = cu_seqlens[sequence], index * block_q
     own = np.minimum(block_q, rows[sequence] - first_row)
     first, last = first_token + first_row // group, first_token + (first_row + own - 1) // group
-    fields: tuple[Any, ...] = (sequence, first_token, first_row, own, key_begin[first], key_end[last], -1)
-    tiles = np.empty((len(sequence), len(fields)), np.int64)
-    for i, values in enumerate(fields):
-        tiles[:, i] = values
-    np.maximum(tiles[:, 5], tiles[:, 4], out=tiles[:, 5])
+    tiles = np.empty(len(sequence), struct_type("attention", "WorkTile"))
+    tiles["batch"], tiles["first_token"], tiles["first_row"], tiles["rows"] = sequence, first_token, first_row, own
+    tiles["key_begin"], tiles["partial"] = key_begin[first], -1
+    tiles["key_end"] = np.maximum(key_end[last], tiles["key_begin"])
     return tiles
 
 
-def _part_sizes(tiles: NDArray[np.int64], rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64] | None:
+def _part_sizes(tiles: Tiles, rows: NDArray[np.int64], split_keys: SplitKeys) -> NDArray[np.int64] | None:
     """int64 [tiles of rows]: keys that one block takes of each; None: all. rows: of a sequence, which alone decides."""
     if split_keys != "auto":
         return None if split_keys is None else np.full(len(tiles), split_keys)
-    is_split = (rows[tiles[:, 0]] <= SHORT_ROWS) & (tiles[:, 5] - tiles[:, 4] > _LONG)
+    is_split = (rows[tiles["batch"]] <= SHORT_ROWS) & (tiles["key_end"] - tiles["key_begin"] > _LONG)
     return np.where(is_split, _PART, _NEVER) if is_split.any() else None
 
 
-def _split(
-    tiles: NDArray[np.int64], part_sizes: NDArray[np.int64] | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """(Work rows, Merge rows, partial results): each tile of rows cut at the multiples of its part size."""
+def _split(tiles: Tiles, part_sizes: NDArray[np.int64] | None) -> tuple[Tiles, Tiles, int]:
+    """(WorkTile, MergeTile, partial results): each tile of rows cut at the multiples of its part size."""
+    merge_type = struct_type("attention", "MergeTile")
     if part_sizes is None:
-        return tiles, np.empty((0, 5), np.int64), 0
-    begin, end = tiles[:, 4], tiles[:, 5]
+        return tiles, np.empty(0, merge_type), 0
+    begin, end = tiles["key_begin"], tiles["key_end"]
     first, last = begin // part_sizes, np.maximum(end - 1, begin) // part_sizes
     counts = last - first + 1
     table = np.repeat(tiles, counts, axis=0)
     part, size = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts), np.repeat(part_sizes, counts)
     cut = (np.repeat(first, counts) + part) * size
-    table[:, 4], table[:, 5] = np.maximum(table[:, 4], cut), np.minimum(table[:, 5], cut + size)
-    is_part = np.repeat(counts > 1, counts)
-    table[is_part, 6] = np.arange(is_part.sum())
-    cut_tiles = counts > 1
-    first_part = np.cumsum(counts[cut_tiles]) - counts[cut_tiles]
-    merges = np.column_stack([tiles[cut_tiles][:, 1:4], first_part, counts[cut_tiles]])
-    return table, merges, int(is_part.sum())
+    table["key_begin"], table["key_end"] = np.maximum(table["key_begin"], cut), np.minimum(table["key_end"], cut + size)
+    is_cut = counts > 1
+    cut_tiles, parts = tiles[is_cut], counts[is_cut]
+    table["partial"][np.repeat(is_cut, counts)] = np.arange(parts.sum())
+    merges = np.empty(len(parts), merge_type)
+    for name in ("first_token", "first_row", "rows"):
+        merges[name] = cut_tiles[name]
+    merges["first_partial"], merges["partials"] = parts.cumsum() - parts, parts
+    return table, merges, int(parts.sum())

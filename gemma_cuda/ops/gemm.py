@@ -1,4 +1,4 @@
-"""Who multiplies with weights: NumPy's BLAS, our kernel, a GPU's library, or the latter two by the number of rows."""
+"""Matrix-product backends: NumPy's BLAS, kernels/linear.cu, cuBLASLt, or the latter two by the number of rows."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ _FEW_ROWS = 64
 
 
 class Gemm(Protocol):
-    """Who multiplies with weights, each element of which takes `bytes_each` once it is placed; name: for reports."""
+    """A matrix-product backend. element_bytes: size of an element of an uploaded weight. name: for reports."""
 
-    bytes_each: int
+    element_bytes: int
 
     @property
     def name(self) -> str: ...
 
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        """The weight [N, K], bfloat16 values in float32 on the host, as `product` takes it."""
+    def upload(self, weight: NDArray[np.float32]) -> Array:
+        """The weight [N, K], bfloat16 values in float32 on the host, in the form that `product` takes."""
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
-        """x [M, K] times the transpose of a placed weight [N, K], accumulated in float32 and rounded once."""
+        """x [M, K] times the transpose of an uploaded weight [N, K], accumulated in float32 and rounded once."""
 
     def gated(self, x: Array, weight: Array) -> Array:
-        """gelu(gate) · up [M, F] of the product with a placed gate | up [2F, K]."""
+        """gelu(gate) · up [M, F] of the product with an uploaded gate | up [2F, K]."""
 
 
 class BlasGemm:
-    """Products by NumPy's BLAS in float32: as on a GPU's library, but for the order of sums. For the emulator."""
+    """Products by NumPy's BLAS in float32, for the emulator: those of cuBLASLt except for the order of sums."""
 
-    bytes_each, name = 4, "NumPy's BLAS"
+    element_bytes, name = 4, "NumPy's BLAS"
 
     def __init__(self, device: Device) -> None:
         self.device = device
 
-    def place(self, weight: NDArray[np.float32]) -> Array:
+    def upload(self, weight: NDArray[np.float32]) -> Array:
         return weight
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
@@ -58,12 +58,12 @@ class BlasGemm:
 class KernelGemm:
     """Products by kernels/linear.cu, on any device."""
 
-    bytes_each, name = 2, "kernels/linear.cu"
+    element_bytes, name = 2, "kernels/linear.cu"
 
     def __init__(self, device: Device) -> None:
         self.device, self.counters = device, split_counters(device)
 
-    def place(self, weight: NDArray[np.float32]) -> Array:
+    def upload(self, weight: NDArray[np.float32]) -> Array:
         return self.device.from_host(weight.astype(_BF16))
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
@@ -73,16 +73,16 @@ class KernelGemm:
         return linear_geglu(x, weight, device=self.device, counters=self.counters)
 
 
-class ShapeGemm:
-    """Products of which only the shapes are known: for a Recorder. shapes: (M, N, K, dtype of the product) of each."""
+class DryRunGemm:
+    """Notes the shapes of products on a DryRunDevice. shapes: (M, N, K, dtype of the product) of each."""
 
-    bytes_each, name = 2, "nobody"
+    element_bytes, name = 2, "dry run"
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.shapes: list[tuple[int, int, int, np.dtype[Any]]] = []
 
-    def place(self, weight: NDArray[np.float32]) -> Array:
+    def upload(self, weight: NDArray[np.float32]) -> Array:
         return weight
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
@@ -96,15 +96,15 @@ class ShapeGemm:
 class LibraryGemm:
     """Products by cuBLASLt."""
 
-    bytes_each = 2
+    element_bytes = 2
 
     def __init__(self, device: Cuda) -> None:
-        from ..device.cuda.cublaslt import Gemms
+        from ..device.cuda.cublaslt import GemmPlans
 
-        self.device, self.gemms = device, Gemms(device)
+        self.device, self.gemms = device, GemmPlans(device)
         self.name = f"cuBLASLt {self.gemms.version} by {self.gemms.bindings}"
 
-    def place(self, weight: NDArray[np.float32]) -> Array:
+    def upload(self, weight: NDArray[np.float32]) -> Array:
         return self.device.from_host(weight.astype(_BF16))
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
@@ -117,22 +117,21 @@ class LibraryGemm:
         return _geglu_of(self.product(x, weight, x.dtype), self.device)
 
     def tune(self, m: int, n: int, k: int, out_dtype: np.dtype[Any]) -> None:
-        """Finds the fastest algorithm for a product of contiguous rows, if it is not known yet."""
+        """Measures the fastest algorithm for a product of contiguous rows, unless it is known."""
         self.gemms.tune(m, n, k, _BF16, out_dtype)
 
 
-class MixedGemm:
-    """Products of few rows by kernels/linear.cu, which reads a weight once and applies GeGLU as it goes; others by
-    `many`."""
+class GemmByRows:
+    """Few rows by kernels/linear.cu, which reads a weight once and applies GeGLU to the tile; more rows by `many`."""
 
-    bytes_each = 2
+    element_bytes = 2
 
-    def __init__(self, few: KernelGemm, many: LibraryGemm | ShapeGemm) -> None:
+    def __init__(self, few: KernelGemm, many: LibraryGemm | DryRunGemm) -> None:
         self.few, self.many = few, many
         self.name = f"{few.name} for up to {_FEW_ROWS} rows, else {many.name}"
 
-    def place(self, weight: NDArray[np.float32]) -> Array:
-        return self.few.place(weight)
+    def upload(self, weight: NDArray[np.float32]) -> Array:
+        return self.few.upload(weight)
 
     def product(self, x: Array, weight: Array, out_dtype: np.dtype[Any]) -> Array:
         return self._by(x).product(x, weight, out_dtype)
@@ -140,7 +139,7 @@ class MixedGemm:
     def gated(self, x: Array, weight: Array) -> Array:
         return self._by(x).gated(x, weight)
 
-    def _by(self, x: Array) -> KernelGemm | LibraryGemm | ShapeGemm:
+    def _by(self, x: Array) -> KernelGemm | LibraryGemm | DryRunGemm:
         return self.few if x.shape[0] <= _FEW_ROWS else self.many
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import LayerConfig, ModelConfig
-from ..device.dry_run import Launch, Recorder
+from ..device.dry_run import DryRunDevice, Launch
 from ..formats.gemma_config import GemmaConfig
 from . import attention, attention_plan, checks, embed, geglu, linear, logits, qk_norm_rope, rms_norm
 
@@ -30,7 +30,7 @@ def launches(
     Of launches that differ in shared memory only, the largest. Arrays lie as the package allocates them. In float32
     there are kernels for the norms only. Not among them: experts.
     """
-    recorder = Recorder(shared_bytes)
+    recorder = DryRunDevice(shared_bytes)
     wanted, biases = [_dtype(name) for name in dtypes], [None, *map(_dtype, attn_bias)]
     for config in configs:
         for dtype in wanted:
@@ -67,7 +67,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _norms(config: ModelConfig, dtype: np.dtype[Any], device: Recorder) -> None:
+def _norms(config: ModelConfig, dtype: np.dtype[Any], device: DryRunDevice) -> None:
     eps, width = config.rms_norm_eps, config.hidden_size
     rows, weight = device.empty((1, width), dtype), device.empty((width,), dtype)
     for plus_one in {False, config.norm_plus_one}:  # GGUF files hold 1 + w, of every model
@@ -86,7 +86,7 @@ def _norms(config: ModelConfig, dtype: np.dtype[Any], device: Recorder) -> None:
         rms_norm.rms_norm(device.empty((1, vision), dtype), norm, eps=eps, device=device, plus_one=plus_one)
 
 
-def _ends(config: ModelConfig, dtype: np.dtype[Any], device: Recorder) -> None:
+def _ends(config: ModelConfig, dtype: np.dtype[Any], device: DryRunDevice) -> None:
     """Embedding and logits."""
     table = device.empty((config.vocab_size, config.hidden_size), dtype)
     embed.embed(np.zeros(1, np.int32), table, scale=1.0, device=device)
@@ -99,7 +99,7 @@ def _ends(config: ModelConfig, dtype: np.dtype[Any], device: Recorder) -> None:
         logits.argmax(z, device=device)
 
 
-def _layer(config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], device: Recorder) -> None:
+def _layer(config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], device: DryRunDevice) -> None:
     heads, kv_heads, head_dim = config.num_attention_heads, layer.num_key_value_heads, layer.head_dim
     kv_parts = 0 if layer.kv_source is not None else 1 if layer.attention_k_eq_v else 2
     width, mlp, per_layer = config.hidden_size, layer.intermediate_size, config.hidden_size_per_layer_input
@@ -128,7 +128,7 @@ def _layer(config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], device
 
 
 def _attention(
-    config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], bias: np.dtype[Any] | None, device: Recorder
+    config: ModelConfig, layer: LayerConfig, dtype: np.dtype[Any], bias: np.dtype[Any] | None, device: DryRunDevice
 ) -> None:
     if layer.head_dim not in attention_plan.HEAD_DIMS:
         return
@@ -142,7 +142,7 @@ def _attention(
         )  # fmt: skip
 
 
-def _heads(config: ModelConfig, layer: LayerConfig, kv_parts: int, dtype: np.dtype[Any], device: Recorder) -> None:
+def _heads(config: ModelConfig, layer: LayerConfig, kv_parts: int, dtype: np.dtype[Any], device: DryRunDevice) -> None:
     """Norms and rotation of q, k and v."""
     heads, head_dim = config.num_attention_heads, layer.head_dim
     weight = device.empty((head_dim,), dtype) if config.has_qk_norm else None

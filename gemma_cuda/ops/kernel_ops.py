@@ -1,4 +1,4 @@
-"""The ops that the orchestrator calls, as kernels of one device; `reference.ReferenceOps` is the same on NumPy."""
+"""`KernelOps`: the operations of a model as kernels of one device."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from .attention import attend
 from .attention_plan import HEAD_DIMS, AttentionPlan, Int32, plan_attention
 from .embed import embed
 from .geglu import geglu
-from .gemm import BlasGemm, Gemm, KernelGemm, LibraryGemm, MixedGemm, ShapeGemm
+from .gemm import BlasGemm, DryRunGemm, Gemm, GemmByRows, KernelGemm, LibraryGemm
 from .logits import argmax
 from .logits import softcap as cap_logits
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import add_norm, rms_norm
 
 if TYPE_CHECKING:
-    from ..device.dry_run import Recorder
+    from ..device.dry_run import DryRunDevice
 
 GEMMS = ("auto", "library", "kernel")
 _FEWEST_ANGLES, _MOST_ANGLES = 1024, 1 << 17  # positions of a rotary table on the device
 
 
 class KernelOps:
-    """Ops in bfloat16 on a device; gemm: who multiplies with weights."""
+    """`model.ops.Ops` in bfloat16 on a device; gemm: the matrix-product backend."""
 
     precision = BFLOAT16
     takes_packed = False
     hidden_dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
     def __init__(self, device: Device, gemm: Gemm) -> None:
-        self.device, self.gemm = device, gemm
+        self.device, self.memory, self.gemm = device, device, gemm
         self._angles: dict[tuple[RopeConfig, int], tuple[Array, Array]] = {}
 
     def embed(self, ids: Array, table: Array, *, scale: float, **features: Array) -> Array:
-        placed = self.index(ids) if isinstance(ids, np.ndarray) else ids
-        return embed(placed, table, scale=scale, device=self.device, **features)
+        ids = self.index(ids) if isinstance(ids, np.ndarray) else ids
+        return embed(ids, table, scale=scale, device=self.device, **features)
 
     def linear(self, x: Array, weight: Array) -> Array:
         return self.gemm.product(x, weight, self.hidden_dtype)
@@ -56,20 +56,20 @@ class KernelOps:
     def geglu(self, gate: Array, up: Array) -> Array:
         return geglu(gate, up, device=self.device)
 
-    def for_recorder(self, recorder: Recorder) -> tuple[KernelOps, ShapeGemm]:
-        """The same ops on a device that only records, and who notes the library's products there."""
-        noted = ShapeGemm(recorder)
-        by_kernel = KernelGemm(recorder)
+    def for_dry_run(self, device: DryRunDevice) -> tuple[KernelOps, DryRunGemm]:
+        """The same ops on a DryRunDevice, and the DryRunGemm that notes the shapes of their cuBLASLt products."""
+        noted = DryRunGemm(device)
+        by_kernel = KernelGemm(device)
         gemm: Gemm = noted
         if isinstance(self.gemm, KernelGemm):
             gemm = by_kernel
-        elif isinstance(self.gemm, MixedGemm):
-            gemm = MixedGemm(by_kernel, noted)
-        return KernelOps(recorder, gemm), noted
+        elif isinstance(self.gemm, GemmByRows):
+            gemm = GemmByRows(by_kernel, noted)
+        return KernelOps(device, gemm), noted
 
     def tune(self, shapes: Iterable[tuple[int, int, int, np.dtype[Any]]]) -> None:
         """Finds the library's fastest algorithm for products [M, N] over K to a dtype, where it is not known yet."""
-        library = self.gemm.many if isinstance(self.gemm, MixedGemm) else self.gemm
+        library = self.gemm.many if isinstance(self.gemm, GemmByRows) else self.gemm
         if isinstance(library, LibraryGemm):
             for shape in shapes:
                 library.tune(*shape)
@@ -145,13 +145,13 @@ class KernelOps:
         if need > free:
             raise OutOfMemoryError(f"{what}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {self.device.name}")
 
-    def place_matrix(self, weight: NDArray[np.float32]) -> Array:
-        return self.gemm.place(weight)
+    def upload_matrix(self, weight: NDArray[np.float32]) -> Array:
+        return self.gemm.upload(weight)
 
-    def place_norm(self, weight: NDArray[np.float32]) -> Array:
+    def upload_norm(self, weight: NDArray[np.float32]) -> Array:
         return self.device.from_host(weight.astype(self.hidden_dtype))
 
-    def place_table(self, table: NDArray[np.float32], matrix: Array | None) -> Array:
+    def upload_table(self, table: NDArray[np.float32], matrix: Array | None) -> Array:
         is_the_same = matrix is not None and matrix.dtype == self.hidden_dtype
         return matrix if is_the_same else self.device.from_host(table.astype(self.hidden_dtype))
 
@@ -180,7 +180,7 @@ def kernel_ops(device: Device, gemm: str) -> KernelOps:
         return KernelOps(device, LibraryGemm(device))
     by_kernel = KernelGemm(device)
     try:
-        return KernelOps(device, MixedGemm(by_kernel, LibraryGemm(device)))
+        return KernelOps(device, GemmByRows(by_kernel, LibraryGemm(device)))
     except DeviceError as error:
         warnings.warn(
             f"kernels/linear.cu does all products, those of long prompts, too, which are cuBLASLt's else: {error}. "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..device.protocol import Array, Device
+from ..device.structs import pack_struct
 from ..errors import InputError
 from .checks import check_array, check_vectors, cpp_type, cpp_type16, row_stride
 
@@ -128,19 +129,11 @@ def linear_geglu(
 
 
 def _launch(
-    op: str,
-    epilogue: str,
-    x: Array,
-    weight: Array,
-    dtype: Any,
-    residual: Array | None,
-    cap: float,
-    tiling: Tiling | None,
-    counters: Array | None,
-    device: Device,
-) -> Array:
+    op: str, epilogue: str, x: Array, weight: Array, dtype: Any, residual: Array | None, cap: float,
+    tiling: Tiling | None, counters: Array | None, device: Device,
+) -> Array:  # fmt: skip
     scalar = cpp_type16(op, "x", x)
-    strides = _check(op, x, weight, device)
+    x_stride, w_stride = _check(op, x, weight, device)
     (rows, depth), products = x.shape, weight.shape[0]
     parts = 2 if epilogue == "GeGlu" else 1
     columns = products // parts
@@ -163,11 +156,14 @@ def _launch(
     if splits > 1:
         partial = device.empty((tiles, splits, tiling.block_m * tiling.block_n), np.float32)
         arrived = device.from_host(np.zeros(tiles, np.int32)) if counters is None else counters
+    params = pack_struct(
+        "linear", "Params", x_stride=x_stride, w_stride=w_stride, M=rows, N=columns, K=depth, split_steps=steps, cap=cap
+    )
     shape = f"{tiling.block_m}, {tiling.block_n}, {tiling.stages}, {vector}, {epilogue}"
     device.launch(
         f"linear<{scalar}, {cpp_type(op, 'y', y)}, {shape}>",
         (tiles, splits), (tiling.threads,), tiling.shared_bytes(dtype.itemsize),
-        [y, x, weight, residual, partial, arrived, rows, columns, depth, *strides, steps, cap], overlap=True,
+        [y, x, weight, residual, partial, arrived, params], overlap=True,
     )  # fmt: skip
     return y
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..device.protocol import Array, Device
+from ..device.structs import pack_struct
 from ..errors import InputError
 from .checks import check_array, check_int32, check_values, check_vectors, cpp_type16, row_stride
 
@@ -86,13 +87,15 @@ def qk_norm_rope(
     has_norm = q_weight is not None or k_weight is not None
     norm = "Raw" if not has_norm else "OnePlus" if plus_one else "Times"
     v_column = (heads if k_eq_v else heads + kv_heads) * head_dim
+    params = pack_struct(
+        "qk_norm_rope", "Params", N=tokens, H=heads, KH=kv_heads, x_stride=stride, v_column=v_column,
+        pairs=half if pairs is None else pairs, eps=float(eps),
+    )  # fmt: skip
     device.launch(
         f"qk_norm_rope<{scalar}, {head_dim}, {norm}, {str(v_norm).lower()}>",
-        (-(-rows // (_THREADS * _ELEMENTS_PER_LANE // head_dim)),),
-        (_THREADS,),
-        0,
-        [q if heads else None, k_cache, v_cache, x, q_weight, k_weight, cos, sin, positions, slots,
-         tokens, heads, kv_heads, stride, v_column, half if pairs is None else pairs, float(eps)], overlap=True,
+        (-(-rows // (_THREADS * _ELEMENTS_PER_LANE // head_dim)),), (_THREADS,), 0,
+        [q if heads else None, k_cache, v_cache, x, q_weight, k_weight, cos, sin, positions, slots, params],
+        overlap=True,
     )  # fmt: skip
     return q
 

@@ -1,4 +1,5 @@
-// Logit policies: what becomes of a raw score q · k before the softmax, which takes exp2(exponent · (logit - max)).
+// Logit policies: from a raw score q · k to the logit of the softmax, which takes exp2(exponent · (logit - max)).
+// exponent, scale and cap are computed on the host, as stated at each policy.
 #pragma once
 #include <approx.cuh>
 #include <float16.cuh>

@@ -1,8 +1,9 @@
-// Online softmax over rows in mma accumulator layout: lanes 4 i to 4 i + 3 (a quad) hold rows i and i + 8 of a 16-row
-// tile.
+// Online softmax over rows of mma accumulators: the 4 lanes of a quad hold the same rows, two of each fragment.
 #pragma once
 #include <approx.cuh>
 #include <platform.cuh>
+
+#include "common/tile.cuh"
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(kFullMask, x, 1));
@@ -19,90 +20,73 @@ __device__ __forceinline__ float log_sum_exp(float max, float sum, float factor)
   return fmaf(max, factor * kLn2, log2f(sum) * kLn2);  // factor · max alone may be infinite
 }
 
-// Of the rows of kTiles 16-row tiles: the maximum that exponents are taken against, and this lane's part of the row
-// sums. A maximum follows the scores only when they pass it by a factor of 2^kSlack, since following means to rescale
-// every accumulator; until then exponentials exceed 1, but the final division cancels that. Whether a row follows
-// depends on that row alone, so its bits do not depend on its neighbours.
-template <int kTiles>
+// Running maximum of each row of kTilesM fragments, and this lane's part of the row's sum of exponentials. A maximum is
+// replaced only when a score exceeds it by more than a factor of 2^kRescaleThreshold, because replacing it rescales
+// every accumulator; until then exponentials exceed 1, which the final division cancels. Each row decides by its own
+// scores alone, so its bits do not depend on neighbouring rows.
+template <int kTilesM>
 struct OnlineSoftmax {
-  static constexpr float kSlack = 8.0f, kFar = 4096.0f;
-  float max[kTiles][2], sum[kTiles][2];
+  static constexpr float kRescaleThreshold = 8.0f, kFar = 4096.0f;
+  float max[kTilesM][2], sum[kTilesM][2];
 
   __device__ __forceinline__ OnlineSoftmax() {
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) max[m][0] = max[m][1] = -kInf, sum[m][0] = sum[m][1] = 0.0f;
+    each_row<kTilesM>([&](int m, int half) { max[m][half] = -kInf, sum[m][half] = 0.0f; });
   }
 
-  // Lets the maxima follow the scores. Returns whether some row of the warp did: then the sums have been multiplied by
-  // `correction`, and what else was accumulated so far is to be.
-  template <int kColumns>
-  __device__ __forceinline__ bool follow(const float (&scores)[kTiles][kColumns][4], float factor,
-                                         float (&correction)[kTiles][2]) {
+  // Replaces the maxima that the scores exceed by too much. Returns whether any row of the warp changed: its sums have
+  // then been multiplied by `correction`, and the caller multiplies its other accumulators.
+  template <int kTilesN>
+  __device__ __forceinline__ bool update_max(const float (&scores)[kTilesM][kTilesN][4], float factor,
+                                             float (&correction)[kTilesM][2]) {
     bool any = false;
+    each_row<kTilesM>([&](int m, int half) {
+      float top = max[m][half];
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float top = max[m][half];
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-        top = quad_max(top);
-        const bool follows = (top - max[m][half]) * factor > kSlack;  // false while both are -inf
-        correction[m][half] = follows ? exp2_approx((max[m][half] - top) * factor) : 1.0f;
-        sum[m][half] *= correction[m][half];
-        if (follows) max[m][half] = top;
-        any |= follows;
-      }
-    }
+      for (int n = 0; n < kTilesN; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+      top = quad_max(top);
+      const bool changes = (top - max[m][half]) * factor > kRescaleThreshold;  // false while both are -inf
+      correction[m][half] = changes ? exp2_approx((max[m][half] - top) * factor) : 1.0f;
+      sum[m][half] *= correction[m][half];
+      if (changes) max[m][half] = top;
+      any |= changes;
+    });
     return __any_sync(kFullMask, any);
   }
 
-  // Turns scores into exp2(factor · (score - max)), 0 for a score of -inf, and adds them to the sums. One fused step,
-  // as long as factor · max is so near that its rounding does not count.
-  template <int kColumns>
-  __device__ __forceinline__ void exponentiate(float (&scores)[kTiles][kColumns][4], float factor) {
-    float shift[kTiles][2];
+  // scores = exp2(factor · (score - max)), 0 for a score of -inf; adds them to the sums. One fused multiply-add each,
+  // except where factor · max is so large that its rounding error would show.
+  template <int kTilesN>
+  __device__ __forceinline__ void exponentiate(float (&scores)[kTilesM][kTilesN][4], float factor) {
+    float shift[kTilesM][2];
     bool any_far = false;
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        shift[m][half] = max[m][half] == -kInf ? 0.0f : max[m][half] * factor;
-        any_far |= fabsf(shift[m][half]) > kFar;
-      }
-    }
+    each_row<kTilesM>([&](int m, int half) {
+      shift[m][half] = max[m][half] == -kInf ? 0.0f : max[m][half] * factor;
+      any_far |= fabsf(shift[m][half]) > kFar;
+    });
     if (__any_sync(kFullMask, any_far)) subtract_far(scores, shift);
+    each_row<kTilesM>([&](int m, int half) {
+      float tile_sum = 0.0f;
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
+      for (int n = 0; n < kTilesN; ++n) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float tile_sum = 0.0f;
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            scores[m][n][i] = exp2_approx(fmaf(scores[m][n][i], factor, -shift[m][half]));
-            tile_sum += scores[m][n][i];
-          }
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          scores[m][n][i] = exp2_approx(fmaf(scores[m][n][i], factor, -shift[m][half]));
+          tile_sum += scores[m][n][i];
         }
-        sum[m][half] += tile_sum;
       }
-    }
+      sum[m][half] += tile_sum;
+    });
   }
 
-  // Takes the maximum from the scores of rows whose shift is far from zero, or infinite; 0 is left to shift by.
-  template <int kColumns>
-  __device__ __forceinline__ void subtract_far(float (&scores)[kTiles][kColumns][4], float (&shift)[kTiles][2]) const {
+  // In rows whose shift is far from zero, or infinite: subtracts the maximum from the scores, and sets the shift to 0.
+  template <int kTilesN>
+  __device__ __forceinline__ void subtract_far(float (&scores)[kTilesM][kTilesN][4], float (&shift)[kTilesM][2]) const {
+    each_row<kTilesM>([&](int m, int half) {
+      const bool is_far = fabsf(shift[m][half]) > kFar;
+      const float subtracted = is_far ? max[m][half] : 0.0f;
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const bool is_far = fabsf(shift[m][half]) > kFar;
-        const float taken = is_far ? max[m][half] : 0.0f;
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n) scores[m][n][2 * half] -= taken, scores[m][n][2 * half + 1] -= taken;
-        if (is_far) shift[m][half] = 0.0f;
-      }
-    }
+      for (int n = 0; n < kTilesN; ++n) scores[m][n][2 * half] -= subtracted, scores[m][n][2 * half + 1] -= subtracted;
+      if (is_far) shift[m][half] = 0.0f;
+    });
   }
 };

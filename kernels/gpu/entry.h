@@ -1,5 +1,5 @@
 // Writes the parameters of one kernel instance, as C++ sees them, into its cubin. The generated translation unit is:
-// the .cu file, then DESCRIBE_PARAMETERS(instance). The launcher types and checks its arguments by what it reads there.
+// the .cu file, then DESCRIBE_PARAMETERS(instance). The launcher checks its arguments against the types it reads there.
 #pragma once
 #include <float16.cuh>
 #include <platform.cuh>

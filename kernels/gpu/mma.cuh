@@ -94,9 +94,10 @@ __device__ __forceinline__ void mma_m16n8k16<half>(float (&d)[4], const uint32_t
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// d[n] += a · b[n]: one 16 × 16 tile of a against kTiles neighbouring 16 × 8 tiles of b.
-template <class T, int kTiles>
-__device__ __forceinline__ void mma_row(float (&d)[kTiles][4], const uint32_t (&a)[4], const uint32_t (&b)[kTiles][2]) {
+// d[first + n] += a · b[n]: one 16 × 16 tile of a against kTiles neighbouring 16 × 8 tiles of b.
+template <class T, int kTilesN, int kTiles>
+__device__ __forceinline__ void mma_row(float (&d)[kTilesN][4], const uint32_t (&a)[4], const uint32_t (&b)[kTiles][2],
+                                        int first = 0) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) mma_m16n8k16<T>(d[n], a, b[n]);
+  for (int n = 0; n < kTiles; ++n) mma_m16n8k16<T>(d[first + n], a, b[n]);
 }

@@ -1,4 +1,4 @@
-// What a kernel may assume of the language beyond CUDA C++: NVRTC brings no headers, so types and constants are here.
+// Types, constants and functions that kernels use beyond CUDA C++. NVRTC has no headers, so the integer types are here.
 #pragma once
 
 using int8_t = signed char;
@@ -33,15 +33,16 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-// threadIdx.x, read anew at each call: what a loop body derives from it is not kept in registers from turn to turn.
-__device__ __forceinline__ int fresh_thread_index() {
+// threadIdx.x, read from its special register at each call, so that values derived from it are recomputed in each
+// iteration of a loop instead of kept live.
+__device__ __forceinline__ int reload_tid() {
   int index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
 }
 
-// x, of which the compiler does not know that it is x: what is derived from it is derived again at each use.
-__device__ __forceinline__ int opaque(int x) {
+// x, hidden from the optimiser, so that values derived from it are recomputed instead of kept live.
+__device__ __forceinline__ int value_barrier(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }

@@ -20,7 +20,7 @@ import transformers
 from gemma_cuda import Gemma
 from gemma_cuda.bench import cases, matrix_cases, measure, peers, prefill, run, tables, transformers_peers
 from gemma_cuda.bench.measure import Ceilings
-from gemma_cuda.bench.rule import violation
+from gemma_cuda.bench.tolerance import violation
 from gemma_cuda.bench.transformers_peers import COMPILED, NAMES, Peers
 from gemma_cuda.cli import main
 from gemma_cuda.device.cuda.device import Cuda

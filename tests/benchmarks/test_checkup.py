@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import checkup, processes, profilers
 from tests.support import golden
+from tests.support.paths import ROOT
 
 FILES = {
     "device.json", "golden.zip", "tests.json", "tools.json", "bench.json", "prefill.json", "compiled.json",
@@ -24,6 +25,16 @@ SMALL = [
     "--tests=tests=up_as or (without_a_weight and float16) or (features_take and bfloat16 and 7)",
     "--tests=models=library_obey",
 ]
+
+
+def test_its_files_of_tests_exist() -> None:
+    named = (
+        *checkup.GOLDEN,
+        *checkup.KERNELS,
+        *checkup.MODELS,
+        *(test.partition("::")[0] for test in profilers.SANITIZED),
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_all_of_it_on_a_fake_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +48,7 @@ def test_all_of_it_on_a_fake_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert page.index("\nncu ") < page.index("\ncompiled ")
     assert "skipped  compiled: 2, torch sees no GPU" in page  # FlexAttention and Transformers
     assert {path.name for path in tmp_path.iterdir()} <= FILES and len(FILES) <= 8
-    launches = list(golden.launches(tmp_path / "golden.zip"))
+    launches = list(golden.GoldenFile(tmp_path / "golden.zip").launches())
     assert len(launches) == 5 and not any(map(golden.difference, launches))
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert rows and all(row["wrong"] is None and row["median_us"] > 0 for row in rows)
@@ -217,3 +228,20 @@ def test_the_tests_that_the_sanitizer_runs_exist() -> None:
     for test in profilers.SANITIZED:
         path, _, name = test.partition("::")
         assert "@pytest.mark.gpu\n" in Path(path).read_text() and f"def {name}(" in Path(path).read_text()
+
+
+@pytest.mark.slow
+def test_the_check_up_goes_without_cublaslt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ceilings, its tests of models, its prefills."""
+    monkeypatch.setattr(checkup, "KERNELS", ())
+    arguments = ["--gpu=fake-without-cublaslt", f"--out={tmp_path}", "--only=device", "--only=tests", "--only=bench"]
+    assert checkup.main([*arguments, "--tests=models=library_obey or gemma3_text-auto"]) == 0
+    page = capsys.readouterr().out
+    assert page.endswith("nothing was wrong\n") and "\nfailed" not in page
+    assert "product  neither cuBLASLt nor torch can multiply here" in page
+    assert "models        1 ok     0 failed     1 skipped" in page and "cuBLASLt cannot be used" in page
+    (row,) = json.loads((tmp_path / "prefill.json").read_text())["rows"]
+    assert row["products_by"] == "kernels/linear.cu"
+    assert {"cublas"} <= set(json.loads((tmp_path / "bench.json").read_text())["absent"])

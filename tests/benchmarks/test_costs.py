@@ -1,4 +1,4 @@
-"""What docs/costs.md says: counts are those of today's kernels, targets are judged, the estimate meets its check."""
+"""docs/generated/costs.md: counts are those of today's kernels, targets are judged, the estimate meets its check."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 
 from benchmarks import cost, cost_cases, costs_page, cycles, cycles_page
 from benchmarks.cost_cases import Case
-from gemma_cuda.bench import occupancy, sass
+from gemma_cuda.bench import cases, counted, occupancy, sass
 from gemma_cuda.bench.cycles import CLOCK_HZ, seconds, tile_cycles
+from gemma_cuda.bench.matrix_cases import ranges
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
 from gemma_cuda.device.cuda.cubin import Resources
-from gemma_cuda.device.dry_run import Launch, Recorder
+from gemma_cuda.device.dry_run import DryRunDevice, Launch
 
 RESULT: dict[str, Any] = json.loads(cost.RESULT.read_text())
 STALE = "kernels or ops have changed; run: python -m benchmarks.cost && python -m benchmarks.report"
@@ -45,7 +46,7 @@ def test_products_are_those_of_attention_as_it_is(head_dim: int) -> None:
 
 
 def test_the_instances_are_those_that_are_launched() -> None:
-    device = Recorder(SHARED_BYTES["sm_90a"])
+    device = DryRunDevice(SHARED_BYTES["sm_90a"])
     for case in CASES:
         case.run(device)
     launched = {(launch.instance, launch.threads, launch.shared_bytes) for launch in device.launches}
@@ -178,3 +179,19 @@ def test_blocks_run_in_waves() -> None:
     assert in_cycles([5] * 265) == pytest.approx(10 * tile)
     assert in_cycles([7] + [5] * 264) == pytest.approx(10 * tile)
     assert in_cycles([5] * 100) == pytest.approx(5 * tile_cycles(work, 1).total), "alone on a multiprocessor"
+
+
+@pytest.mark.parametrize(("model", "policy"), [("gemma-3-270m", "Plain"), ("gemma-2-2b", "SoftCap")])
+def test_the_estimate_is_that_of_the_costs_page(model: str, policy: str) -> None:
+    result = json.loads(cost.RESULT.read_text())
+    (loop,) = [loop for loop in result["loops"] if (loop["head_dim"], loop["policy"]) == (256, policy)]
+    for case in cases.chosen(["attention"], [model], [2048]):
+        device = DryRunDevice(SHARED_BYTES["sm_90a"])
+        given = case.make(device, 0)
+        case.run(device, given)
+        estimate = counted._estimate(case, given, device.launches[0], device)
+        p = case.params
+        seconds = cycles_page.estimated_seconds(
+            cycles_page.work_of(loop), *ranges(p), 1, (p["heads"], p["kv_heads"], 256), policy == "Plain"
+        )
+        assert estimate["tflops"] == pytest.approx(case.flops / seconds / 1e12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import mutate
 from benchmarks.mutate import ROOT, mutants_of_indices, semantic_mutants
 from benchmarks.semantic_mutants import SEMANTIC
 
@@ -35,3 +36,9 @@ def test_offsets_are_narrowed_where_they_are_computed(kernel: str) -> None:
             "=" in line and any(f"const {wide} " in line for wide in ("int64_t", "long long"))
         )
         assert not is_computed or number in narrowed, line
+
+
+@pytest.mark.parametrize("kernel", SEMANTIC)
+def test_the_files_of_a_kernel_exist(kernel: str) -> None:
+    assert [name for name in mutate.kernel_tests(kernel) if not (ROOT / name).exists()] == []
+    assert [name for name in mutate.source_files(kernel) if not (ROOT / "kernels" / name).exists()] == []

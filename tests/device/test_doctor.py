@@ -124,7 +124,7 @@ def test_a_visible_gpu_that_is_not_used_is_a_warning(driver: Driver, warning: st
 
 
 def test_auto_takes_the_first_gpu_that_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_cuda.device._is_installed", lambda module: True)
+    monkeypatch.setattr("gemma_cuda.device.is_installed", lambda module: True)
     choice = choose_device("auto", driver=Driver((OLD, H100), (13, 0)))
     assert choice == ("cuda:1", "NVIDIA H100 (compute capability 9.0, 80 GiB) is there", None)
 
@@ -157,7 +157,7 @@ def test_doctor_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_names_what_to_install_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_importable", lambda module: False)
+    monkeypatch.setattr(doctor, "is_installed", lambda module: False)
     findings = doctor.examine(Driver((H100,), (12, 8)))
     found = {finding.subject: finding for finding in findings}
     assert found["NVIDIA driver"].detail == "supports CUDA 12.8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -13,31 +14,39 @@ from gemma_cuda.device.emulator.counters import Counters
 from gemma_cuda.device.emulator.device import Approximation, Emulator
 from gemma_cuda.device.emulator.memory import POISON
 from gemma_cuda.errors import LaunchError
-from tests.support import golden
-from tests.support.emulated import checked as device_for
-from tests.support.golden import KERNELS, GoldenLaunch
+from tests.support.emulated import KernelTestDevice
+from tests.support.golden import GoldenFile, GoldenLaunch
+from tests.support.paths import KERNELS
 
 DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "half": np.float16}
 Array = np.ndarray[Any, Any]
 LANE = np.arange(32)
 
 
-def run(
-    instance: str, args: list[Any], *, grid: Any = (1,), block: Any = (32,), shared: int = 0, **options: Any
-) -> Any:
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(kernel_test_device: KernelTestDevice, golden_file: GoldenFile | None) -> Run:
     """Counters of a checked launch, whose results are the bits of an unchecked one; None on a GPU."""
-    arrays = [i for i, value in enumerate(args) if isinstance(value, np.ndarray) and value.flags.writeable]
-    copies = [np.array(value) if i in arrays else value for i, value in enumerate(args)]
-    given = [np.array(value) if i in arrays else value for i, value in enumerate(args)]
-    device = device_for(kernels=KERNELS, workers=None, **options)
-    device_for(kernels=KERNELS, workers=None, **{**options, "checked": False}).launch(
-        instance, grid, block, shared, copies
-    )
-    device.launch(instance, grid, block, shared, args)
-    for i in arrays:
-        assert args[i].tobytes() == copies[i].tobytes(), f"{instance}: two launches differ in argument {i}"
-    golden.record(GoldenLaunch(instance, grid, block, shared, given, {i: args[i] for i in arrays}))
-    return device.counters
+
+    def launch(
+        instance: str, args: list[Any], *, grid: Any = (1,), block: Any = (32,), shared: int = 0, **options: Any
+    ) -> Any:
+        arrays = [i for i, value in enumerate(args) if isinstance(value, np.ndarray) and value.flags.writeable]
+        copies = [np.array(value) if i in arrays else value for i, value in enumerate(args)]
+        given = [np.array(value) if i in arrays else value for i, value in enumerate(args)]
+        options = {"kernels": KERNELS, "workers": None, **options}
+        device = kernel_test_device(**options)
+        kernel_test_device(**{**options, "checked": False}).launch(instance, grid, block, shared, copies)
+        device.launch(instance, grid, block, shared, args)
+        for i in arrays:
+            assert args[i].tobytes() == copies[i].tobytes(), f"{instance}: two launches differ in argument {i}"
+        if golden_file is not None:
+            golden_file.add(GoldenLaunch(instance, grid, block, shared, given, {i: args[i] for i in arrays}))
+        return device.counters
+
+    return launch
 
 
 def constant(array: Any) -> Array:
@@ -65,7 +74,7 @@ def hard_floats(dtype: Any) -> Array:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
-def test_rounding_is_to_nearest_even(name: str) -> None:
+def test_rounding_is_to_nearest_even(name: str, run: Run) -> None:
     dtype = DTYPES[name]
     with np.errstate(over="ignore"):
         x = hard_floats(dtype)
@@ -79,7 +88,7 @@ def test_rounding_is_to_nearest_even(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
-def test_widening_is_exact(name: str) -> None:
+def test_widening_is_exact(name: str, run: Run) -> None:
     bits = np.arange(65536, dtype=np.uint16)
     bits[POISON] = 0  # stands for memory that nobody has written
     out = np.zeros(65536, np.float32)
@@ -89,7 +98,7 @@ def test_widening_is_exact(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
-def test_pack_puts_the_first_value_low(name: str) -> None:
+def test_pack_puts_the_first_value_low(name: str, run: Run) -> None:
     x = np.linspace(-3, 3, 64, dtype=np.float32)
     out = np.zeros(32, np.uint32)
     run(f"pack_pairs<{name}>", [out, constant(x)])
@@ -99,25 +108,25 @@ def test_pack_puts_the_first_value_low(name: str) -> None:
 SIGNS = {"exact": 0, "up": 1, "down": -1}
 
 
-def approximated(function: str, x: Array, approx: Approximation) -> Array:
+def approximated(run: Run, function: str, x: Array, approx: Approximation) -> Array:
     y = np.zeros(x.size, np.float32)
     run(f"approximate<{function}>", [y, constant(x), x.size], grid=(-(-x.size // 256),), block=(256,), approx=approx)
     return y
 
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
-def test_exp2_is_two_units_in_the_last_place_off_at_worst(approx: Approximation) -> None:
+def test_exp2_is_two_units_in_the_last_place_off_at_worst(approx: Approximation, run: Run) -> None:
     x = np.concatenate([np.linspace(-125, 127, 4001), np.linspace(-1, 1, 4000)]).astype(np.float32)
     x = x[x != 0]
     correctly_rounded = np.exp2(x.astype(np.float64)).astype(np.float32)
     assert (
-        approximated("Exp2", x, approx).view(np.int32) - correctly_rounded.view(np.int32) == 2 * SIGNS[approx]
+        approximated(run, "Exp2", x, approx).view(np.int32) - correctly_rounded.view(np.int32) == 2 * SIGNS[approx]
     ).all()
 
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
 @pytest.mark.parametrize("name", ["Tanh", "Rsqrt", "Reciprocal"])
-def test_approximations_carry_their_documented_worst_error(name: str, approx: Approximation) -> None:
+def test_approximations_carry_their_documented_worst_error(name: str, approx: Approximation, run: Run) -> None:
     if name == "Tanh":
         x, worst = np.linspace(-9, 9, 4000).astype(np.float32), 2.0**-11
         exact = np.tanh(x.astype(np.float64))
@@ -128,7 +137,7 @@ def test_approximations_carry_their_documented_worst_error(name: str, approx: Ap
         x, worst = np.geomspace(1e-37, 8e37, 4000).astype(np.float32), 2.0**-23
         x[::2] *= -1
         exact = 1 / x.astype(np.float64)
-    y = approximated(name, x, approx)
+    y = approximated(run, name, x, approx)
     error = (y.astype(np.float64) - exact) / exact
     inside = np.abs(exact) < 0.999 if name == "Tanh" else np.full(x.shape, True)
     half_ulp = 2.0**-24
@@ -146,7 +155,9 @@ LIBRARY: dict[str, tuple[int, Any, Array]] = {
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
 @pytest.mark.parametrize("name", LIBRARY)
-def test_functions_of_cudas_math_library_carry_their_documented_worst_error(name: str, approx: Approximation) -> None:
+def test_functions_of_cudas_math_library_carry_their_documented_worst_error(
+    name: str, approx: Approximation, run: Run
+) -> None:
     ulps, function, arguments = LIBRARY[name]
     x = arguments.astype(np.float32)
     exact = function(x.astype(np.float64))
@@ -154,14 +165,14 @@ def test_functions_of_cudas_math_library_carry_their_documented_worst_error(name
     size = np.abs(rounded).view(np.int32) + SIGNS[approx] * np.where(exact == rounded, 0, ulps)
     if name == "LibraryTanh":
         size = np.minimum(size, np.float32(1).view(np.int32))
-    y = approximated(name, x, approx)
+    y = approximated(run, name, x, approx)
     # NumPy and the host's C library may round a double differently where it lies between two floats.
     assert (np.abs(np.abs(y).view(np.int32) - size) <= 1).all() and (np.abs(y).view(np.int32) == size).mean() > 0.999
     assert np.array_equal(np.signbit(y), np.signbit(rounded))
 
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
-def test_functions_of_cudas_math_library_keep_special_values(approx: Approximation) -> None:
+def test_functions_of_cudas_math_library_keep_special_values(approx: Approximation, run: Run) -> None:
     inf, nan = np.inf, np.nan
     cases = {
         "LibraryRsqrt": [(0, inf), (-0.0, -inf), (inf, 0), (-1, nan), (nan, nan), (0.25, 2), (1, 1)],
@@ -170,11 +181,11 @@ def test_functions_of_cudas_math_library_keep_special_values(approx: Approximati
     }
     for name, pairs in cases.items():
         x, expected = np.array(pairs, np.float32).T
-        np.testing.assert_array_equal(approximated(name, x, approx), expected, err_msg=name)
+        np.testing.assert_array_equal(approximated(run, name, x, approx), expected, err_msg=name)
 
 
 @pytest.mark.parametrize("approx", ["exact", "up", "down"])
-def test_approximations_flush_subnormals_and_keep_special_values(approx: Approximation) -> None:
+def test_approximations_flush_subnormals_and_keep_special_values(approx: Approximation, run: Run) -> None:
     tiny = np.float32(1e-40)
     inf, nan = np.inf, np.nan
     cases = {
@@ -204,17 +215,17 @@ def test_approximations_flush_subnormals_and_keep_special_values(approx: Approxi
         ("Reciprocal", np.geomspace(1e-37, 1e37, 8001), 2.0**-23),
     ],
 )
-def test_no_approximation_is_worse_than_documented(name: str, x: Array, worst: float) -> None:
+def test_no_approximation_is_worse_than_documented(name: str, x: Array, worst: float, run: Run) -> None:
     function = {"Exp2": np.exp2, "Tanh": np.tanh, "Rsqrt": lambda x: 1 / np.sqrt(x), "Reciprocal": lambda x: 1 / x}
     x = x.astype(np.float32)
     exact = function[name](x.astype(np.float64))
-    error = np.abs(approximated(name, x, "exact") - exact)
+    error = np.abs(approximated(run, name, x, "exact") - exact)
     assert (error <= (worst + 2.0**-24) * np.abs(exact)).all()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("valid", [0, 4, 16])
-def test_async_copies_fill_with_zeros(valid: int) -> None:
+def test_async_copies_fill_with_zeros(valid: int, run: Run) -> None:
     source = 1 + np.arange(128, dtype=np.float32)
     out = np.zeros(32, np.float32)
     run("ok_async", [out, constant(source), valid], shared=512)
@@ -227,7 +238,7 @@ def test_async_copies_fill_with_zeros(valid: int) -> None:
 
 
 @pytest.mark.gpu
-def test_threads_know_where_they_are() -> None:
+def test_threads_know_where_they_are(run: Run) -> None:
     block, grid = (5, 3, 4), (2, 3, 2)
     out = np.zeros((12, 60, 12), np.int32)
     run("indices", [out], grid=grid, block=block)
@@ -240,7 +251,7 @@ def test_threads_know_where_they_are() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "random"])
 @pytest.mark.parametrize("width", [32, 16, 8, 4, 2, 1])
-def test_shuffles(width: int, schedule: Any) -> None:
+def test_shuffles(width: int, schedule: Any, run: Run) -> None:
     random = np.random.default_rng(width)
     for argument in (random.integers(0, 32, 32), np.full(32, 1), random.integers(0, 64, 32)):
         out = np.zeros((4, 32), np.int32)
@@ -256,7 +267,7 @@ def test_shuffles(width: int, schedule: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask", [0xFFFFFFFF, 0x0000FFFF, 0x80000001, 0x00010000])
-def test_votes(mask: int) -> None:
+def test_votes(mask: int, run: Run) -> None:
     random = np.random.default_rng(mask)
     members = mask >> LANE & 1 == 1
     for predicate in (random.integers(0, 2, 32), np.zeros(32), np.ones(32), np.where(members, 3, 0)):
@@ -274,7 +285,7 @@ NUMBERS = [("int", np.int32), ("unsigned", np.uint32), ("unsigned long long", np
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("cpp", "dtype"), NUMBERS)
-def test_atomics(cpp: str, dtype: Any) -> None:
+def test_atomics(cpp: str, dtype: Any, run: Run) -> None:
     start = -7 if dtype in (np.int32, np.float32) else 7
     memory, old = np.full(2, start, dtype), np.zeros(2, dtype)
     run(f"atomics<{cpp}>", [memory, old, constant(np.array([3, 4], dtype))])
@@ -305,7 +316,7 @@ def element(matrix: Array, lane: int, half: int) -> Any:
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", ["Straight", "Transposed"])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_ldmatrix(count: int, form: str) -> None:
+def test_ldmatrix(count: int, form: str, run: Run) -> None:
     random = np.random.default_rng(count)
     memory = random.integers(0, 65536, 1024).astype(np.uint16)
     rows = 8 * random.permutation(128)[:32].astype(np.int32)
@@ -321,7 +332,7 @@ def test_ldmatrix(count: int, form: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", ["Straight", "Transposed"])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_stmatrix(count: int, form: str) -> None:
+def test_stmatrix(count: int, form: str, run: Run) -> None:
     random = np.random.default_rng(count)
     registers = random.integers(0, 2**32, (32, count)).astype(np.uint32)
     rows = 8 * random.permutation(128)[:32].astype(np.int32)
@@ -351,7 +362,7 @@ def fragments(a: Array, b: Array, d: Array) -> tuple[Array, Array, Array]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("tiles", [1, 2, 3, 8, 11])
 @pytest.mark.parametrize("name", DTYPES)
-def test_mma(name: str, tiles: int) -> None:
+def test_mma(name: str, tiles: int, run: Run) -> None:
     random, dtype = np.random.default_rng(tiles), DTYPES[name]
     a = random.standard_normal((16, 16)).astype(dtype)
     b = random.standard_normal((tiles, 16, 8)).astype(dtype)
@@ -371,7 +382,7 @@ def test_mma(name: str, tiles: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", DTYPES)
-def test_mma_keeps_infinities_nan_and_subnormals(name: str) -> None:
+def test_mma_keeps_infinities_nan_and_subnormals(name: str, run: Run) -> None:
     dtype = DTYPES[name]
     a, b, d = np.zeros((16, 16), dtype), np.zeros((16, 8), dtype), np.zeros((16, 8), np.float32)
     tiny = np.uint16(1).view(dtype)
@@ -393,7 +404,7 @@ def test_mma_keeps_infinities_nan_and_subnormals(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("threads", [32, 64, 128, 256, 1024])
-def test_block_sum(threads: int) -> None:
+def test_block_sum(threads: int, run: Run) -> None:
     x = np.random.default_rng(0).standard_normal(threads).astype(np.float32)
     out = np.zeros(threads, np.float32)
     run(f"sum_block<{threads}>", [out, constant(x)], block=(threads,), shared=4 * max(1, threads // 32))
@@ -401,7 +412,7 @@ def test_block_sum(threads: int) -> None:
 
 
 @pytest.mark.gpu
-def test_dependent_launches_are_ordered() -> None:
+def test_dependent_launches_are_ordered(run: Run) -> None:
     out = np.zeros(32, np.float32)
     run("ordered_launches", [out])
     assert (out == 1).all()
@@ -493,7 +504,7 @@ def test_every_launch_is_observed() -> None:
     assert seen[-1][1] == device.counters
 
 
-def test_blocks_threads_and_barriers_are_counted() -> None:
+def test_blocks_threads_and_barriers_are_counted(run: Run) -> None:
     counters = run(
         "sum_block<64>", [np.zeros(64, np.float32), constant(np.zeros(64, np.float32))], block=(64,), shared=8
     )

@@ -1,4 +1,4 @@
-"""The two ways to a batch of text agree."""
+"""A batch of ids alone, which is kept for the next prompt of its length, is the one of the general way."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.engine.batch import Batch, make_batch, text_batch
-from gemma_cuda.model.kv_cache import HostMemory, KVCache
-from tests.engine.test_model_emulator import SIZE, load
+from gemma_cuda.engine.batch import Batch, Prompt, make_batch
+from gemma_cuda.model.kv_cache import KVCache
+from gemma_cuda.model.kv_storage import HostMemory
 from tests.support.hf_models import build
+from tests.support.kernel_models import SIZE, load
 
 
 def fields(batch: Batch) -> dict[str, Any]:
-    """All but input_ids, arrays as (dtype, values)."""
-    found = dataclasses.asdict(batch) | {"input_ids": None}
+    """All but text_key, arrays as (dtype, values)."""
+    found = dataclasses.asdict(batch) | {"text_key": None}
     found |= {f"queries.{name}": value for name, value in found.pop("queries").items()}
     return {name: (v.dtype.kind, v.tolist()) if isinstance(v, np.ndarray) else v for name, v in found.items()}
 
@@ -30,8 +31,8 @@ def test_a_batch_of_text_is_that_of_its_ids(name: str, begin: int, end: int, tok
         past = KVCache.empty(config, 1, "", "float32", np.dtype(np.float32), HostMemory())
         past.starts, past.ends = np.array([begin], np.int32), np.array([end], np.int32)
     ids = build(name, SIZE).ids()[0, :tokens]
-    expected = make_batch(
-        config, input_ids=ids, inputs_embeds=None, attention_mask=None, position_ids=None, token_type_ids=None,
-        attn_bias=None, past=past,
-    )  # fmt: skip
-    assert fields(text_batch(config, tokens, begin, end)) == fields(expected)
+    ids_alone = make_batch(config, Prompt(ids), past=past)
+    assert ids_alone.text_key == (tokens, begin, end)
+    in_general = make_batch(config, Prompt(ids, attention_mask=np.ones((1, tokens), np.int64)), past=past)
+    assert in_general.text_key is None
+    assert fields(ids_alone) == fields(in_general)

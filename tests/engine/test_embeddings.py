@@ -13,12 +13,11 @@ import torch
 
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.errors import InputError
-from tests.engine.test_model_cuda import GRAPHS, assert_same_bits, emulator_model
-from tests.engine.test_model_emulator import SIZE, load
-from tests.interop.test_interop_cuda import OnGpu, machine, on_gpu, torch_on_gpu  # noqa: F401
 from tests.support.fake_cuda import Machine
+from tests.support.gpu_arrays import OnGpu, on_gpu
 from tests.support.hf_models import build
 from tests.support.interop_cases import to_torch
+from tests.support.kernel_models import GRAPHS, SIZE, assert_same_bits, emulator_model, load
 
 NAME = "gemma3_text"
 MASK = np.arange(30) >= [[0], [12]]
@@ -33,7 +32,7 @@ def rows() -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-def test_arrays_of_the_gpu(machine: Machine, graphs: bool) -> None:  # noqa: F811
+def test_arrays_of_the_gpu(machine: Machine, graphs: bool) -> None:
     gpu = load(NAME, Cuda(), gemm="kernel")
     if graphs:
         gpu.warmup(**GRAPHS)
@@ -54,7 +53,7 @@ def test_arrays_of_the_gpu(machine: Machine, graphs: bool) -> None:  # noqa: F81
     assert machine.graphs_launched == (2 if graphs else 0)
 
 
-def test_torchs_tensors_are_read_on_torchs_stream(torch_on_gpu: Machine) -> None:  # noqa: F811
+def test_torchs_tensors_are_read_on_torchs_stream(torch_on_gpu: Machine) -> None:
     gpu = load(NAME, Cuda(), gemm="kernel")
     before = len(torch_on_gpu.launched)
     y = gpu.prefill(inputs_embeds=to_torch(rows()).as_subclass(OnGpu), attention_mask=MASK)
@@ -79,7 +78,7 @@ def test_a_model_on_the_cpu_refuses_tensors_of_a_gpu_without_cupy(monkeypatch: p
         emulator_model(NAME).prefill(inputs_embeds=to_torch(rows()).as_subclass(OnGpu))
 
 
-def test_refuses(machine: Machine) -> None:  # noqa: F811
+def test_refuses(machine: Machine) -> None:
     gpu, embeds = load(NAME, Cuda(), gemm="kernel"), rows()
     for model, given, message in (
         (gpu, on_gpu(machine, embeds, 1), "inputs_embeds is on cuda:1, the model on cuda:0"),

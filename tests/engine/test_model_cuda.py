@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import json
@@ -12,16 +11,25 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import gemma_cuda
 from gemma_cuda.cli import main
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import CacheError, DeviceError, InputError, OutOfMemoryError
-from tests.engine.test_model_emulator import GRAPHS, MODELS, SIZE, load, numpy_model, prompt, text
 from tests.support.compare import assert_within_rule
 from tests.support.fake_cublaslt import CublasLt
 from tests.support.fake_cuda import Machine
 from tests.support.hf_models import build
+from tests.support.kernel_models import (
+    GRAPHS,
+    MODELS,
+    SIZE,
+    assert_same_bits,
+    emulator_model,
+    load,
+    numpy_model,
+    prompt,
+    text,
+)
 
 
 @pytest.fixture
@@ -34,19 +42,6 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 # For what takes long and launches nothing that other tests do not.
 unchecked = pytest.mark.parametrize("machine", ["unchecked"], indirect=True)
-
-
-@functools.cache
-def emulator_model(name: str) -> gemma_cuda.Gemma:
-    return load(name, Emulator(checked=True), gemm="kernel")
-
-
-def assert_same_bits(gpu: gemma_cuda.Gemma, y: Any, expected: Any) -> None:
-    assert gpu.to_host(y.logits).tobytes() == expected.logits.tobytes()
-    assert gpu.to_host(y.last_hidden_state).tobytes() == expected.last_hidden_state.tobytes()
-    for ours, theirs in zip(y.past_key_values, expected.past_key_values, strict=True):
-        for side in range(2):
-            assert gpu.to_host(ours[side]).tobytes() == np.ascontiguousarray(theirs[side]).tobytes()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -230,7 +225,7 @@ def test_memory_that_a_prefill_on_another_stream_gives_up_waits_for_it(machine: 
         assert_same_bits(gpu, y, expected)
     gpu.prefill(ids[:5])
     gpu.to_host(gpu.prefill(ids[:5]).logits)
-    assert not gpu._memory._retired  # type: ignore[union-attr]
+    assert not gpu._engine.ops.memory._retired  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("graphs", [True, False])

@@ -12,9 +12,9 @@ import pytest
 import gemma_cuda
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.errors import DeviceError
-from tests.engine.test_model_emulator import GRAPHS, MODELS, SIZE, assert_obeys_the_rule, load, numpy_model, text
 from tests.support.compare import assert_within_rule
 from tests.support.hf_models import build
+from tests.support.kernel_models import GRAPHS, MODELS, SIZE, assert_obeys_the_rule, load, numpy_model, text
 from tests.support.parity import is_capped
 
 pytestmark = pytest.mark.gpu(only=True)

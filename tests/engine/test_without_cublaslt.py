@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import checkup
 from gemma_cuda.bench import peers, prefill, tables
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
@@ -18,11 +15,11 @@ from gemma_cuda.errors import DeviceError
 from gemma_cuda.ops.geglu import geglu
 from gemma_cuda.ops.gemm import KernelGemm
 from gemma_cuda.ops.kernel_ops import kernel_ops
-from tests.engine.test_model_emulator import GRAPHS, SIZE, load
-from tests.ops.test_linear import check
 from tests.support import fake_gpu
-from tests.support.emulated import checked, values
+from tests.support.emulated import KernelTestDevice, values
 from tests.support.hf_models import build
+from tests.support.kernel_models import GRAPHS, SIZE, load
+from tests.support.linear_cases import assert_is_product
 
 F32, BF16 = np.dtype(np.float32), values(0, 1, dtype="bfloat16").dtype
 
@@ -72,31 +69,14 @@ def test_with_the_library_it_says_so_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert name == "kernels/linear.cu for up to 64 rows, else cuBLASLt 130100 by nvmath-python"
 
 
-@pytest.mark.slow
-def test_the_check_up_goes_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its ceilings, its tests of models, its prefills."""
-    monkeypatch.setattr(checkup, "KERNELS", ())
-    arguments = ["--gpu=fake-without-cublaslt", f"--out={tmp_path}", "--only=device", "--only=tests", "--only=bench"]
-    assert checkup.main([*arguments, "--tests=models=library_obey or gemma3_text-auto"]) == 0
-    page = capsys.readouterr().out
-    assert page.endswith("nothing was wrong\n") and "\nfailed" not in page
-    assert "product  neither cuBLASLt nor torch can multiply here" in page
-    assert "models        1 ok     0 failed     1 skipped" in page and "cuBLASLt cannot be used" in page
-    (row,) = json.loads((tmp_path / "prefill.json").read_text())["rows"]
-    assert row["products_by"] == "kernels/linear.cu"
-    assert {"cublas"} <= set(json.loads((tmp_path / "bench.json").read_text())["absent"])
-
-
 def multiply(gemm: KernelGemm, rows: int, columns: int, depth: int) -> None:
     """The three ways in which a model uses a product, against the reference and against each other."""
     device: Any = gemm.device
     x, w = values(rows, rows, depth, dtype="bfloat16"), values(1, columns, depth, dtype="bfloat16", scale=0.1)
-    placed, weight = device.from_host(x), gemm.place(w.astype(np.float32))
+    placed, weight = device.from_host(x), gemm.upload(w.astype(np.float32))
     y = device.to_host(gemm.product(placed, weight, BF16))
-    check(x, w, y, "bfloat16", "bfloat16")
-    check(x, w, device.to_host(gemm.product(placed, weight, F32)), "bfloat16", "float32")
+    assert_is_product(x, w, y, "bfloat16", "bfloat16")
+    assert_is_product(x, w, device.to_host(gemm.product(placed, weight, F32)), "bfloat16", "float32")
     half = columns // 2
     parts = [device.from_host(np.ascontiguousarray(y[:, begin : begin + half])) for begin in (0, half)]
     expected = device.to_host(geglu(*parts, device=device))
@@ -105,20 +85,22 @@ def multiply(gemm: KernelGemm, rows: int, columns: int, depth: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [65, 96, 127, 128, 129, 191, 192, 193, 255, 256, 257, 300])
-def test_products_of_many_rows_are_right(rows: int) -> None:
+def test_products_of_many_rows_are_right(rows: int, kernel_test_device: KernelTestDevice) -> None:
     """Under every check; tiles whole and not, K split and not."""
-    gemm = KernelGemm(checked())
+    gemm = KernelGemm(kernel_test_device())
     multiply(gemm, rows, 144, 328)
     multiply(gemm, rows, 64, 64)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("columns", "depth"), [(1536, 640), (640, 1024), (4096, 640), (640, 2048)])
-def test_the_products_of_a_layer_of_gemma_3_270m(columns: int, depth: int) -> None:
+def test_the_products_of_a_layer_of_gemma_3_270m(
+    columns: int, depth: int, kernel_test_device: KernelTestDevice
+) -> None:
     """Of a prompt of 257 tokens: each weight is read by three tiles of rows, the last of which has one row."""
-    gemm = KernelGemm(checked("random", checked=False))
+    gemm = KernelGemm(kernel_test_device("random", checked=False))
     x = values(0, 257, depth, dtype="bfloat16")
     w = values(1, columns, depth, dtype="bfloat16", scale=0.05)
     placed = gemm.device.from_host(x)
-    y = gemm.device.to_host(gemm.product(placed, gemm.place(w.astype(np.float32)), BF16))
-    check(x, w, y, "bfloat16", "bfloat16")
+    y = gemm.device.to_host(gemm.product(placed, gemm.upload(w.astype(np.float32)), BF16))
+    assert_is_product(x, w, y, "bfloat16", "bfloat16")

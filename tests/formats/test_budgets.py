@@ -27,8 +27,8 @@ from gemma_cuda.printable import printable, shown_line
 from gemma_cuda.text import chat_template
 from gemma_cuda.text.bpe_vocabulary import check_added_tokens, check_vocabulary
 from gemma_cuda.text.tokenizer import Tokenizer
-from tests.fuzz.files import TOKENIZER_CONFIG, TOKENIZER_JSON, TOKENIZER_MODEL
 from tests.support.checkpoints import TINY_GEMMA1, random_tensors, raw_safetensors, write_directory
+from tests.support.fuzz.files import TOKENIZER_CONFIG, TOKENIZER_JSON, TOKENIZER_MODEL
 
 
 @pytest.fixture

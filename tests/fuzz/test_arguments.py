@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import gemma_cuda
 from gemma_cuda.device.emulator.device import Emulator
-from gemma_cuda.engine.graphs import checked_sizes
+from gemma_cuda.engine.graphs import WarmupSizes
 from gemma_cuda.errors import GemmaError
 from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary
 from gemma_cuda.interop import torch as torch_ops
 from gemma_cuda.interop import transformers as for_transformers
 from gemma_cuda.text.tokenizer import Tokenizer
-from tests.fuzz import examples
-from tests.fuzz.hostile import EVERY, anything, is_large
+from tests.support.fuzz import examples
+from tests.support.fuzz.hostile import EVERY, anything, is_large
 from tests.support.hf_models import build
 from tests.support.tokenizer_models import USER_DEFINED, Pieces, train
 
@@ -145,7 +145,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], tuple[s
         ("dtype", "gemm", "progress"),
     ),
     "Gemma.warmup": (
-        checked_sizes,
+        WarmupSizes.of,
         {"lengths": just([16]), "batch_size": just(1), "kv_rows": just(2), "kv_capacity": just(32)},
         (),
     ),

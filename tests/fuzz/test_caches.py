@@ -21,7 +21,7 @@ from gemma_cuda.device.emulator import precompiled
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import GemmaError
 from gemma_cuda.formats import demo_weights
-from tests.fuzz import examples
+from tests.support.fuzz import examples
 from tests.support.paths import KERNELS
 
 ENTRY = Entry(bytes(range(ALGORITHM_BYTES)), "it was the fastest", 1.0, 2.0, 1.0, 0.5)

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 
 from gemma_cuda.cli import main
 from gemma_cuda.cli.command import build_parser
-from tests.fuzz import examples
 from tests.support.command import write_tiny
+from tests.support.fuzz import examples
 
 # What makes a command short, and gives it what it requires; a drawn option takes the place of its value here.
 BASES: dict[str, dict[str, str]] = {

@@ -22,7 +22,7 @@ def limit() -> None:
 def test_hostile_files_are_results_or_one_error(request: pytest.FixtureRequest) -> None:
     times = request.config.getoption("--fuzz")
     ran = subprocess.run(
-        ["timeout", str(60 + 30 * times), sys.executable, "-m", "tests.fuzz.files", str(times)],
+        ["timeout", str(60 + 30 * times), sys.executable, "-m", "tests.support.fuzz.files", str(times)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -16,7 +16,7 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from gemma_cuda.errors import InputError
 from gemma_cuda.interop.torch import scaled_dot_product_attention
-from tests.fuzz import examples
+from tests.support.fuzz import examples
 
 pytestmark = pytest.mark.usefixtures("no_warnings")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import gemma_cuda
 from gemma_cuda import KVCache
 from gemma_cuda.errors import GemmaError
-from tests.fuzz import examples
 from tests.support import hf_forward
 from tests.support.cache_state import state
+from tests.support.fuzz import examples
 from tests.support.hf_models import BOI, FIRST_TEXT_ID, build
 from tests.support.parity import ours
 

@@ -220,6 +220,15 @@ def test_home_directories_of_users_are_known(monkeypatch: pytest.MonkeyPatch) ->
     assert files.wanted_cache() == Path(os.path.expanduser("~root")) / "cache"
 
 
+def test_a_tilde_in_the_variable_of_the_standard_is_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("GEMMA_CUDA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")  # only a shell expands it; relative paths are to be ignored
+    assert files.wanted_cache() == tmp_path / ".cache" / "gemma-cuda"
+
+
 @pytest.mark.parametrize("home", [None, "relative", "unsafe"])
 def test_without_a_safe_home_products_end_with_the_process(
     home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -375,7 +384,7 @@ def test_a_loaded_library_needs_its_file_no_more(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import numpy as np
-from gemma_cuda.device import kernel_library
+from gemma_cuda.device.emulator import kernel_library
 from gemma_cuda.device.emulator import Emulator
 cache, kernels = map(Path, sys.argv[1:])
 device = Emulator(kernels=kernels, cache=cache, workers=1)
@@ -411,7 +420,7 @@ def test_a_limit_of_file_sizes_is_said_with_the_directory(tmp_path: Path) -> Non
 import resource, sys
 from pathlib import Path
 import numpy as np
-from gemma_cuda.device.compile import compile_kernel
+from gemma_cuda.device.cuda.compile import compile_kernel
 from gemma_cuda.device.emulator import Emulator
 from gemma_cuda.errors import DeviceError
 cache, kernels = map(Path, sys.argv[1:])

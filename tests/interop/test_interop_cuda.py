@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -14,34 +12,17 @@ import pytest
 import torch
 
 import gemma_cuda
-from gemma_cuda.device import foreign
-from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import DeviceError, InputError
 from gemma_cuda.interop import attention_run
 from tests.support.fake_cuda import Device, DeviceArray, Machine
+from tests.support.gpu_arrays import OnGpu, on_gpu
 from tests.support.interop_cases import to_torch
 
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    gpus = Machine(Emulator(workers=2), gpus=2)
-    gpus.install(monkeypatch)
-    foreign._cuda.cache_clear()
-    yield gpus
-    foreign._cuda.cache_clear()
-
-
 def half(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(ml_dtypes.bfloat16)
-
-
-def on_gpu(machine: Machine, host: Array, index: int = 0) -> DeviceArray:
-    with Device(machine, index):
-        array = machine.empty(host.shape, host.dtype)
-        array.set(host)
-        return array
 
 
 CALLS: dict[str, tuple[list[tuple[int, ...]], dict[str, Any]]] = {
@@ -111,25 +92,6 @@ def test_arrays_that_speak_the_interface(machine: Machine) -> None:
     o = gemma_cuda.attention(holder, holder, holder)
     assert isinstance(o, DeviceArray)
     assert np.array_equal(o.get(), gemma_cuda.attention(host, host, host, device="emulator"))
-
-
-class OnGpu(torch.Tensor):
-    """A tensor that says it lies on a GPU; its memory is what the fake GPU takes for its own."""
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", 0)
-
-
-@pytest.fixture
-def torch_on_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    empty, stream = torch.empty, machine.new_stream()
-    monkeypatch.setattr(
-        sys.modules["cupy"], "from_dlpack", lambda x: machine.adopt(x.as_subclass(torch.Tensor).numpy()), raising=False
-    )
-    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: empty(shape, dtype=dtype).as_subclass(OnGpu))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=stream.ptr))
-    return machine
 
 
 def test_torch_tensors_run_on_torchs_stream(torch_on_gpu: Machine) -> None:

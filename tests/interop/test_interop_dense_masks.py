@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.interop.test_interop_transformers import replaced
+from gemma_cuda.interop.transformers import register
 from tests.support import hf_forward
 from tests.support.compare import assert_within_rule
 from tests.support.hf_models import TINY, build
-from tests.support.parity import is_capped, padded
+from tests.support.parity import is_capped, padded, replaced
 
+register()
+register("gemma_cuda_emulator", device="emulator")
 SIZES = {"gemma_cuda": TINY, "gemma_cuda_emulator": dataclasses.replace(TINY, head_dim=64)}
 LOWEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).min)
 

@@ -14,6 +14,8 @@ from torch import Tensor
 import gemma_cuda
 from gemma_cuda.errors import InputError
 from gemma_cuda.interop import torch as ours
+from gemma_cuda.interop.options import AttentionOptions
+from gemma_cuda.interop.qk_norm_rope import QkNormRopeArguments
 from tests.support.compare import assert_within_rule
 from tests.support.interop_cases import dense, visible
 from tests.support.pairwise import all_pairs, pairs_of, pairwise
@@ -245,6 +247,18 @@ OPS: dict[str, tuple[Any, ...]] = {
         torch.tensor([4, 0, 1], dtype=torch.int32), None, 2, 1e-6, True, False, None, False, None,
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("attention", ["q", "k", "v", *AttentionOptions.__dataclass_fields__]),
+        ("qk_norm_rope", [*QkNormRopeArguments.__dataclass_fields__]),
+    ],
+)
+def test_fields_are_in_the_order_of_the_schema(name: str, arguments: list[str]) -> None:
+    schema = getattr(torch.ops.gemma_cuda, name).default._schema
+    assert [argument.name for argument in schema.arguments] == arguments
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,20 +20,12 @@ from tests.support import hf_forward
 from tests.support.compare import assert_within_rule
 from tests.support.hf_forward import rounded_powers
 from tests.support.hf_models import CAUSAL, CAUSAL_TEXT, MULTIMODAL, RECIPES, TINY, Size, build
-from tests.support.parity import is_capped, padded, token_types
+from tests.support.parity import is_capped, padded, replaced, token_types
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 register()
 register("gemma_cuda_emulator", device="emulator")
 SPANS = [(3, 13), (13, 14), (20, 37)]  # longer than a window, one that touches it, one that ends near the end
-
-
-@functools.cache
-def replaced(name: str, dtype: str = "float32", size: Size = TINY, implementation: str = "gemma_cuda") -> Any:
-    """The eager model with our attention in its place."""
-    model = copy.deepcopy(getattr(build(name, size), dtype))
-    model.set_attn_implementation(implementation)
-    return model
 
 
 @pytest.fixture

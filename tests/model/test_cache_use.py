@@ -19,11 +19,11 @@ from gemma_cuda import KVCache
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import CacheError, InputError, OutOfMemoryError
-from gemma_cuda.model.kv_cache import HostMemory
-from tests.engine.test_model_emulator import SIZE, load
+from gemma_cuda.model.kv_storage import HostMemory
 from tests.support.cache_state import state
 from tests.support.fake_cuda import Machine
 from tests.support.hf_models import build
+from tests.support.kernel_models import SIZE, load
 from tests.support.parity import ours
 
 IDS = build("gemma3_text").ids(30)[0].tolist()
@@ -76,10 +76,10 @@ def test_an_interrupt_anywhere_leaves_the_cache(gemma: gemma_cuda.Gemma, monkeyp
     expected = gemma.to_host(gemma.prefill(rows, past_key_values=cache.copy()).logits)
     is_numpy = gemma.device == "numpy"
     for op in ("qk_norm_rope", "add_norm", "attend", "linear") if is_numpy else ("qk_norm_rope", "linear"):
-        real = getattr(gemma._ops, op)
+        real = getattr(gemma._engine.ops, op)
         for call in range(7) if is_numpy else (1,):
             with monkeypatch.context() as patch, unchanged(cache, KeyboardInterrupt):
-                patch.setattr(gemma._ops, op, stopping_at(call, real))
+                patch.setattr(gemma._engine.ops, op, stopping_at(call, real))
                 gemma.prefill(rows, past_key_values=cache)
     assert np.array_equal(gemma.to_host(gemma.prefill(rows, past_key_values=cache).logits), expected)
 
@@ -90,7 +90,7 @@ def test_an_interrupt_anywhere_leaves_the_cache(gemma: gemma_cuda.Gemma, monkeyp
 def test_an_interrupted_replay_leaves_the_cache(
     gemma: gemma_cuda.Gemma, monkeypatch: pytest.MonkeyPatch, rows: list[list[int]], step: str
 ) -> None:
-    device: Any = gemma._memory
+    device: Any = gemma._engine.ops.memory
     cache = gemma.prefill([IDS[:9], IDS[:4]][: len(rows)]).past_key_values
     given: Any = rows if len(rows) > 1 else rows[0]
     assert cache.lease is not None

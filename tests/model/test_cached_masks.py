@@ -12,11 +12,11 @@ from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.engine.sampling import Sampler
 from gemma_cuda.errors import CheckpointError, InputError
-from tests.engine.test_model_emulator import load
 from tests.support import hf_forward
 from tests.support.compare import assert_within_rule
 from tests.support.fake_cuda import Machine
 from tests.support.hf_models import VOCAB, build
+from tests.support.kernel_models import load
 from tests.support.parity import is_capped, ours, padded, position_ids
 
 NAMES = ["gemma_mqa", "gemma2", "gemma3_text", "gemma4_e2b"]
@@ -170,9 +170,9 @@ def test_a_graph_gives_as_many_columns_as_were_asked_for(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_one_error(device: str, value: float) -> None:
     model = load("gemma_mqa", device)
-    weight = model.to_host(model._weights.norm).copy()
+    weight = model.to_host(model._engine.weights.norm).copy()
     weight[3] = value
-    object.__setattr__(model._weights, "norm", model._memory.from_host(weight))
+    object.__setattr__(model._engine.weights, "norm", model._engine.ops.memory.from_host(weight))
     for use in (
         lambda: list(model.generate_ids([3, 4], max_new_tokens=2)),
         lambda: list(model.generate_ids([3, 4], max_new_tokens=2, temperature=1.0, seed=0)),

@@ -10,15 +10,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from benchmarks import compulsory
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
-from gemma_cuda.ops.attention_plan import plan_attention
+from gemma_cuda.ops.attention_plan import key_tiles, plan_attention, tiles_of
 from gemma_cuda.precision import FLOAT64
+from tests.support import compulsory
 from tests.support.attention_cases import FACTORS, TILE, Case, Problem, causal_problem, pairwise_cases, problem
-from tests.support.emulated import MMA_ROUNDINGS, SCHEDULES, Array, DeviceOf, amid_nan, checked, counted
+from tests.support.emulated import MMA_ROUNDINGS, SCHEDULES, Array, DeviceOf, KernelTestDevice, amid_nan, counted
 from tests.support.pairwise import all_pairs, pairs_of
+
+pytestmark = pytest.mark.mma
 
 CASES = pairwise_cases()
 BF16 = ml_dtypes.bfloat16
@@ -42,9 +44,11 @@ def test_the_cases_hold_every_pair_of_factors() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_attention_equals_the_reference(index: int, device_of: DeviceOf) -> None:
+def test_attention_equals_the_reference(index: int, device_of: DeviceOf, kernel_test_device: KernelTestDevice) -> None:
     case = CASES[index]
-    emulated = checked(case.schedule, seed=index, approx=case.approx, mma=case.mma, shared_bytes=case.shared_kib * 1024)
+    emulated = kernel_test_device(
+        case.schedule, seed=index, approx=case.approx, mma=case.mma, shared_bytes=case.shared_kib * 1024
+    )
     given = problem(case, seed=index)
     given.assert_right(given.run(device_of(emulated), split_keys=case.split_keys), str(case))
     if isinstance(emulated, Emulator):
@@ -53,62 +57,66 @@ def test_attention_equals_the_reference(index: int, device_of: DeviceOf) -> None
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_a_layer_of_gemma_2_equals_the_reference(head_dim: int) -> None:
+def test_a_layer_of_gemma_2_equals_the_reference(head_dim: int, kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([300], 300, group=2, kv_heads=2, head_dim=head_dim, window=256, seed=head_dim)
     given.softcap = 50.0
     given.q = (given.q.astype(np.float32) * 6).astype(BF16)  # logits beyond the cap
-    given.assert_right(given.run(checked(checked=False)), f"D {head_dim}")
+    given.assert_right(given.run(kernel_test_device(checked=False)), f"D {head_dim}")
 
 
 @pytest.mark.gpu
-def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+def test_scores_far_apart_neither_overflow_nor_vanish(kernel_test_device: KernelTestDevice) -> None:
     """Maxima that rise by more than a rescaling from tile to tile, and then fall back."""
     given = causal_problem([40], 5 * TILE, group=1, dtype=np.float16)
     given.k *= np.float16(0.1)
     for tile, size in enumerate((1, 12, 2, 30, 5)):
         given.k[0, tile * TILE + 7] = given.q[20, 0] * np.float16(size / 4)
-    given.assert_right(given.run(checked()), "rising scores")
+    given.assert_right(given.run(kernel_test_device()), "rising scores")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, TILE])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_scores_far_below_zero_do_not_vanish(head_dim: int, split_keys: int | None) -> None:
+def test_scores_far_below_zero_do_not_vanish(
+    head_dim: int, split_keys: int | None, kernel_test_device: KernelTestDevice
+) -> None:
     given = causal_problem([150], 3 * TILE, group=1, head_dim=head_dim)
     given.q[:], given.scale = 1, 1.0
     given.k = (-0.25 * np.abs(given.k.astype(np.float32)) - 5).astype(BF16)
-    given.assert_right(given.run(checked(), split_keys=split_keys), "scores of -300 and less")
+    given.assert_right(given.run(kernel_test_device(), split_keys=split_keys), "scores of -300 and less")
 
 
 @pytest.mark.gpu
-def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
+def test_queries_that_see_no_key_give_zero_and_minus_infinity(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([5], 70)
     given.masks["key_begin"] = np.array([0, 9, 9, 70, 70], INT32)
     given.masks["key_end"] = np.array([0, 9, 12, 70, 70], INT32)
     for split_keys in (None, 64):
         lse = np.zeros((5, 2), np.float32)
-        o = given.run(checked(), lse=lse, split_keys=split_keys)
+        o = given.run(kernel_test_device(), lse=lse, split_keys=split_keys)
         given.assert_right(o, "rows without keys")
         assert not o[[0, 1, 3, 4]].any() and o[2].any()
         assert np.isneginf(lse[[0, 1, 3, 4]]).all() and np.isfinite(lse[2]).all()
 
 
 @pytest.mark.gpu
-def test_no_queries_and_empty_sequences() -> None:
+def test_no_queries_and_empty_sequences(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([0, 3, 0], 66)
-    given.assert_right(given.run(checked()), "empty sequences")
+    given.assert_right(given.run(kernel_test_device()), "empty sequences")
     nothing = causal_problem([0], 66)
-    assert nothing.run(checked()).shape == (0, 2, 64)
+    assert nothing.run(kernel_test_device()).shape == (0, 2, 64)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 128])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_log_sum_exp(softcap: float | None, split_keys: int | None, device_of: DeviceOf) -> None:
+def test_log_sum_exp(
+    softcap: float | None, split_keys: int | None, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     given = causal_problem([90, 31], 300, group=3, kv_heads=2, window=200)
     given.softcap = softcap
     lse = np.full((121, 6), np.nan, np.float32)
-    given.run(device_of(checked("random", approx="up")), lse=lse, split_keys=split_keys)
+    given.run(device_of(kernel_test_device("random", approx="up")), lse=lse, split_keys=split_keys)
     q, k = given.q.astype(np.float64), given.k.astype(np.float64)
     for n in range(121):
         b, keys = int(n >= 90), slice(given.masks["key_begin"][n], given.masks["key_end"][n])
@@ -120,13 +128,13 @@ def test_log_sum_exp(softcap: float | None, split_keys: int | None, device_of: D
 
 
 @pytest.mark.gpu
-def test_bias_is_added_after_the_cap_and_may_hide_everything() -> None:
+def test_bias_is_added_after_the_cap_and_may_hide_everything(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([9], 130, group=2)
     given.softcap = 1.0
     given.bias = np.full((1, 1, 9, 130), -np.inf, np.float32)
     given.bias[0, 0, 3, 100] = 3.0
     given.bias[0, 0, 3, 2] = 3.0
-    o = given.run(checked())
+    o = given.run(kernel_test_device())
     given.assert_right(o, "two visible keys")
     assert not o[[0, 1, 2, 4, 5, 6, 7, 8]].any() and o[3].any()
 
@@ -136,7 +144,7 @@ def test_bias_is_added_after_the_cap_and_may_hide_everything() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", WINDOWS)
-def test_nothing_leaks_into_a_window(window: int) -> None:
+def test_nothing_leaks_into_a_window(window: int, kernel_test_device: KernelTestDevice) -> None:
     """What a query may not see is 1e4 and what it may is 0, for the first and the last query of a tile."""
     for query in (0, TILE // 2 - 1, TILE // 2, 40):
         given = causal_problem([41], window + 300, group=2, window=window)
@@ -144,7 +152,7 @@ def test_nothing_leaks_into_a_window(window: int) -> None:
         begin, end = (int(given.masks[name][query]) for name in ("key_begin", "key_end"))
         given.v[:] = 1e4
         given.v[0, begin:end] = 0
-        o = given.run(checked(checked=False, shared_bytes=99 * 1024))
+        o = given.run(kernel_test_device(checked=False, shared_bytes=99 * 1024))
         assert not o[query].any(), f"query {query}"
         others = [n for n in range(41) if n != query]
         assert o[others].any(axis=(1, 2)).all(), "every other query sees at least one of the hidden keys"
@@ -152,7 +160,7 @@ def test_nothing_leaks_into_a_window(window: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", WINDOWS)
-def test_both_ends_of_a_window_are_seen(window: int) -> None:
+def test_both_ends_of_a_window_are_seen(window: int, kernel_test_device: KernelTestDevice) -> None:
     """The first or the last visible key of a query outweighs all others: the output is its value."""
     for query in (1, 31, 32, 39):
         for name, shift in (("key_begin", 0), ("key_end", -1)):
@@ -163,7 +171,7 @@ def test_both_ends_of_a_window_are_seen(window: int) -> None:
             given.k[0, needle] = 4  # a score of 128 against 0
             given.v[:] = 0
             given.v[0, needle] = np.arange(64)
-            o = given.run(checked(checked=False))
+            o = given.run(kernel_test_device(checked=False))
             seen = (given.masks["key_begin"] <= needle) & (needle < given.masks["key_end"])
             assert seen[query] and not seen.all()
             expected = np.where(seen[:, None, None], np.arange(64.0), 0.0)
@@ -177,11 +185,11 @@ def test_both_ends_of_a_window_are_seen(window: int) -> None:
 @pytest.mark.parametrize("split_keys", [None, 128])
 @pytest.mark.parametrize(("head_dim", "shared_kib"), [(64, 227), (128, 227), (128, 163), (256, 227)])
 def test_the_bits_do_not_depend_on_the_schedule(
-    head_dim: int, shared_kib: int, split_keys: int | None, device_of: DeviceOf
+    head_dim: int, shared_kib: int, split_keys: int | None, device_of: DeviceOf, kernel_test_device: KernelTestDevice
 ) -> None:
     given = causal_problem([100, 37], 200, group=2, kv_heads=2, head_dim=head_dim)
     results = [
-        given.run(device_of(checked(schedule, shared_bytes=shared_kib * 1024)), split_keys=split_keys)
+        given.run(device_of(kernel_test_device(schedule, shared_bytes=shared_kib * 1024)), split_keys=split_keys)
         for schedule in SCHEDULES
     ]
     for o in results[1:]:
@@ -191,68 +199,79 @@ def test_the_bits_do_not_depend_on_the_schedule(
 @pytest.mark.gpu
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(head_dim: int, softcap: float | None) -> None:
+def test_the_bits_do_not_depend_on_the_tiles_of_the_gpu(
+    head_dim: int, softcap: float | None, kernel_test_device: KernelTestDevice
+) -> None:
     given = causal_problem([150], 210, group=1, head_dim=head_dim, window=100)
     given.softcap = softcap
     for mma in MMA_ROUNDINGS:
         options = {"checked": False, "mma": mma}
-        results = [given.run(checked(**options, shared_bytes=kib * 1024)) for kib in (99, 163, 227)]
+        results = [given.run(kernel_test_device(**options, shared_bytes=kib * 1024)) for kib in (99, 163, 227)]
         for o in results[1:]:
             np.testing.assert_array_equal(bits(o), bits(results[0]))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 64])
-def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(split_keys: int | None) -> None:
+def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(
+    split_keys: int | None, kernel_test_device: KernelTestDevice
+) -> None:
     queries = [70, 1, 200, 33]
     given = causal_problem(queries, 260, group=3, kv_heads=2, window=150)
-    together = given.run(checked(), split_keys=split_keys)
+    together = given.run(kernel_test_device(), split_keys=split_keys)
     for b in range(len(queries)):
         rows, alone = given.part(b)
-        np.testing.assert_array_equal(bits(alone.run(checked(), split_keys=split_keys)), bits(together[rows]))
+        np.testing.assert_array_equal(
+            bits(alone.run(kernel_test_device(), split_keys=split_keys)), bits(together[rows])
+        )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("split_keys", [None, 64])
-def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(split_keys: int | None) -> None:
+def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(
+    split_keys: int | None, kernel_test_device: KernelTestDevice
+) -> None:
     given = causal_problem([230], 230, group=2, window=90)
     for mma in MMA_ROUNDINGS:
-        whole = given.run(checked(mma=mma), split_keys=split_keys)
+        whole = given.run(kernel_test_device(mma=mma), split_keys=split_keys)
         for start, stop in ((0, 1), (1, 70), (70, 133), (133, 230)):
             rows, chunk = given.part(0, start, stop)
-            o = chunk.run(checked(mma=mma), split_keys=split_keys)
+            o = chunk.run(kernel_test_device(mma=mma), split_keys=split_keys)
             np.testing.assert_array_equal(bits(o), bits(whole[rows]))
 
 
-def test_auto_splits_short_sequences_over_many_keys_alike_alone_and_in_a_batch(device_of: DeviceOf) -> None:
+def test_auto_splits_short_sequences_over_many_keys_alike_alone_and_in_a_batch(
+    device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     """Rows of one tile of 64 and one more than that, of group 3; more keys than 1024 and not."""
     queries, keys = [1, 21, 22, 150, 2], 1100
     given = causal_problem(queries, keys, group=3)
     given.masks["key_begin"][-2:] += keys - 1024  # the last sequence sees 1024 keys
-    together, never = (given.run(device_of(checked("random")), split_keys=split) for split in ("auto", None))
+    together, never = (given.run(device_of(kernel_test_device("random")), split_keys=split) for split in ("auto", None))
     given.assert_right(together, "auto")
-    plan = plan_attention(**given.masks, group=3, head_dim=64, is_plain=True, device=checked())
-    assert plan.merges is not None and plan.merges[:, 2].tolist() == [3, 63] and plan.partials == 2 * 3
+    plan = plan_attention(**given.masks, group=3, head_dim=64, is_plain=True, device=kernel_test_device())
+    assert plan.merges is not None and plan.partials == 2 * 3
+    assert tiles_of(plan.merges, "MergeTile")["rows"].tolist() == [3, 63]
     for b, is_split in enumerate([True, True, False, False, False]):
         rows, alone = given.part(b)
-        np.testing.assert_array_equal(bits(alone.run(checked())), bits(together[rows]))
+        np.testing.assert_array_equal(bits(alone.run(kernel_test_device())), bits(together[rows]))
         assert np.array_equal(bits(together[rows]), bits(never[rows])) != is_split
 
 
-def test_under_auto_chunks_give_the_same_bits_unless_they_are_split() -> None:
+def test_under_auto_chunks_give_the_same_bits_unless_they_are_split(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([1200], 1200, group=1)
-    whole = given.run(checked(checked=False))
+    whole = given.run(kernel_test_device(checked=False))
     for start, stop in ((1000, 1065), (1000, 1024), (1130, 1195), (1199, 1200)):
         rows, chunk = given.part(0, start, stop)
-        o = chunk.run(checked())
+        o = chunk.run(kernel_test_device())
         is_split = stop - start <= 64 and stop > 1024
         assert np.array_equal(bits(o), bits(whole[rows])) != is_split
-        np.testing.assert_array_equal(bits(chunk.run(checked(), split_keys=None)), bits(whole[rows]))
+        np.testing.assert_array_equal(bits(chunk.run(kernel_test_device(), split_keys=None)), bits(whole[rows]))
 
 
-def test_packed_keys_give_the_same_bits_as_rows_of_a_cache() -> None:
+def test_packed_keys_give_the_same_bits_as_rows_of_a_cache(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([70, 1, 33], 130, group=2)
-    emulated = checked()
+    emulated = kernel_test_device()
     expected, o = given.run(emulated), np.zeros_like(given.q)
     k, v = (x.reshape(1, 390, 1, 64) for x in (given.k, given.v))
     arguments = dict(scale=given.scale, softcap=None, bias=None, device=emulated, **given.masks)
@@ -262,32 +281,32 @@ def test_packed_keys_give_the_same_bits_as_rows_of_a_cache() -> None:
 
 
 @pytest.mark.gpu
-def test_strides_are_free() -> None:
+def test_strides_are_free(kernel_test_device: KernelTestDevice) -> None:
     """BHSD tensors and a cache with its heads outside, with NaN between what is read."""
     given = causal_problem([75], 130, group=2, kv_heads=2)
-    expected = given.run(checked())
+    expected = given.run(kernel_test_device())
     q = np.full((4, 80, 128), np.nan, BF16)  # head, token, D
     q[:, :75, :64] = given.q.transpose(1, 0, 2)
     k, v = (np.full((1, 2, slots, width), np.nan, BF16) for slots, width in ((140, 128), (150, 192)))  # row, head, ...
     k[:, :, :130, :64], v[:, :, :130, 64:128] = given.k.transpose(0, 2, 1, 3), given.v.transpose(0, 2, 1, 3)
     arguments = dict(scale=given.scale, softcap=None, bias=None, **given.masks)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k[..., :64], v[:, :, :140, 64:128]))
-    o = attention(q[:, :75, :64].transpose(1, 0, 2), k, v, device=checked(), **arguments)
+    o = attention(q[:, :75, :64].transpose(1, 0, 2), k, v, device=kernel_test_device(), **arguments)
     np.testing.assert_array_equal(bits(o), bits(expected))
 
 
-def test_a_bias_is_broadcast_over_sequences_and_heads() -> None:
+def test_a_bias_is_broadcast_over_sequences_and_heads(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([20, 20], 90, group=2, kv_heads=2)
     full = np.random.default_rng(1).standard_normal((2, 4, 20, 90)).astype(np.float32)
     for b, h in ((1, 1), (1, 4), (2, 1)):
         given.bias = np.broadcast_to(full[:b, :h], full.shape).copy()
-        expected = given.run(checked())
+        expected = given.run(kernel_test_device())
         given.bias = full[:b, :h]
-        np.testing.assert_array_equal(bits(given.run(checked())), bits(expected))
+        np.testing.assert_array_equal(bits(given.run(kernel_test_device())), bits(expected))
 
 
-def test_one_plan_serves_many_layers() -> None:
-    given, emulated = causal_problem([70, 9], 100), checked()
+def test_one_plan_serves_many_layers(kernel_test_device: KernelTestDevice) -> None:
+    given, emulated = causal_problem([70, 9], 100), kernel_test_device()
     plan = plan_attention(**given.masks, group=2, head_dim=64, is_plain=True, device=emulated, split_keys=64)
     for seed in range(2):
         layer = causal_problem([70, 9], 100, seed=seed)
@@ -302,34 +321,37 @@ def test_one_plan_serves_many_layers() -> None:
 @pytest.mark.parametrize("shared_kib", [99, 163, 227])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize(("window", "limit"), [(None, 1.10), (512, 1.25)])
-def test_products_of_hidden_keys_are_few(window: int | None, limit: float, head_dim: int, shared_kib: int) -> None:
+def test_products_of_hidden_keys_are_few(
+    window: int | None, limit: float, head_dim: int, shared_kib: int, kernel_test_device: KernelTestDevice
+) -> None:
     given = causal_problem([2048], 2048, group=1, head_dim=head_dim, window=window)
-    emulated = checked(checked=False, shared_bytes=shared_kib * 1024)
+    emulated = kernel_test_device(checked=False, shared_bytes=shared_kib * 1024)
     plan = plan_attention(**given.masks, group=1, head_dim=head_dim, is_plain=True, device=emulated)
-    tiles = -(-plan.table[:, 5] // TILE) - plan.table[:, 4] // TILE
+    tiles = key_tiles(tiles_of(plan.table))
     issued = int(tiles.sum()) * plan.tiling.block_q * TILE
     assert issued <= limit * compulsory.visible_pairs(given.masks["key_begin"], given.masks["key_end"])
     assert sorted(tiles, reverse=True) == list(tiles), "the heaviest tiles start first"
 
 
-def test_the_products_issued_are_those_of_the_plan() -> None:
+def test_the_products_issued_are_those_of_the_plan(kernel_test_device: KernelTestDevice) -> None:
     given = causal_problem([300], 300, group=2, head_dim=128, window=128)
-    emulated = checked()
+    emulated = kernel_test_device()
     plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=emulated)
-    tiles = int((-(-plan.table[:, 5] // TILE) - plan.table[:, 4] // TILE).sum())
+    tiles = int(key_tiles(tiles_of(plan.table)).sum())
     products = 2 * 128 * TILE * plan.tiling.block_q * tiles
     given.run(emulated)
     assert counted(emulated).mma == products // compulsory.MMA_PRODUCTS
 
 
-def test_memory_is_read_as_the_contract_says() -> None:
+def test_memory_is_read_as_the_contract_says(kernel_test_device: KernelTestDevice) -> None:
     """q and o move once, k and v once per tile of rows that sees them; nothing else but tables is touched."""
     given = causal_problem([256], 256, group=2, head_dim=128)
-    emulated, row_bytes = checked(), 128 * 2
+    emulated, row_bytes = kernel_test_device(), 128 * 2
     given.run(emulated)
     counters = counted(emulated)
     plan = plan_attention(**given.masks, group=2, head_dim=128, is_plain=True, device=emulated)
-    keys = int((plan.table[:, 5] - plan.table[:, 4]).sum())
+    table = tiles_of(plan.table)
+    keys = int((table["key_end"] - table["key_begin"]).sum())
     assert keys % TILE == 0, "so that no copy is a zero fill"
     assert 16 * counters.async_copies == given.q.nbytes + 2 * keys * row_bytes
     q, k, v = (emulated.from_host(array) for array in (given.q, given.k, given.v))
@@ -339,19 +361,20 @@ def test_memory_is_read_as_the_contract_says() -> None:
     assert counters.shared_bank_conflicts == 0
 
 
-def test_every_row_is_in_one_tile() -> None:
+def test_every_row_is_in_one_tile(kernel_test_device: KernelTestDevice) -> None:
     rng = np.random.default_rng(0)
     for group, split_keys in ((1, None), (3, 64), (8, 128)):
         given = causal_problem([int(n) for n in rng.integers(0, 200, 6)], 220, window=100)
         plan = plan_attention(
-            **given.masks, group=group, head_dim=64, is_plain=True, device=checked(), split_keys=split_keys
+            **given.masks, group=group, head_dim=64, is_plain=True, device=kernel_test_device(), split_keys=split_keys
         )
-        table = plan.table.astype(np.int64)
-        last_row = np.repeat(np.diff(given.masks["cu_seqlens"]) * group, 1)[table[:, 0]]
-        assert (table[:, 2] + table[:, 3] <= last_row).all() and (table[:, 3] > 0).all()
+        table = tiles_of(plan.table)
+        last_row = np.repeat(np.diff(given.masks["cu_seqlens"]) * group, 1)[table["batch"]]
+        assert (table["first_row"] + table["rows"] <= last_row).all() and (table["rows"] > 0).all()
         seen = np.zeros((6, 200 * group, 220), np.int64)
-        for batch, _, first, rows, begin, end, _ in table:
-            seen[batch, first : first + rows, begin:end] += 1
+        for work in table:
+            rows = slice(work["first_row"], work["first_row"] + work["rows"])
+            seen[work["batch"], rows, work["key_begin"] : work["key_end"]] += 1
         assert seen.max() == 1
         for b in range(6):
             for n in range(int(np.diff(given.masks["cu_seqlens"])[b])):
@@ -474,13 +497,13 @@ def test_a_bias_that_does_not_broadcast_is_refused(bias: Array, words: str) -> N
     assert message.startswith("attention: ") and re.search(words, message), message
 
 
-def test_a_device_with_too_little_shared_memory_is_refused() -> None:
+def test_a_device_with_too_little_shared_memory_is_refused(kernel_test_device: KernelTestDevice) -> None:
     with pytest.raises(InputError, match="gives a block 49152 bytes of shared memory, 101376 are needed"):
-        causal_problem([3], 9).run(checked(shared_bytes=48 * 1024))
+        causal_problem([3], 9).run(kernel_test_device(shared_bytes=48 * 1024))
 
 
-def test_a_plan_of_other_queries_is_refused() -> None:
-    given, emulated = causal_problem([7], 70), checked()
+def test_a_plan_of_other_queries_is_refused(kernel_test_device: KernelTestDevice) -> None:
+    given, emulated = causal_problem([7], 70), kernel_test_device()
     plan = plan_attention(**given.masks, group=1, head_dim=64, is_plain=True, device=emulated)
     with pytest.raises(InputError, match="the plan of 1 heads per KV head"):
         attend(plan, given.q, given.k, given.v, scale=1.0, softcap=None, bias=None, device=emulated)

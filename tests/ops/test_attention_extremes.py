@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.attention_cases import TILE, Problem, causal_problem
 from tests.support.compare import DTYPES
-from tests.support.emulated import ROUNDING, Array, DeviceOf, checked
+from tests.support.emulated import ROUNDING, Array, DeviceOf, KernelTestDevice
 
 KEYS = 2 * TILE + 3
 LOWEST = {name: float(ml_dtypes.finfo(dtype).min) for name, dtype in DTYPES.items()}
@@ -50,9 +50,15 @@ def assert_equals_float32(given: Problem, device: Any, **options: Any) -> None:
 @pytest.mark.parametrize(("bias", "value"), BIASES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_finite_mask(
-    dtype: str, bias: str, value: float, softcap: float | None, split_keys: int | None, device_of: DeviceOf
+    dtype: str,
+    bias: str,
+    value: float,
+    softcap: float | None,
+    split_keys: int | None,
+    device_of: DeviceOf,
+    kernel_test_device: KernelTestDevice,
 ) -> None:
-    device = device_of(checked("random"))
+    device = device_of(kernel_test_device("random"))
     assert_equals_float32(masked(dtype, bias, value, softcap), device, split_keys=split_keys)
 
 
@@ -60,20 +66,24 @@ def test_a_finite_mask(
 @pytest.mark.parametrize("split_keys", [None, 64])
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("factor", [2.0**12, 2.0**20, 2.0**28, 2.0**60])
-def test_large_products(factor: float, sign: int, split_keys: int | None, device_of: DeviceOf) -> None:
+def test_large_products(
+    factor: float, sign: int, split_keys: int | None, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     """All logits of a row are alike and far from zero, without a mask; float16 reaches 2^32 · 64."""
     dtype = "bfloat16" if factor > 2.0**28 else "float16"
     given = causal_problem([5], KEYS, dtype=DTYPES[dtype])
     given.q[:], given.k[:] = sign * np.sqrt(factor), np.sqrt(factor)
-    assert_equals_float32(given, device_of(checked("random")), split_keys=split_keys)
+    assert_equals_float32(given, device_of(kernel_test_device("random")), split_keys=split_keys)
 
 
-def test_a_row_far_from_zero_leaves_the_bits_of_its_neighbours() -> None:
+def test_a_row_far_from_zero_leaves_the_bits_of_its_neighbours(kernel_test_device: KernelTestDevice) -> None:
     """Rows of one warp: a row's bits depend on that row alone."""
     given = masked("bfloat16", "float32", -1e9, None)
     assert given.bias is not None
-    o = given.run(checked(checked=False))
+    o = given.run(kernel_test_device(checked=False))
     near: Array = given.bias.copy()
     near[:, :, [0, 3]] = 0
     given.bias = near
-    assert (given.run(checked(checked=False))[[1, 2, 4]].view(np.uint16) == o[[1, 2, 4]].view(np.uint16)).all()
+    assert (
+        given.run(kernel_test_device(checked=False))[[1, 2, 4]].view(np.uint16) == o[[1, 2, 4]].view(np.uint16)
+    ).all()

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import compulsory
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.embed import embed, feature_index_of
 from gemma_cuda.reference.embed import embed as reference_embed
+from tests.support import compulsory
 from tests.support.compare import assert_within_rule
 from tests.support.emulated import (
     HALF_DTYPES,
     SCHEDULES,
     Array,
     DeviceOf,
+    KernelTestDevice,
     amid_nan,
     assert_moves_little_more,
     bounds,
-    checked,
     counted,
     values,
 )
@@ -37,11 +37,13 @@ def draw_ids(tokens: int, seed: int = 0) -> Array:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> None:
+def test_equals_the_reference(
+    width: int, dtype: str, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     for i, schedule in enumerate(SCHEDULES):
         ids, table = draw_ids(5 * i + 1, i), values(i, VOCABULARY, width, dtype=dtype)
         ids[0] = (0, VOCABULARY - 1, 5)[i]
-        device = device_of(checked(schedule))
+        device = device_of(kernel_test_device(schedule))
         placed = embed(device.from_host(ids), amid_nan(table, device), scale=width**0.5, device=device)
         x = device.to_host(placed)
         exact, rounded = bounds(dtype, lambda p, t=table, n=ids: reference_embed(n, t, scale=width**0.5, precision=p))
@@ -53,47 +55,49 @@ def test_equals_the_reference(width: int, dtype: str, device_of: DeviceOf) -> No
 @pytest.mark.parametrize(
     ("hidden_size", "factor"), [(640, 25.25), (1152, 34.0), (2560, 50.5), (3072, 55.5), (3840, 62.0), (5376, 73.5)]
 )
-def test_the_scale_is_rounded_first(hidden_size: int, factor: float) -> None:
+def test_the_scale_is_rounded_first(hidden_size: int, factor: float, kernel_test_device: KernelTestDevice) -> None:
     table = np.ones((2, 8), values(0, 1, dtype="bfloat16").dtype)
-    x = embed(np.array([1], np.int32), table, scale=hidden_size**0.5, device=checked())
+    x = embed(np.array([1], np.int32), table, scale=hidden_size**0.5, device=kernel_test_device())
     assert (x.astype(np.float64) == factor).all()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("width", [7, 640])
-def test_features_take_the_places_of_their_tokens(width: int, dtype: str, device_of: DeviceOf) -> None:
+def test_features_take_the_places_of_their_tokens(
+    width: int, dtype: str, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     placeholder = 262_144  # outside the table, as in Gemma 3
     ids = draw_ids(12)
     ids[[2, 3, 4, 9, 11]] = placeholder
     table, features = values(0, VOCABULARY, width, dtype=dtype), values(1, 5, width, dtype=dtype)
     index = feature_index_of(ids, placeholder, 5)
     assert index.tolist() == [-1, -1, 0, 1, 2, -1, -1, -1, -1, 3, -1, 4]
-    device = device_of(checked("random"))
+    device = device_of(kernel_test_device("random"))
     rows, added = amid_nan(table, device), {"features": amid_nan(features, device)}
     added["feature_index"] = device.from_host(index)
     x = device.to_host(embed(device.from_host(ids), rows, scale=3.3, device=device, **added))
     is_feature = index >= 0
     assert np.array_equal(x[is_feature].view(np.uint16), features.view(np.uint16))
-    alone = embed(ids[~is_feature], table, scale=3.3, device=checked())
+    alone = embed(ids[~is_feature], table, scale=3.3, device=kernel_test_device())
     assert np.array_equal(x[~is_feature].view(np.uint16), alone.view(np.uint16))
 
 
 @pytest.mark.gpu
-def test_every_schedule_build_and_batch_gives_the_same_bits() -> None:
+def test_every_schedule_build_and_batch_gives_the_same_bits(kernel_test_device: KernelTestDevice) -> None:
     ids, table = draw_ids(6), values(0, VOCABULARY, 712, dtype="bfloat16")
-    expected = embed(ids, table, scale=5.0, device=checked(workers=1)).tobytes()
+    expected = embed(ids, table, scale=5.0, device=kernel_test_device(workers=1)).tobytes()
     for schedule, seed, workers in (("reverse", 0, 2), ("random", 1, 1), ("random", 2, 2)):
         for options in ({}, {"checked": False}):
-            device = checked(schedule, seed=seed, workers=workers, **options)
+            device = kernel_test_device(schedule, seed=seed, workers=workers, **options)
             assert embed(ids, table, scale=5.0, device=device).tobytes() == expected
-    alone = [embed(ids[i : i + 1], table, scale=5.0, device=checked()).tobytes() for i in range(6)]
+    alone = [embed(ids[i : i + 1], table, scale=5.0, device=kernel_test_device()).tobytes() for i in range(6)]
     assert b"".join(alone) == expected
 
 
 @pytest.mark.parametrize("width", [256, 640, 2560, 5376])
-def test_traffic_is_what_the_shapes_demand(width: int) -> None:
-    emulator, tokens = checked(), 16
+def test_traffic_is_what_the_shapes_demand(width: int, kernel_test_device: KernelTestDevice) -> None:
+    emulator, tokens = kernel_test_device(), 16
     ids = emulator.from_host(np.arange(tokens, dtype=np.int32))
     table = emulator.from_host(values(0, tokens, width, dtype="bfloat16"))
     x = embed(ids, table, scale=1.0, device=emulator)
@@ -106,8 +110,11 @@ def test_traffic_is_what_the_shapes_demand(width: int) -> None:
     assert moves == 2 * tokens * -(-width // (32 * 8))
 
 
-def test_no_tokens() -> None:
-    assert embed(np.zeros(0, np.int32), np.zeros((2, 8), np.float16), scale=1.0, device=checked()).shape == (0, 8)
+def test_no_tokens(kernel_test_device: KernelTestDevice) -> None:
+    assert embed(np.zeros(0, np.int32), np.zeros((2, 8), np.float16), scale=1.0, device=kernel_test_device()).shape == (
+        0,
+        8,
+    )
 
 
 IDS, TABLE = np.arange(4, dtype=np.int32), np.zeros((9, 8), np.float16)
@@ -135,9 +142,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
-def test_refuses(changes: dict[str, Any], message: str) -> None:
+def test_refuses(changes: dict[str, Any], message: str, kernel_test_device: KernelTestDevice) -> None:
     arguments = {"ids": IDS, "table": TABLE, **changes}
-    device = checked()
+    device = kernel_test_device()
     with pytest.raises(InputError) as info:
         embed(arguments.pop("ids"), arguments.pop("table"), **arguments, scale=1.0, device=device)
     assert message in str(info.value) and str(info.value).startswith("embed: ")

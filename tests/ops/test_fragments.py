@@ -1,4 +1,4 @@
-"""The fragments of the kernels against CuTe's layouts (tests/isa/), element by element, on the emulator."""
+"""The fragments of the kernels against CuTe's layouts (tests/support/isa/), element by element, on the emulator."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.isa import layouts
-from tests.isa.layouts import Array, Layout
-from tests.isa.probes import CUTE, TYPES, halves, launch, probe
+from tests.support.isa import layouts
+from tests.support.isa.layouts import Array, Layout
+from tests.support.isa.probes import CUTE, TYPES, halves, launch, probe
 
 # --- tiles in shared memory ---
 
 
-def chunk_places() -> Array:
+def swizzled_chunks() -> Array:
     """int64 [8, 8]: which 16-byte chunk of its row of 128 bytes a chunk becomes under the 128-byte swizzle."""
     table = np.array(layouts.read("swizzle")["128 bytes"]["of_16_bytes"]).reshape(8, 8)
     assert (table // 128 == np.arange(8)[:, None]).all()
@@ -24,20 +24,20 @@ def chunk_places() -> Array:
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_tiles_are_swizzled_by_128_bytes(width: int, tmp_path: Path) -> None:
-    place = np.zeros((64, width // 8), np.int32)
-    launch(f"tile_places<{width}>", [place], probe(tmp_path, "common/tile.cuh"), grid=64, block=width // 8)
-    row, chunk = np.indices(place.shape)
-    expected = width * row + 64 * (chunk // 8) + 8 * chunk_places()[row % 8, chunk % 8]
-    np.testing.assert_array_equal(place, expected)
+    offset = np.zeros((64, width // 8), np.int32)
+    launch(f"tile_offsets<{width}>", [offset], probe(tmp_path, "common/tile.cuh"), grid=64, block=width // 8)
+    row, chunk = np.indices(offset.shape)
+    expected = width * row + 64 * (chunk // 8) + 8 * swizzled_chunks()[row % 8, chunk % 8]
+    np.testing.assert_array_equal(offset, expected)
 
 
 def test_tiles_of_linear_are_swizzled_by_128_bytes(tmp_path: Path) -> None:
-    place = np.zeros((64, 8), np.int32)
-    launch("linear_places", [place], probe(tmp_path, "linear.cu"), grid=64, block=8)
-    row, chunk = np.indices(place.shape)
-    np.testing.assert_array_equal(place, 64 * row + 8 * chunk_places()[row % 8, chunk % 8])
+    offset, source = np.zeros((64, 8), np.int32), np.arange(64 * 64, dtype=np.uint16)
+    launch("linear_offsets", [offset, source], probe(tmp_path, "linear.cu"), shared=source.nbytes)
+    row, chunk = np.indices(offset.shape)
+    np.testing.assert_array_equal(offset, 64 * row + 8 * swizzled_chunks()[row % 8, chunk % 8])
     tile = Layout.of(layouts.read("wgmma")["tile"]["K"]["128 bytes"]["64"]["layout"]).addresses()
-    np.testing.assert_array_equal(2 * place, tile[:, ::8])  # what wgmma would read
+    np.testing.assert_array_equal(2 * offset, tile[:, ::8])  # what wgmma would read
 
 
 # --- the kernels' fragments ---
@@ -191,27 +191,28 @@ MUTANTS: list[tuple[str, str, str, Callable[[Path], None]]] = [
     ("common/tile.cuh", "ldmatrix_x4_trans", "ldmatrix_x4", lambda d: check_b_columns(64, 8, d)),
     (
         "linear.cu",
-        "b[n][1] = pair[1], b[n + 1][0] = pair[2]",
-        "b[n][1] = pair[2], b[n + 1][0] = pair[1]",
+        "column / kChunk));\n    b[n][0] = pair[0], b[n][1] = pair[1], b[n + 1][0] = pair[2]",
+        "column / kChunk));\n    b[n][0] = pair[0], b[n][1] = pair[2], b[n + 1][0] = pair[1]",
         lambda d: check_linear(4, d),
     ),
-    ("linear.cu", "column / kChunk + lane / 16", "column / kChunk + 1 - lane / 16", lambda d: check_linear(4, d)),
-    ("linear.cu", "8 * n + lane % 4 * 2,", "8 * n + lane / 8 * 2,", check_sums),
-    ("linear.cu", "f(16 * m + 8 * half + threadIdx.x", "f(16 * m + 8 - 8 * half + threadIdx.x", check_sums),
+    ("linear.cu", "(lane % 16, lane / 16)", "(lane % 16, 1 - lane / 16)", lambda d: check_linear(4, d)),
+    ("linear.cu", "kMmaN * n + lane % 4 * 2;", "kMmaN * n + lane / 8 * 2;", check_sums),
+    ("linear.cu", "kMmaM * m + 8 * half + lane / 4;", "kMmaM * m + 8 - 8 * half + lane / 4;", check_sums),
+    ("linear.cu", "&fragment[m][2 * n + 1][2 * half]", "&fragment[m][2 * n][2 * half]", check_sums),
     ("attention.cu", "[n % 2 * 2 + half]", "[n % 2 + 2 * half]", lambda d: check_rounded(d, "half", 8)),
-    ("attention.cu", "problem.bias_head + t + 2 * (lane % 4)", "problem.bias_head + t + 2 * (lane / 8)", check_scores),
-    ("attention.cu", "8 * n + 2 * (lane % 4) + i;", "8 * n + 2 * (lane % 4) + 1 - i;", check_scores),
+    ("attention.cu", "params.bias.head + first_key;", "params.bias.head + t + 2 * (lane / 8);", check_scores),
+    ("attention.cu", "first_key + kMmaN * n + i)", "first_key + kMmaN * n + 1 - i)", check_scores),
     (
         "attention.cu",
-        "(row_tile + 16 * m + lane / 4 + 8 * half)",
-        "(row_tile + 16 * m + lane / 4 * 2 + half)",
+        "(rows_smem + accumulator_row(m, half, lane))",
+        "(rows_smem + kMmaM * m + lane / 4 * 2 + half)",
         check_scores,
     ),
     ("attention.cu", "return fmaxf(x, __shfl_xor_sync(kFullMask, x, 2));", "return x;", check_maxima),
     (
         "attention.cu",
-        "row = first + 16 * m + lane / 4 + 8 * half;",
-        "row = first + 16 * m + lane / 4 * 2 + half;",
+        "row = first + accumulator_row(m, half, lane);",
+        "row = first + kMmaM * m + lane / 4 * 2 + half;",
         lambda d: check_output(d, "half", 64),
     ),
 ]

@@ -1,4 +1,4 @@
-"""The instructions against CuTe's layouts (tests/isa/), element by element; and these layouts among themselves."""
+"""Matrix instructions against CuTe's layouts (tests/support/isa/), element by element; the layouts among themselves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device.sources import kernel_directory
-from tests.isa import layouts
-from tests.isa.layouts import Array, Descriptor, Layout
-from tests.isa.probes import CUTE, TYPES, halves, launch
+from tests.support.emulated import KernelTestDevice
+from tests.support.isa import layouts
+from tests.support.isa.layouts import Array, Descriptor, Layout
+from tests.support.isa.probes import CUTE, TYPES, halves, launch
 
 # --- instructions ---
 
@@ -36,24 +37,29 @@ def move(instruction: str, count: int, form: str) -> tuple[Array, Array]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("count", "form"), MOVES)
-def test_ldmatrix(count: int, form: str) -> None:
+def test_ldmatrix(count: int, form: str, kernel_test_device: KernelTestDevice) -> None:
     elements, rows = move("ldmatrix", count, form)
     row = (8 * np.random.default_rng(count).permutation(128)[:32]).astype(np.int32)
     out = np.zeros((32, count), np.uint32)
     memory = np.arange(1024, dtype=np.uint16)
-    launch(f"load_matrices<{count}, {form}>", [out, memory, row, 1024], shared=2048)
+    launch(f"load_matrices<{count}, {form}>", [out, memory, row, 1024], shared=2048, make_device=kernel_test_device)
     lane, value = rows[elements].transpose(2, 0, 1)
     np.testing.assert_array_equal(halves(out), memory[row[lane] + value])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("count", "form"), MOVES)
-def test_stmatrix(count: int, form: str) -> None:
+def test_stmatrix(count: int, form: str, kernel_test_device: KernelTestDevice) -> None:
     elements, rows = move("stmatrix", count, form)
     row = (8 * np.random.default_rng(count).permutation(128)[:32]).astype(np.int32)
     registers = (1 + np.arange(64 * count, dtype=np.uint16)).reshape(32, 2 * count)
     out = np.zeros(1024, np.uint16)
-    launch(f"store_matrices<{count}, {form}>", [out, registers.view(np.uint32), row, 1024], shared=2048)
+    launch(
+        f"store_matrices<{count}, {form}>",
+        [out, registers.view(np.uint32), row, 1024],
+        shared=2048,
+        make_device=kernel_test_device,
+    )
     lane, value = rows[elements].transpose(2, 0, 1)
     expected = np.zeros(1024, np.uint16)
     expected[row[lane] + value] = registers
@@ -62,14 +68,14 @@ def test_stmatrix(count: int, form: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TYPES)
-def test_mma(name: str) -> None:
+def test_mma(name: str, kernel_test_device: KernelTestDevice) -> None:
     """One register half of a is 1: the sums of its row are then the row of b that it meets."""
     (a_m, a_k), (b_k, b_n), (c_m, c_n) = (layouts.mma(operand, CUTE[name]) for operand in "abc")
     numbered = (1 + b_n + 8 * b_k).astype(TYPES[name]).view(np.uint32)  # up to 128, which is exact
     for lane, value in np.ndindex(32, 8):
         a, d = np.zeros((32, 8), TYPES[name]), np.zeros((1, 32, 4), np.float32)
         a[lane, value] = 1
-        launch(f"multiply<{name}, 1>", [d, a.view(np.uint32), numbered])
+        launch(f"multiply<{name}, 1>", [d, a.view(np.uint32), numbered], make_device=kernel_test_device)
         expected = np.where(c_m == a_m[lane, value], 1 + c_n + 8 * a_k[lane, value], 0)
         np.testing.assert_array_equal(d[0], expected, err_msg=f"lane {lane}, value {value} of a")
 

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import compulsory
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.logits import argmax, softcap, top_k
 from gemma_cuda.precision import FLOAT32, FLOAT64, Precision
 from gemma_cuda.reference.logits import logits as reference_logits
+from tests.support import compulsory
 from tests.support.compare import assert_within_rule
 from tests.support.emulated import (
     APPROXIMATIONS,
     SCHEDULES,
     Array,
     DeviceOf,
+    KernelTestDevice,
     amid_nan,
     assert_moves_little_more,
-    checked,
     counted,
     values,
 )
@@ -43,11 +43,13 @@ def ranked(z: Array, k: int) -> tuple[Array, Array]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1023), (1, 1024), (3, 1025), (2, 6), (5, 4100)])
-def test_softcap_equals_the_reference(shape: tuple[int, int], device_of: DeviceOf) -> None:
+def test_softcap_equals_the_reference(
+    shape: tuple[int, int], device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     for i, (cap, scale) in enumerate(((30.0, 40.0), (30.0, 0.01), (5.0, 2.0))):
         more = values(i, 5 * 4100, dtype="float32", scale=scale)  # a few logits say little of the rounding error
         z = more[: np.prod(shape)].reshape(shape)
-        device = device_of(checked(SCHEDULES[i], approx=APPROXIMATIONS[(i + shape[1]) % 3]))
+        device = device_of(kernel_test_device(SCHEDULES[i], approx=APPROXIMATIONS[(i + shape[1]) % 3]))
         placed = amid_nan(z, device)
         assert softcap(placed, cap, device=device) is placed
         y = device.to_host(placed)
@@ -58,9 +60,9 @@ def test_softcap_equals_the_reference(shape: tuple[int, int], device_of: DeviceO
 
 
 @pytest.mark.gpu
-def test_softcap_of_extremes() -> None:
+def test_softcap_of_extremes(kernel_test_device: KernelTestDevice) -> None:
     z = np.array([[np.inf, -np.inf, 3e38, -0.0, np.nan, 1e-40]], np.float32)
-    y = softcap(z, 30.0, device=checked())
+    y = softcap(z, 30.0, device=kernel_test_device())
     assert y[0, :4].tolist() == [30.0, -30.0, 30.0, 0.0] and np.signbit(y[0, 3])
     assert np.isnan(y[0, 4]) and 0 <= y[0, 5] <= 1.1e-40
 
@@ -74,10 +76,12 @@ def test_softcap_of_extremes() -> None:
         (1, 3 * SLICE + 2, 64), (2, 5 * SLICE - 4, 1), (1, 129 * SLICE, 64),
     ],
 )  # fmt: skip
-def test_top_k_equals_numpy(rows: int, width: int, k: int, device_of: DeviceOf) -> None:
+def test_top_k_equals_numpy(
+    rows: int, width: int, k: int, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     for i, schedule in enumerate(SCHEDULES if width < 3 * SLICE else SCHEDULES[2:]):
         z = values(i, rows, width, dtype="float32")
-        device = device_of(checked(schedule, checked=width < 5 * SLICE))
+        device = device_of(kernel_test_device(schedule, checked=width < 5 * SLICE))
         placed = amid_nan(z, device)
         found, indices = (device.to_host(part) for part in top_k(placed, k, device=device))
         expected, order = ranked(z, k)
@@ -86,59 +90,59 @@ def test_top_k_equals_numpy(rows: int, width: int, k: int, device_of: DeviceOf) 
 
 
 @pytest.mark.gpu
-def test_top_k_tells_values_apart_that_hardly_differ() -> None:
+def test_top_k_tells_values_apart_that_hardly_differ(kernel_test_device: KernelTestDevice) -> None:
     """Neighbours in float32, near zero and near one, of both signs."""
     steps, minus = np.arange(1, 41, dtype=np.uint32), np.uint32(1 << 31)
     for first in (0, np.float32(1).view(np.uint32)):
         bits = np.concatenate([steps + first, (steps + first) | minus]).astype(np.uint32)
         z = np.random.default_rng(0).permutation(bits.view(np.float32))[None]
         order = np.argsort(-z[0].astype(np.float64), kind="stable")
-        values, indices = top_k(z, 64, device=checked())
+        values, indices = top_k(z, 64, device=kernel_test_device())
         assert indices[0].tolist() == order[:64].tolist() and values[0].tobytes() == z[0][order[:64]].tobytes()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [40, SLICE + 9])
-def test_ties_go_to_the_lowest_index(width: int) -> None:
+def test_ties_go_to_the_lowest_index(width: int, kernel_test_device: KernelTestDevice) -> None:
     z = np.random.default_rng(0).integers(-2, 3, (2, width)).astype(np.float32)
     z[z == 0] = np.random.default_rng(1).choice(np.array([0.0, -0.0], np.float32), int((z == 0).sum()))
     k = 33
-    found, indices = top_k(z, k, device=checked("random"))
+    found, indices = top_k(z, k, device=kernel_test_device("random"))
     expected, order = ranked(z, k)
     assert np.array_equal(indices, order)
     assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))  # -0 as -0
     same = np.zeros((1, width), np.float32)
-    assert top_k(same, k, device=checked())[1].tolist() == [list(range(k))]
+    assert top_k(same, k, device=kernel_test_device())[1].tolist() == [list(range(k))]
 
 
 @pytest.mark.gpu
-def test_nan_and_infinities() -> None:
+def test_nan_and_infinities(kernel_test_device: KernelTestDevice) -> None:
     z = np.full((1, 70), -np.inf, np.float32)
     z[0, [60, 5]], z[0, [50, 9]], z[0, 30] = np.nan, np.inf, -1.0
     z[0, 61] = -np.float32(np.nan)
-    found, indices = top_k(z, 8, device=checked())
+    found, indices = top_k(z, 8, device=kernel_test_device())
     assert indices.tolist() == [[5, 60, 61, 9, 50, 30, 0, 1]]
     assert np.array_equal(found, z[:, indices[0]], equal_nan=True)
 
 
 @pytest.mark.gpu
-def test_every_schedule_build_and_batch_gives_the_same_bits() -> None:
+def test_every_schedule_build_and_batch_gives_the_same_bits(kernel_test_device: KernelTestDevice) -> None:
     z = np.round(values(0, 3, SLICE + 300, dtype="float32"), 1)
 
     def run(device: Any, rows: slice = slice(None)) -> list[bytes]:
         y = softcap(z[rows].copy(), 2.0, device=device)
         return [part.tobytes() for part in (y, *top_k(y, 5, device=device))]
 
-    expected = run(checked(workers=1))
+    expected = run(kernel_test_device(workers=1))
     for schedule, seed, workers in (("reverse", 0, 2), ("random", 1, 1), ("random", 2, 2)):
         for options in ({}, {"checked": False}):
-            assert run(checked(schedule, seed=seed, workers=workers, **options)) == expected
-    alone = [run(checked(), slice(i, i + 1)) for i in range(3)]
+            assert run(kernel_test_device(schedule, seed=seed, workers=workers, **options)) == expected
+    alone = [run(kernel_test_device(), slice(i, i + 1)) for i in range(3)]
     assert [b"".join(parts) for parts in zip(*alone, strict=True)] == expected
 
 
-def test_traffic_is_what_the_shapes_demand() -> None:
-    emulator = checked()
+def test_traffic_is_what_the_shapes_demand(kernel_test_device: KernelTestDevice) -> None:
+    emulator = kernel_test_device()
     z = emulator.from_host(values(0, 2, 2 * SLICE, dtype="float32"))
     softcap(z, 30.0, device=emulator)
     counters = counted(emulator)
@@ -155,10 +159,10 @@ def test_traffic_is_what_the_shapes_demand() -> None:
     assert last.blocks == 2
 
 
-def test_no_rows() -> None:
+def test_no_rows(kernel_test_device: KernelTestDevice) -> None:
     empty = np.zeros((0, 7), np.float32)
-    assert softcap(empty, 1.0, device=checked()).shape == (0, 7)
-    assert [part.shape for part in top_k(empty, 3, device=checked())] == [(0, 3), (0, 3)]
+    assert softcap(empty, 1.0, device=kernel_test_device()).shape == (0, 7)
+    assert [part.shape for part in top_k(empty, 3, device=kernel_test_device())] == [(0, 3), (0, 3)]
 
 
 GOOD = np.zeros((2, 8), np.float32)
@@ -171,8 +175,8 @@ REFUSED: list[tuple[Array, float, str]] = [
 
 
 @pytest.mark.parametrize(("z", "number", "message"), REFUSED)
-def test_both_refuse(z: Array, number: int, message: str) -> None:
-    device = checked()
+def test_both_refuse(z: Array, number: int, message: str, kernel_test_device: KernelTestDevice) -> None:
+    device = kernel_test_device()
     for op, refused in (("softcap", softcap), ("top_k", top_k)):
         with pytest.raises(InputError) as info:
             refused(z, number, device=device)
@@ -181,14 +185,14 @@ def test_both_refuse(z: Array, number: int, message: str) -> None:
 
 
 @pytest.mark.parametrize("cap", [0.0, -30.0, np.inf, np.nan])
-def test_softcap_refuses(cap: float) -> None:
+def test_softcap_refuses(cap: float, kernel_test_device: KernelTestDevice) -> None:
     with pytest.raises(InputError, match=r"softcap: cap is .*, expected a positive number"):
-        softcap(GOOD.copy(), cap, device=checked())
+        softcap(GOOD.copy(), cap, device=kernel_test_device())
 
 
 @pytest.mark.parametrize(("z", "k", "most"), [(GOOD, 0, 8), (GOOD, 9, 8), (np.zeros((1, 99), np.float32), 65, 64)])
-def test_top_k_refuses(z: Array, k: int, most: int) -> None:
+def test_top_k_refuses(z: Array, k: int, most: int, kernel_test_device: KernelTestDevice) -> None:
     with pytest.raises(InputError, match=rf"top_k: k is {k}, expected 1 to {most} of {z.shape[1]} logits"):
-        top_k(z, k, device=checked())
+        top_k(z, k, device=kernel_test_device())
     with pytest.raises(InputError, match="top_k: z has 65536 rows, at most 65535 are possible"):
-        top_k(np.zeros((65536, 1), np.float32), 1, device=checked())
+        top_k(np.zeros((65536, 1), np.float32), 1, device=kernel_test_device())

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import compulsory
 from gemma_cuda.config import RopeConfig
 from gemma_cuda.device.protocol import Device
 from gemma_cuda.errors import InputError
@@ -16,6 +15,7 @@ from gemma_cuda.model.rope import cos_sin
 from gemma_cuda.ops.qk_norm_rope import qk_norm_rope
 from gemma_cuda.precision import FLOAT32, Precision
 from gemma_cuda.reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
+from tests.support import compulsory
 from tests.support.compare import DTYPES, assert_within_rule
 from tests.support.emulated import (
     APPROXIMATIONS,
@@ -24,10 +24,10 @@ from tests.support.emulated import (
     SCHEDULES,
     Array,
     DeviceOf,
+    KernelTestDevice,
     amid_nan,
     assert_moves_little_more,
     bounds,
-    checked,
     counted,
     near_eps,
     poisoned,
@@ -177,10 +177,14 @@ class Inputs:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_equals_the_reference(index: int, dtype: str, device_of: DeviceOf) -> None:
+def test_equals_the_reference(
+    index: int, dtype: str, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     case = CASES[index]
     inputs = Inputs.draw(case, dtype, seed=index)
-    results = inputs.run(device_of(checked(SCHEDULES[index % 3], approx=APPROXIMATIONS[index // 3 % 3])), dtype)
+    results = inputs.run(
+        device_of(kernel_test_device(SCHEDULES[index % 3], approx=APPROXIMATIONS[index // 3 % 3])), dtype
+    )
     exact, rounded = bounds(dtype, inputs.reference)
     unwritten = np.setdiff1d(np.arange(inputs.cache_rows), inputs.slots)
     poison = poisoned(1, dtype=dtype).view(np.uint16)
@@ -197,17 +201,17 @@ def test_equals_the_reference(index: int, dtype: str, device_of: DeviceOf) -> No
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [CASES[11], CASES[20]], ids=str)
-def test_every_schedule_build_and_batch_gives_the_same_bits(case: Case) -> None:
+def test_every_schedule_build_and_batch_gives_the_same_bits(case: Case, kernel_test_device: KernelTestDevice) -> None:
     inputs = Inputs.draw(case, "bfloat16")
 
     def bits(device: Device, of: Inputs = inputs) -> list[bytes]:
         q, k, v = of.run(device, "bfloat16")
         return [q.tobytes(), k[of.slots].tobytes(), v[of.slots].tobytes()]
 
-    expected = bits(checked(workers=1))
+    expected = bits(kernel_test_device(workers=1))
     for schedule, seed, workers in (("reverse", 0, 2), ("random", 1, 1), ("random", 2, 2)):
-        assert bits(checked(schedule, seed=seed, workers=workers)) == expected
-        assert bits(checked(schedule, seed=seed, workers=workers, checked=False)) == expected
+        assert bits(kernel_test_device(schedule, seed=seed, workers=workers)) == expected
+        assert bits(kernel_test_device(schedule, seed=seed, workers=workers, checked=False)) == expected
     alone = []
     for i in range(case.tokens):
         one = slice(i, i + 1)
@@ -216,17 +220,17 @@ def test_every_schedule_build_and_batch_gives_the_same_bits(case: Case) -> None:
             inputs.slots[one], inputs.cache_rows,
         )  # fmt: skip
         of.case = Case(**{**case.__dict__, "tokens": 1})
-        alone.append(bits(checked(), of))
+        alone.append(bits(kernel_test_device(), of))
     assert [b"".join(parts) for parts in zip(*alone, strict=True)] == expected
 
 
 @pytest.mark.gpu
-def test_positions_and_slots_are_implied() -> None:
+def test_positions_and_slots_are_implied(kernel_test_device: KernelTestDevice) -> None:
     case = Case(256, 4, 2, 5)
     inputs = Inputs.draw(case, "bfloat16")
     inputs.positions, inputs.slots = (np.arange(5, dtype=np.int32) for _ in range(2))
-    expected = inputs.run(checked(), "bfloat16")
-    device = checked()
+    expected = inputs.run(kernel_test_device(), "bfloat16")
+    device = kernel_test_device()
     k, v = (device.empty((inputs.cache_rows, 2, 256), DTYPES["bfloat16"]) for _ in range(2))
     q = qk_norm_rope(
         inputs.x, heads=4, cos=inputs.cos, sin=inputs.sin, eps=EPS, device=device, plus_one=True,
@@ -235,8 +239,8 @@ def test_positions_and_slots_are_implied() -> None:
     assert [a.tobytes() for a in (q, k, v)] == [a.tobytes() for a in expected]
 
 
-def test_what_has_no_slot_is_not_kept(device_of: DeviceOf) -> None:
-    inputs, device = Inputs.draw(CASES[10], "bfloat16"), device_of(checked())
+def test_what_has_no_slot_is_not_kept(device_of: DeviceOf, kernel_test_device: KernelTestDevice) -> None:
+    inputs, device = Inputs.draw(CASES[10], "bfloat16"), device_of(kernel_test_device())
     q, k, v = inputs.run(device, "bfloat16")
     inputs.slots = inputs.slots.copy()
     slot, inputs.slots[0] = inputs.slots[0], -1
@@ -250,12 +254,14 @@ def test_what_has_no_slot_is_not_kept(device_of: DeviceOf) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("norm", ["OnePlus", "Times"])
-def test_eps_decides_where_a_head_is_small(norm: str, dtype: str, device_of: DeviceOf) -> None:
+def test_eps_decides_where_a_head_is_small(
+    norm: str, dtype: str, device_of: DeviceOf, kernel_test_device: KernelTestDevice
+) -> None:
     """Heads of q, k and v whose mean square is eps times a ratio, or 0. Each is held to the rule by itself."""
     case = Case(256, 4, 2, len(EPS_RATIOS), norm)
     inputs = Inputs.draw(case, dtype)
     inputs.x = near_eps(values(3, case.tokens, 8, case.head_dim, dtype="float32"), EPS, dtype).reshape(inputs.x.shape)
-    device = device_of(checked("random"))
+    device = device_of(kernel_test_device("random"))
     results = inputs.run(device, dtype)
     exact, rounded = bounds(dtype, inputs.reference)
     for name, y, r, b in zip(("q", "k", "v"), results, exact, rounded, strict=True):
@@ -264,17 +270,17 @@ def test_eps_decides_where_a_head_is_small(norm: str, dtype: str, device_of: Dev
             assert_within_rule(y[row], r[row], b[row], dtype=dtype, what=f"{name}, ratio {EPS_RATIOS[token]}")
 
 
-def test_no_tokens() -> None:
+def test_no_tokens(kernel_test_device: KernelTestDevice) -> None:
     empty = np.zeros((0, 256), np.float16)
     table = np.ones((1, 32), np.float32)
-    assert qk_norm_rope(empty, heads=4, cos=table, sin=table, eps=EPS, device=checked()).shape == (0, 4, 64)
+    assert qk_norm_rope(empty, heads=4, cos=table, sin=table, eps=EPS, device=kernel_test_device()).shape == (0, 4, 64)
 
 
 @pytest.mark.parametrize("case", TRAFFIC, ids=str)
-def test_traffic_is_what_the_shapes_demand(case: Case) -> None:
+def test_traffic_is_what_the_shapes_demand(case: Case, kernel_test_device: KernelTestDevice) -> None:
     inputs = Inputs.draw(case, "bfloat16")
     inputs.positions, inputs.slots = (np.arange(case.tokens, dtype=np.int32) for _ in range(2))
-    emulator = checked()
+    emulator = kernel_test_device()
     place = emulator.from_host
     caches = [emulator.empty((case.tokens, case.kv_heads, case.head_dim), DTYPES["bfloat16"]) for _ in range(2)]
     cos, sin = (place(table[: case.tokens]) for table in (inputs.cos, inputs.sin))
@@ -339,15 +345,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
-def test_refuses(changes: dict[str, Any], message: str) -> None:
+def test_refuses(changes: dict[str, Any], message: str, kernel_test_device: KernelTestDevice) -> None:
     arguments = refusal_arguments() | changes
-    device = checked()
+    device = kernel_test_device()
     with pytest.raises(InputError) as info:
         qk_norm_rope(arguments.pop("x"), **arguments, eps=EPS, device=device)
     assert message in str(info.value) and str(info.value).startswith("qk_norm_rope: ")
     assert device.counters is None
 
 
-def test_what_is_not_refused() -> None:
+def test_what_is_not_refused(kernel_test_device: KernelTestDevice) -> None:
     arguments = refusal_arguments()
-    assert qk_norm_rope(arguments.pop("x"), **arguments, eps=EPS, device=checked()).shape == (5, 4, 64)
+    assert qk_norm_rope(arguments.pop("x"), **arguments, eps=EPS, device=kernel_test_device()).shape == (5, 4, 64)

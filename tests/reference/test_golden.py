@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.support import golden
-from tests.support.golden import GoldenLaunch
+from tests.support.golden import GoldenFile, GoldenLaunch
 
 
 @pytest.mark.parametrize("path", sorted(golden.DIRECTORY.glob("*.zip")), ids=lambda path: path.stem)
 def test_the_emulator_does_what_a_gpu_did(path: Path) -> None:
-    differences = [golden.difference(launch) for launch in golden.launches(path)]
+    differences = [golden.difference(launch) for launch in GoldenFile(path).launches()]
     assert differences and not any(differences), [each for each in differences if each]
 
 
@@ -29,13 +28,6 @@ MULTIPLY = (
 )
 
 
-@pytest.fixture
-def recording(tmp_path: Path) -> Iterator[Path]:
-    golden.record_to(tmp_path / "golden.zip")
-    yield tmp_path / "golden.zip"
-    golden.record_to(None)
-
-
 @pytest.mark.parametrize(
     ("instance", "args", "allowed", "wrong"),
     [
@@ -46,21 +38,13 @@ def recording(tmp_path: Path) -> Iterator[Path]:
     ],
 )
 def test_a_file_tells_what_differs(
-    instance: str, args: tuple[Any, ...], allowed: float, wrong: float, recording: Path
+    instance: str, args: tuple[Any, ...], allowed: float, wrong: float, tmp_path: Path
 ) -> None:
+    recording = GoldenFile(tmp_path / "golden.zip")
     for factor in (1 + allowed, 1 + wrong):
         launch = GoldenLaunch(instance, (1,), (32,), 0, list(args), {0: args[0]})
         ours = launch.on_emulator()[0]
-        golden.record(GoldenLaunch(**{**vars(launch), "results": {0: (ours * factor).astype(ours.dtype)}}))
-    right, planted = (golden.difference(launch) for launch in golden.launches(recording))
+        recording.add(GoldenLaunch(**{**vars(launch), "results": {0: (ours * factor).astype(ours.dtype)}}))
+    right, planted = (golden.difference(launch) for launch in recording.launches())
     assert right is None
     assert planted is not None and planted.startswith(f"{instance}: argument 0 differs at ")
-
-
-def test_a_file_tells_how_the_gpu_rounds(recording: Path) -> None:
-    launch = GoldenLaunch("multiply<half, 1>", (1,), (32,), 0, list(MULTIPLY), {0: MULTIPLY[0]})
-    golden.record(GoldenLaunch(**{**vars(launch), "results": launch.on_emulator(mma="hopper")}))
-    assert [golden.difference(launch) for launch in golden.launches(recording)] == [None]
-    counts = golden.agreement(recording)
-    assert counts.pop("hopper") == (128, 128)
-    assert all(20 < equal < 128 and total == 128 for equal, total in counts.values())

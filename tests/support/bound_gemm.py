@@ -16,12 +16,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gemma_cuda.device.cuda.cublaslt import Gemms
+from gemma_cuda.device.cuda.cublaslt import GemmPlans
 from gemma_cuda.errors import LaunchError
 
 
 class HostCuda:
-    """What Gemms asks of a Cuda, of memory of the host."""
+    """What GemmPlans asks of a Cuda, of memory of the host."""
 
     compute_capability, gpu_name, stream = (9, 0), "none", 77
 
@@ -40,7 +40,7 @@ def main(bindings: str, libcuda: str, libcublaslt: str, cache: str) -> None:
     else:
         sys.modules["nvmath"] = None  # type: ignore[assignment]
     cuda: Any = HostCuda()
-    gemms = Gemms(cuda, cache=Path(cache))
+    gemms = GemmPlans(cuda, cache=Path(cache))
     print(gemms.bindings, gemms.version)
     x = np.arange(3 * 16, dtype=np.float32).reshape(3, 16).astype(ml_dtypes.bfloat16)
     weight = np.arange(5 * 8, dtype=np.float32).reshape(5, 8).astype(ml_dtypes.bfloat16)

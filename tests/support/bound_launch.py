@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device.emulator.device import Emulator
-from tests.device.cuda.test_cuda import KERNELS, NUMBERS, pack_numbers
+from tests.support.numbers_kernel import NUMBERS, pack_numbers
+from tests.support.paths import KERNELS
 
 ATTRIBUTE_BYTES = 72  # of a CUlaunchAttribute: an id, padding, a union of 64 bytes
 

@@ -22,7 +22,7 @@ def state(cache: KVCache) -> dict[str, Any]:
 
 def _bytes(cache: KVCache, array: Any) -> tuple[str, bytes]:
     values = np.array(cache.memory.to_host(array), order="C")
-    if cache.lease is not None:  # what stands outside its tokens there is nobody's
+    if cache.lease is not None:  # memory outside its tokens belongs to no sequence
         outside = np.arange(values.shape[2])
         hidden = (outside < cache.starts[:, None]) | (outside >= cache.ends[:, None])
         values[np.broadcast_to(hidden[:, None], values.shape[:3])] = 0

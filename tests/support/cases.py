@@ -11,6 +11,7 @@ from itertools import product
 from gemma_cuda.device.cuda.compile import SHARED_BYTES
 from gemma_cuda.device.dry_run import Launch
 from gemma_cuda.ops.attention_plan import BLOCK_K, HEAD_DIMS, choose_tiling
+from gemma_cuda.ops.instances import launches, published
 from gemma_cuda.ops.linear import TILINGS
 
 HALF = ("bf16", "half")
@@ -24,6 +25,21 @@ def every_launch(architecture: str) -> list[Launch]:
     """Each once, with what a block needs on that architecture, sorted by instance."""
     launches = {*attention(SHARED_BYTES[architecture]), *linear(SHARED_BYTES[architecture]), *elementwise()}
     return sorted(launches, key=lambda launch: launch.instance)
+
+
+def of_published_models(architecture: str) -> list[Launch]:
+    biases = ("float32", "bfloat16", "float16")
+    return launches(published().values(), shared_bytes=SHARED_BYTES[architecture], attn_bias=biases)
+
+
+def one_of_each_kind(architecture: str) -> list[Launch]:
+    """All without a bias, but of norms that differ in their number of threads only the one with most."""
+    kinds: dict[str, Launch] = {}
+    without_bias = launches(published().values(), shared_bytes=SHARED_BYTES[architecture])
+    for launch in sorted(without_bias, key=lambda launch: launch.threads):
+        is_norm = launch.instance.startswith("rms_norm<")
+        kinds[launch.instance.rpartition(",")[0] if is_norm else launch.instance] = launch
+    return list(kinds.values())
 
 
 def attention(shared_bytes: int) -> list[Launch]:

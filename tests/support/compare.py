@@ -1,4 +1,4 @@
-"""The tolerance rule as an assertion, and the error figures that tables show. gemma_cuda/bench/rule.py has the rule."""
+"""The tolerance rule of gemma_cuda/bench/tolerance.py as an assertion, and the error figures that tables show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_cuda.bench.rule import DTYPES, as_float64, rounding_floor, tolerance, violation
+from gemma_cuda.bench.tolerance import DTYPES, as_float64, rounding_floor, tolerance, violation
 
 __all__ = ["DTYPES", "ErrorFigure", "as_float64", "assert_within_rule", "error", "rounding_floor", "tolerance"]
 

@@ -1,17 +1,14 @@
-"""What the tests of every kernel share: devices, seeded inputs amid NaN, what a launch had to move at least."""
+"""Shared by the tests of every kernel: devices, seeded inputs surrounded by NaN, least memory traffic of a launch."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 
-from benchmarks.compulsory import Compulsory
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator import memory as emulator_memory
 from gemma_cuda.device.emulator.counters import Counters
@@ -19,8 +16,8 @@ from gemma_cuda.device.emulator.device import Approximation, Emulator, MmaRoundi
 from gemma_cuda.device.protocol import Device
 from gemma_cuda.precision import BFLOAT16, FLOAT16, FLOAT64, Precision
 from tests.support.compare import DTYPES
+from tests.support.compulsory import Compulsory
 from tests.support.fake_cuda import Machine
-from tests.support.mirror import MirroredGpu
 
 Array = np.ndarray[Any, Any]
 SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
@@ -35,33 +32,15 @@ DeviceOf = Callable[[Emulator], Device]
 _MARGIN = 128
 
 
-_on_gpu = False
-_mma: MmaRounding | None = None
+class KernelTestDevice(Protocol):
+    """The fixture kernel_test_device: makes the device on which a test of kernels runs."""
+
+    def __call__(self, schedule: Schedule = "forward", **options: Any) -> Any: ...
 
 
-def use_gpu() -> None:
-    """From now on `checked` is the GPU; pytest --gpu calls this."""
-    global _on_gpu
-    _on_gpu = True
-
-
-def use_mma(rounding: MmaRounding) -> None:
-    """From now on `checked` rounds as these tensor cores, whatever a test asks for; pytest --mma calls this."""
-    global _mma
-    _mma = rounding
-
-
-def checked(schedule: Schedule = "forward", **options: Any) -> Any:
-    """An emulator that looks at every access; with pytest --gpu the GPU, whose schedule and mma nobody chooses."""
-    if _on_gpu:
-        return _gpu(options.get("kernels"), options.get("shared_bytes"))
-    forced = {} if _mma is None else {"mma": _mma}
-    return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options, **forced})
-
-
-@functools.cache
-def _gpu(kernels: Path | None, shared_bytes: int | None) -> MirroredGpu:
-    return MirroredGpu(kernels=kernels, shared_bytes=shared_bytes)
+def kernel_emulator(schedule: Schedule = "forward", **options: Any) -> Emulator:
+    """An emulator that checks every access unless the options say otherwise."""
+    return Emulator(**{"checked": True, "schedule": schedule, "seed": 11, "workers": 2, **options})
 
 
 def on_cuda(runs: Emulator, monkeypatch: pytest.MonkeyPatch) -> Cuda:
@@ -100,7 +79,7 @@ def amid_nan(array: Array, device: Device, *, offset: int = 0, gap: int = 0) -> 
 
 
 def poisoned(*shape: int, dtype: str) -> Array:
-    """Memory that a kernel may write, and that nothing may read before."""
+    """Memory for a result: a kernel that reads it before writing it is reported."""
     return emulator_memory.poisoned(shape, DTYPES[dtype])
 
 

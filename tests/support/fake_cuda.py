@@ -1,6 +1,6 @@
 """A GPU for tests: what gemma_cuda/device/cuda/device.py asks of CuPy and of the CUDA driver, answered by the emulator.
 
-As on a GPU, work waits in its stream until somebody synchronises; a launch is a pointer to pointers to bytes; a block
+As on a GPU, work waits in its stream until a synchronisation; a launch is a pointer to pointers to bytes; a block
 has 48 KiB of shared memory until its kernel is allowed more; freed memory is gone, and so is a kernel that nobody
 holds. What a kernel does wrong shows at the next synchronisation and fails everything after it.
 """
@@ -233,7 +233,7 @@ class Machine:
         self.current_streams = [[null] for null in self.streams]  # of each GPU
         self.running = self.streams[0]  # whose work runs now
         self.live: list[Allocation] = []
-        self.allocated = self.waits = 0  # how often somebody allocated memory of the GPU, or waited for it
+        self.allocated = self.waits = 0  # numbers of allocations of GPU memory, and of waits for the GPU
         self.launched: list[str] = []
         self.graphs_launched = 0
         self.modules: list[str] = []

@@ -1,4 +1,4 @@
-"""The fake GPU with the fake cuBLASLt, for a whole process: what rehearses work on a GPU where there is none."""
+"""The fake GPU with the fake cuBLASLt, for a whole process: for rehearsals without a GPU."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from gemma_cuda.bench import measure, run
+from gemma_cuda.bench import run, timing
 from gemma_cuda.device import sources
-from gemma_cuda.device.cuda.cublaslt import Gemms
+from gemma_cuda.device.cuda.cublaslt import GemmPlans
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from tests.support.fake_cublaslt import CublasLt, hide_nvmath
 from tests.support.fake_cuda import Machine
-from tests.support.golden import KERNELS
+from tests.support.paths import KERNELS
 
 FAKES = {"fake": True, "fake-without-cublaslt": False}
-"""What --gpu takes besides "real", and whether there is a cuBLASLt then."""
-WORK_MS = 1.0  # what events make of a launch or a copy; no time of anything, but enough to be timed at once
+"""Values of --gpu besides "real": whether that GPU has cuBLASLt."""
+WORK_MS = 1.0  # between events, of a launch or a copy: no real time, but long enough that one round suffices
 
 
 class _AnyKernels(Emulator):
@@ -34,7 +34,7 @@ class _AnyKernels(Emulator):
 
 
 def install(patch: pytest.MonkeyPatch, *, has_cublaslt: bool = True) -> Machine:
-    """Makes both what `import cupy` and nvmath-python's bindings find. has_cublaslt: whether there is one."""
+    """Replaces CuPy and, with has_cublaslt, nvmath-python's bindings by the fakes."""
     machine = Machine(_AnyKernels(workers=2), memory=2**33)
     machine.work_ms = WORK_MS
     machine.install(patch)
@@ -49,7 +49,7 @@ def for_bench(patch: pytest.MonkeyPatch) -> Cuda:
     """A fake GPU on which gemma_cuda/bench/ takes few rounds of few inputs, and tunes nothing."""
     install(patch)
     patch.setattr(run, "_MOST_SETS", 2)
-    patch.setattr(measure, "FEWEST_ROUNDS", 3)
-    patch.setattr(measure, "ENOUGH_SECONDS", 0.0)
-    patch.setattr(Gemms, "tune", Gemms.plan)  # on the emulator it takes a minute
+    patch.setattr(timing, "FEWEST_ROUNDS", 3)
+    patch.setattr(timing, "ENOUGH_SECONDS", 0.0)
+    patch.setattr(GemmPlans, "tune", GemmPlans.plan)  # on the emulator it takes a minute
     return Cuda()

@@ -1,4 +1,4 @@
-"""Streams, events and graphs of the fake GPU (fake_cuda.py): work waits in its stream until somebody synchronises."""
+"""Streams, events and graphs of the fake GPU (fake_cuda.py): work waits in its stream until a synchronisation."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         """What comes later in this stream waits for what the event was recorded after by now."""
         record = event.record_work
-        assert record is not None and event.stream is not None, "an event that nobody recorded"
+        assert record is not None and event.stream is not None, "the event was never recorded"
         other = event.stream
 
         def wait() -> None:
@@ -153,7 +153,7 @@ class Event:
         return self.time is not None
 
     def synchronize(self) -> None:
-        assert self.stream is not None, "an event that nobody recorded"
+        assert self.stream is not None, "the event was never recorded"
         self.stream.synchronize(self.record_work)
 
 

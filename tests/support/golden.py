@@ -1,15 +1,12 @@
-"""Files of what a GPU made of the primitives' kernels, for comparison with the emulator where there is no GPU.
+"""Files of a GPU's results of the primitives' kernels, for comparison with the emulator where there is no GPU.
 
-`python -m tests.support.golden FILE` says how many of its matrix products have the bits of each rounding of mma.
-
-A file is a zip: launch.json of each launch says the arguments, whose arrays lie beside it as bits.
+A file is a zip. Each launch has a launch.json with its arguments; arrays lie beside it as bits.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,20 +17,18 @@ import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
 
 from gemma_cuda.device.emulator.device import Approximation, Emulator, MmaRounding
+from tests.support.emulated import MMA_ROUNDINGS
 from tests.support.paths import KERNELS, TESTS
 
 Array = np.ndarray[Any, Any]
 DIRECTORY = TESTS / "golden"
 _APPROXIMATE, _MULTIPLY = "approximate<", "multiply<"
-_ROUNDINGS: tuple[MmaRounding, ...] = ("fast", "ampere", "hopper")
 _MMA_ERROR = 17 * 2.0**-24  # of a sum of 17 products, to the sum of their magnitudes
-
-_recording: Path | None = None
 
 
 @dataclass(frozen=True)
 class GoldenLaunch:
-    """A launch and, for each array that the kernel could write, what it held afterwards."""
+    """A launch and the contents, afterwards, of each array that the kernel could write."""
 
     instance: str
     grid: Sequence[int]
@@ -42,10 +37,15 @@ class GoldenLaunch:
     args: list[Any]
     results: dict[int, Array]
 
+    @property
+    def is_product(self) -> bool:
+        """Whether a kernel of matrix products was launched, whose sums tensor cores round in their own way."""
+        return self.instance.startswith(_MULTIPLY)
+
     def on_emulator(
         self, args: Sequence[Any] | None = None, approx: Approximation = "exact", mma: MmaRounding = "fast"
     ) -> dict[int, Array]:
-        """What the emulator makes of it."""
+        """The emulator's results of the same launch."""
         copies = [a.copy() if isinstance(a, np.ndarray) else a for a in (self.args if args is None else args)]
         Emulator(kernels=KERNELS, approx=approx, mma=mma).launch(
             self.instance, self.grid, self.block, self.shared, copies
@@ -53,43 +53,39 @@ class GoldenLaunch:
         return {i: copies[i] for i in self.results}
 
 
-def record_to(path: Path | None) -> None:
-    """From now on `record` adds to this file."""
-    global _recording
-    _recording = path
+@dataclass(frozen=True)
+class GoldenFile:
+    """A zip of launches, to which launches can be added."""
 
+    path: Path
 
-def record(launch: GoldenLaunch) -> None:
-    """Adds a launch to the file that pytest --golden names, if it does."""
-    if _recording is None:
-        return
-    with zipfile.ZipFile(_recording, "a", zipfile.ZIP_DEFLATED) as file:
-        number = sum(name.endswith("launch.json") for name in file.namelist())
-        given: list[Any] = []
-        for i, value in enumerate(launch.args):
-            if isinstance(value, np.ndarray):
-                _put(file, f"{number}/in{i}.npy", value)
-                value = {"dtype": value.dtype.name}
-            given.append(value.item() if isinstance(value, np.generic) else value)
-        for i, value in launch.results.items():
-            _put(file, f"{number}/out{i}.npy", value)
-        fields = {name: getattr(launch, name) for name in ("instance", "grid", "block", "shared")}
-        file.writestr(f"{number}/launch.json", json.dumps({**fields, "args": given, "results": list(launch.results)}))
+    def add(self, launch: GoldenLaunch) -> None:
+        with zipfile.ZipFile(self.path, "a", zipfile.ZIP_DEFLATED) as file:
+            number = sum(name.endswith("launch.json") for name in file.namelist())
+            given: list[Any] = []
+            for i, value in enumerate(launch.args):
+                if isinstance(value, np.ndarray):
+                    _put(file, f"{number}/in{i}.npy", value)
+                    value = {"dtype": value.dtype.name}
+                given.append(value.item() if isinstance(value, np.generic) else value)
+            for i, value in launch.results.items():
+                _put(file, f"{number}/out{i}.npy", value)
+            fields = {name: getattr(launch, name) for name in ("instance", "grid", "block", "shared")}
+            fields |= {"args": given, "results": list(launch.results)}
+            file.writestr(f"{number}/launch.json", json.dumps(fields))
 
-
-def launches(path: Path) -> Iterator[GoldenLaunch]:
-    """What a file holds."""
-    with zipfile.ZipFile(path) as file:
-        for name in file.namelist():
-            if not name.endswith("launch.json"):
-                continue
-            number, fields = name.partition("/")[0], json.loads(file.read(name))
-            args, kept = fields.pop("args"), fields.pop("results")
-            dtypes = {i: np.dtype(a["dtype"]) for i, a in enumerate(args) if isinstance(a, dict)}
-            for i, dtype in dtypes.items():
-                args[i] = _get(file, f"{number}/in{i}.npy").view(dtype)
-            results = {i: _get(file, f"{number}/out{i}.npy").view(dtypes[i]) for i in kept}
-            yield GoldenLaunch(**fields, args=args, results=results)
+    def launches(self) -> Iterator[GoldenLaunch]:
+        with zipfile.ZipFile(self.path) as file:
+            for name in file.namelist():
+                if not name.endswith("launch.json"):
+                    continue
+                number, fields = name.partition("/")[0], json.loads(file.read(name))
+                args, kept = fields.pop("args"), fields.pop("results")
+                dtypes = {i: np.dtype(a["dtype"]) for i, a in enumerate(args) if isinstance(a, dict)}
+                for i, dtype in dtypes.items():
+                    args[i] = _get(file, f"{number}/in{i}.npy").view(dtype)
+                results = {i: _get(file, f"{number}/out{i}.npy").view(dtypes[i]) for i in kept}
+                yield GoldenLaunch(**fields, args=args, results=results)
 
 
 def difference(launch: GoldenLaunch) -> str | None:
@@ -103,9 +99,9 @@ def difference(launch: GoldenLaunch) -> str | None:
             same = (np.minimum(low, high) <= golden) & (golden <= np.maximum(low, high)) | (
                 np.isnan(low) & np.isnan(golden)
             )
-        elif launch.instance.startswith(_MULTIPLY):
+        elif launch.is_product:
             magnitude, same = launch.on_emulator(list(map(_magnitude, launch.args)))[i], np.zeros(golden.shape, bool)
-            for mma in _ROUNDINGS:
+            for mma in MMA_ROUNDINGS:
                 ours = launch.on_emulator(mma=mma)[i]
                 with np.errstate(invalid="ignore"):
                     same |= (np.abs(ours - golden) <= _MMA_ERROR * magnitude) | (ours == golden)
@@ -117,18 +113,6 @@ def difference(launch: GoldenLaunch) -> str | None:
             count, first = int((~same).sum()), tuple(int(n) for n in np.argwhere(~same)[0])
             return f"{launch.instance}: argument {i} differs at {count} of {same.size} places, the first {first}"
     return None
-
-
-def agreement(path: Path) -> dict[str, tuple[int, int]]:
-    """Rounding of mma -> (sums of matrix products with the bits of the GPU, all of them)."""
-    products = [launch for launch in launches(path) if launch.instance.startswith(_MULTIPLY)]
-    counts = {}
-    for mma in _ROUNDINGS:
-        ours = [launch.on_emulator(mma=mma)[i].view(np.uint32) for launch in products for i in launch.results]
-        golden = [launch.results[i].view(np.uint32) for launch in products for i in launch.results]
-        equal = sum(int((x == y).sum()) for x, y in zip(ours, golden, strict=True))
-        counts[mma] = (equal, sum(x.size for x in golden))
-    return counts
 
 
 def _magnitude(value: Any) -> Any:
@@ -147,8 +131,3 @@ def _put(file: zipfile.ZipFile, name: str, array: Array) -> None:
 def _get(file: zipfile.ZipFile, name: str) -> Array:
     values: Array = np.load(io.BytesIO(file.read(name)))
     return values
-
-
-if __name__ == "__main__":
-    for rounding, (equal, total) in agreement(Path(sys.argv[1])).items():
-        print(f"{rounding:6} {equal} of {total} sums of matrix products have the GPU's bits")

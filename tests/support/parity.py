@@ -1,7 +1,8 @@
-"""What the parity tests and the parity table share: both models, the same inputs for both, and the verdict."""
+"""Shared by the parity tests and the parity table: both models, the same inputs for both, and the comparison."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Sequence
@@ -23,6 +24,14 @@ from tests.support.hf_models import TINY, RandomModel, Size, build
 @functools.cache
 def ours(name: str, dtype: str = "float32", size: Size = TINY) -> gemma_cuda.Gemma:
     return gemma_cuda.Gemma.from_pretrained(build(name, size).path, device="numpy", dtype=dtype)
+
+
+@functools.cache
+def replaced(name: str, dtype: str = "float32", size: Size = TINY, implementation: str = "gemma_cuda") -> Any:
+    """The eager model with our attention in its place."""
+    model = copy.deepcopy(getattr(build(name, size), dtype))
+    model.set_attn_implementation(implementation)
+    return model
 
 
 def is_capped(model: RandomModel) -> bool:

@@ -18,7 +18,7 @@ UNWRITTEN = ("uninitialized read",)
 
 @dataclass(frozen=True)
 class Unwritten:
-    """An argument that the device allocates and nobody writes."""
+    """An argument allocated by the device and left unwritten."""
 
     size: int
     dtype: Any

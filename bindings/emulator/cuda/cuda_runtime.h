@@ -17,8 +17,8 @@
 #define kFullMask emulator_kFullMask
 #define shared_memory emulator_shared_memory
 #define bit_cast emulator_bit_cast
-#define fresh_thread_index emulator_fresh_thread_index
-#define opaque emulator_opaque
+#define reload_tid emulator_reload_tid
+#define value_barrier emulator_value_barrier
 #define named_barrier_sync emulator_named_barrier_sync
 #define named_barrier_arrive emulator_named_barrier_arrive
 #define grid_dependency_wait emulator_grid_dependency_wait
@@ -28,8 +28,8 @@
 #undef kFullMask
 #undef shared_memory
 #undef bit_cast
-#undef fresh_thread_index
-#undef opaque
+#undef reload_tid
+#undef value_barrier
 #undef named_barrier_sync
 #undef named_barrier_arrive
 #undef grid_dependency_wait

@@ -1,4 +1,4 @@
-"""Which cuBLASLt algorithm is taken, and why, on disk: one JSON file per GPU, cuBLASLt version and format."""
+"""Chosen cuBLASLt algorithms, with the reasons, on disk: one JSON file per GPU, cuBLASLt version and format."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ALGORITHM_BYTES = 64
 
 @dataclass(frozen=True)
 class Entry:
-    """The algorithm of a product. chosen: why this one, in words. Microseconds of a launch, as they were measured: of
-    this one, of cuBLASLt's first guess, of the fastest; noise_us: the spread of these times."""
+    """The algorithm of a product, the reason for it, and median times of a launch in microseconds: of it, of
+    cuBLASLt's first guess, of the fastest; noise_us: the spread of these times."""
 
     algorithm: bytes
     chosen: str
@@ -29,12 +29,12 @@ class Entry:
 
 
 class AlgorithmCache:
-    """Algorithms by the product they are for, of one GPU and one version of cuBLASLt.
+    """Product -> algorithm, for one GPU and one version of cuBLASLt.
 
-    Any number of processes may use one directory: a file is replaced as a whole, with what others added to it since. Of
-    two that write at the same moment one may lose its entry, which is then found anew. A file that is damaged, or that
-    others could have written, counts as empty and is replaced by the next entry; a directory that cannot be written
-    keeps nothing. Raises GemmaError where others can change the directory.
+    Any number of processes may share a directory: a file is replaced as a whole, with the entries that others have
+    added. Of two simultaneous writes one may be lost; its product is measured again. A file that is damaged, or that
+    other users could have written, counts as empty; a directory that cannot be written keeps nothing. Raises GemmaError
+    where other users can change the directory.
     """
 
     def __init__(self, directory: Path, gpu: str, version: int) -> None:
@@ -50,7 +50,7 @@ class AlgorithmCache:
         return None if entry is None else entry.algorithm
 
     def put(self, product: str, entry: Entry) -> None:
-        """Remembers an algorithm, on disk where that can be."""
+        """Keeps an algorithm in memory and, if possible, on disk."""
         self._entries = {**self._entries, **self._read(), product: entry}
         texts = {
             product: asdict(entry) | {"algorithm": entry.algorithm.hex()}
@@ -60,7 +60,7 @@ class AlgorithmCache:
             private_directory.make(self.path.parent.absolute())
             product_cache.write_json(self.path, {**self._identity, "algorithms": texts})
         except OSError:
-            return  # it is still remembered by this object
+            return  # it is kept in memory
 
     def _read(self) -> dict[str, Entry]:
         content = product_cache.read_json(self.path)

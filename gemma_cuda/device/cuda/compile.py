@@ -1,14 +1,15 @@
-"""Kernels for GPUs: NVRTC turns an instance into a cubin, on any machine; it is kept on disk and made once."""
+"""Cubins of kernel instances: compiled once by NVRTC, on any machine, and kept on disk."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ SHARED_BYTES = {
     **{"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024},
     **{"sm_90a": 227 * 1024, "sm_100a": 227 * 1024, "sm_120a": 99 * 1024},
 }
-"""Shared memory that a block may have on each architecture that every kernel is tested to compile for."""
+"""Most shared memory of a block, for each architecture that every kernel is tested to compile for."""
 ARCHITECTURES = tuple(SHARED_BYTES)
 
 _ARCHITECTURE = re.compile(r"sm_\d+[af]?")
-# 177: "declared but never referenced" is said of what only another kernel of the same file uses.
+# 177, "declared but never referenced", is issued for functions that only another kernel of the same file uses.
 _OPTIONS = ("--std=c++17", "--generate-line-info", "--no-source-include", "--diag-suppress=177", "--ptxas-options=-v")
 _ENTRY = '#include <entry.h>\n#line 1 "template arguments"\nDESCRIBE_PARAMETERS({})\n'
 _PARAMETERS = "kernel_parameters"  # in kernels/gpu/entry.h, as is the layout of a record
@@ -43,8 +44,7 @@ class CompiledKernel:
     """A kernel instance compiled for one architecture.
 
     cubin: the file. lowered_name: of the kernel in it. parameters: as C++ declares them. notes: warnings and remarks of
-    the compiler. compiler: for example "NVRTC 13.0". seconds: that it took when it was compiled, whatever else the
-    machine did then.
+    the compiler. compiler: for example "NVRTC 13.0". seconds: wall-clock time of the compilation.
     """
 
     instance: str
@@ -61,7 +61,7 @@ class CompiledKernel:
 def compile_kernels(
     instances: Sequence[str], architecture: str, *, kernels: Path | None = None, cache: Path | None = None
 ) -> list[CompiledKernel]:
-    """As compile_kernel of each instance, on all processors at once: NVRTC works outside Python's lock."""
+    """compile_kernel of each instance, on all processors at once: NVRTC releases the GIL."""
     compile_one = partial(compile_kernel, architecture=architecture, kernels=kernels, cache=cache)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(compile_one, instances))
@@ -87,8 +87,8 @@ def compile_kernel(
     key = sources.digest([], instance, nvrtc.version(), *options, source, *headers, *contents)
     products = ProductCache((cache_directory() if cache is None else cache) / "cuda")
     stem = f"{kernel.name}-{architecture}-{key}"
-    for place in products.places():
-        found = _read(place, stem)
+    for directory in products.directories():
+        found = _read(directory, stem)
         if found is not None:
             return found
     start = time.perf_counter()
@@ -98,17 +98,17 @@ def compile_kernel(
         raise LaunchError(f"{instance} does not compile for {architecture}: {_first_error(str(error))}") from error
     seconds = time.perf_counter() - start
     compiled = _describe(kernel, instance, architecture, product, seconds)
-    return products.keep(lambda place: _write(place, stem, compiled, product.cubin))
+    return products.keep(lambda directory: _write(directory, stem, compiled, product.cubin))
 
 
 def architecture_of(compute_capability: tuple[int, int]) -> str:
-    """What to compile for on a GPU: "sm_90a" for (9, 0), with the instructions that only this very GPU has."""
+    """The architecture to compile for on a GPU: "sm_90a" for (9, 0), with its architecture-specific instructions."""
     major, minor = compute_capability
     return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
 
 def missing() -> str | None:
-    """What keeps kernels from being compiled for GPUs here, in words; None if nothing does."""
+    """Why kernels cannot be compiled for GPUs here; None if they can."""
     try:
         nvrtc.version()
     except DeviceError as error:
@@ -117,7 +117,7 @@ def missing() -> str | None:
 
 
 def _headers() -> dict[str, bytes]:
-    """Content of every header, under the name that kernels include it by."""
+    """Content of every header, by the name in kernels' #include lines."""
     kernels = sources.kernel_directory()
     seam = kernels / "gpu"
     paths = sources.headers(seam)
@@ -134,16 +134,9 @@ def _describe(
     except ValueError as error:
         raise DeviceError(f"{instance} for {architecture}: {nvrtc.version()} tells nothing usable: {error}") from error
     return CompiledKernel(
-        instance=instance,
-        architecture=architecture,
-        cubin=Path(),
-        lowered_name=lowered_name,
-        parameters=_parameters(kernel, table),
-        resources=resources,
-        notes=parse_notes(product.log),
-        compiler=nvrtc.version(),
-        seconds=seconds,
-    )
+        instance, architecture, Path(), lowered_name, _parameters(kernel, table), resources, parse_notes(product.log),
+        nvrtc.version(), seconds,
+    )  # fmt: skip
 
 
 def _parameters(kernel: KernelSource, table: bytes) -> tuple[Parameter, ...]:
@@ -161,21 +154,21 @@ def _parameters(kernel: KernelSource, table: bytes) -> tuple[Parameter, ...]:
 
 
 def _write(directory: Path, stem: str, compiled: CompiledKernel, cubin: bytes) -> CompiledKernel:
-    """The same with its files written."""
-    # A cubin is named by its content and the description is written last, so that no mixture of what two processes
-    # write is ever taken for an entry.
+    """Writes the files of a cache entry; gives the kernel with the path of its cubin."""
+    # The cubin is named by its content and the description is written last: files of two processes never mix into one
+    # entry.
     content = hashlib.sha256(cubin).hexdigest()
-    fields = {**asdict(compiled), "cubin": _cubin_name(stem, content), "sha256": content}
+    fields = {**dataclasses.asdict(compiled), "cubin": _cubin_name(stem, content), "sha256": content}
     product_cache.write_private(directory / fields["cubin"], cubin)
     product_cache.write_json(directory / f"{stem}.json", fields)
     return _from_fields(directory, fields)
 
 
 def _read(directory: Path, stem: str) -> CompiledKernel | None:
-    """The cache entry, None if there is none, if any part of it is damaged or if others could have written it."""
+    """The cache entry; None without one, or if part of it is damaged or other users could have written it."""
     fields = product_cache.read_json(directory / f"{stem}.json")
     try:
-        if fields is None or fields["cubin"] != _cubin_name(stem, fields["sha256"]):  # no path to elsewhere
+        if fields is None or fields["cubin"] != _cubin_name(stem, fields["sha256"]):  # never a path out of the cache
             return None
         cubin = product_cache.read_private(directory / fields["cubin"])
         is_whole = cubin is not None and hashlib.sha256(cubin).hexdigest() == fields["sha256"]
@@ -189,21 +182,15 @@ def _cubin_name(stem: str, sha256: str) -> str:
 
 
 def _from_fields(directory: Path, fields: dict[str, Any]) -> CompiledKernel:
-    return CompiledKernel(
-        instance=fields["instance"],
-        architecture=fields["architecture"],
-        cubin=directory / fields["cubin"],
-        lowered_name=fields["lowered_name"],
-        parameters=tuple(Parameter(**parameter) for parameter in fields["parameters"]),
-        resources=Resources(**fields["resources"]),
-        notes=tuple(fields["notes"]),
-        compiler=fields["compiler"],
-        seconds=fields["seconds"],
-    )
+    read = {
+        **fields, "cubin": directory / fields["cubin"], "resources": Resources(**fields["resources"]),
+        "parameters": tuple(Parameter(**each) for each in fields["parameters"]), "notes": tuple(fields["notes"]),
+    }  # fmt: skip
+    return CompiledKernel(**{field.name: read[field.name] for field in dataclasses.fields(CompiledKernel)})
 
 
 def _first_error(log: str) -> str:
-    """Where and what, of the first error in NVRTC's log."""
+    """File, line and message of the first error in NVRTC's log."""
     lines = log.splitlines()
     first = next((i for i, line in enumerate(lines) if "error" in line), None)
     return log[-500:] if first is None else lines[first].strip()

@@ -1,4 +1,4 @@
-"""What a cubin needs of a multiprocessor, and the data inside it."""
+"""Resources of a kernel from the assembler's log, and variables inside a cubin."""
 
 from __future__ import annotations
 

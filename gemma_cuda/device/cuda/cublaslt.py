@@ -1,4 +1,4 @@
-"""Products with weights by NVIDIA's cuBLASLt."""
+"""Matrix products by cuBLASLt."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .cublaslt_handles import Descriptors, Library
 from .device import Cuda
 from .gemm_product import Product, check_array, product_of
 from .graph_timing import captured, fastest
-from .launch_plan import Use
+from .launch_plan import Operand
 
 _CANDIDATES = 8  # of cuBLASLt's guesses, the best of which come first
 _FEWEST_LAUNCHES, _MANY_LAUNCHES, _MOST_LAUNCHES = 4, 16, 128  # in a graph that is timed
-_ENOUGH_OPERATIONS = 1e12  # of the products in it: a millisecond or more of any GPU, so that fewer launches do
+_ENOUGH_OPERATIONS = 1e12  # in a graph: a millisecond or more on any GPU, so that few launches suffice
 _MOST_PLANS = 4096
 _FACTORS = np.array([1.0, 0.0], np.float32)  # alpha and beta of out = alpha · product + beta · out
 _ONE, _ZERO = (int(_FACTORS[i:].ctypes.data) for i in range(2))
 
 
 class GemmPlan:
-    """One product, ready to be launched any number of times, until the Gemms that made it is closed."""
+    """One product, ready to be launched any number of times, until its GemmPlans is closed."""
 
     def __init__(self, library: Library, descriptors: Descriptors, algorithm: Array) -> None:
         self.product = descriptors.product
@@ -44,14 +44,13 @@ class GemmPlan:
 
     @property
     def algorithm(self) -> bytes:
-        """What cuBLASLt runs, in its own encoding."""
+        """The algorithm in cuBLASLt's own encoding."""
         return bytes(self._algorithm.data)
 
     def launch(self, out: int, x: int, weight: int, stream: int) -> None:
-        """Starts the product of what lies at these addresses of the current GPU, on a stream, which may be captured.
+        """Starts the product of the arrays at these addresses of the current GPU, on a stream, which may be captured.
 
-        Neither allocates nor waits. That addresses are multiples of product.alignment is not checked. Raises
-        LaunchError.
+        Neither allocates nor waits. Addresses must be multiples of product.alignment, unchecked. Raises LaunchError.
         """
         try:
             self._matmul(
@@ -67,15 +66,15 @@ class GemmPlan:
         self._descriptors.close()
 
     def _refuse(self, *_: int) -> None:
-        raise LaunchError(f"gemm {self.product}: its Gemms is closed")
+        raise LaunchError(f"gemm {self.product}: its GemmPlans is closed")
 
 
-class Gemms:
+class GemmPlans:
     """Products out [M, N] = x [M, K] · weight [N, K]ᵀ on one GPU: bfloat16 or float16, summed in float32, rounded once.
 
-    cache: directory in which the results of `tune` are kept (None: the user's). All products share one workspace, so
-    they belong on one stream, or on streams that wait for each other. close(), or the garbage collector, frees what
-    cuBLASLt holds. version: of cuBLASLt; bindings: who calls it. Raises DeviceError without cuBLASLt.
+    cache: directory for the results of `tune` (None: the user's). All products share one workspace, so they belong on
+    one stream, or on streams that wait for each other. close(), or the garbage collector, frees cuBLASLt's resources.
+    version: of cuBLASLt; bindings: their name. Raises DeviceError without cuBLASLt.
     """
 
     def __init__(self, cuda: Cuda, *, cache: Path | None = None) -> None:
@@ -93,8 +92,8 @@ class Gemms:
         """The plan of a product, made once: with the algorithm that tune found, or else cuBLASLt's first guess.
 
         dtype: of x and weight; out_dtype: the same (None) or float32. ldx, ldo: elements from row to row of x and out
-        (None: k and n). alignment: bytes, a power of two, that each array starts at a multiple of.
-        Raises LaunchError for a product that cuBLASLt does not have.
+        (None: k and n). alignment: of the address of each array, in bytes, a power of two.
+        Raises LaunchError for a product that cuBLASLt does not support.
         """
         product = product_of(m, n, k, dtype, out_dtype, ldx, ldo, alignment)
         return self._plans.get(product) or self._keep(self._from_cache(product) or self._guesses(product, 1)[0])
@@ -103,7 +102,7 @@ class Gemms:
         self, m: int, n: int, k: int, dtype: Any, out_dtype: Any = None, ldx: int | None = None,
         ldo: int | None = None, *, alignment: int = 16,
     ) -> GemmPlan:  # fmt: skip
-        """As plan, with the fastest of cuBLASLt's first guesses: measured now, or before on such a GPU.
+        """As plan, with the fastest of cuBLASLt's guesses, as measured now, or earlier on a GPU of this name.
 
         The first guess is kept unless another is faster by more than the noise of the measurement. Measuring takes
         memory for the arrays, the weight several times over, and waits for the GPU.
@@ -116,28 +115,28 @@ class Gemms:
         return self._keep(plan)
 
     def run(self, plan: GemmPlan, out: Array, x: Array, weight: Array) -> None:
-        """Starts out = x · weightᵀ on the current stream. Raises LaunchError for arrays that the plan is not for."""
+        """Starts out = x · weightᵀ on the current stream. Raises LaunchError for arrays that do not fit the plan."""
         product = plan.product
         check_array(product, "out", out, (product.m, product.n), product.out_dtype, product.ldo)
         check_array(product, "x", x, (product.m, product.k), product.dtype, product.ldx)
         check_array(product, "weight", weight, (product.n, product.k), product.dtype, product.k)
-        step = partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr)
+        launch = partial(plan.launch, out.data.ptr, x.data.ptr, weight.data.ptr)
         arrays = ("out", out), ("x", x), ("weight", weight), ("workspace", plan.workspace)
-        self._cuda.submit("gemm", step, (Use.of(*pair) for pair in arrays))
+        self._cuda.enqueue("gemm", launch, (Operand.of(*pair) for pair in arrays))
 
     def close(self) -> None:
-        """Frees what cuBLASLt holds; plans cannot be made or launched any more."""
+        """Frees cuBLASLt's resources; plans cannot be made or launched any more."""
         self._plans.clear()
         self._library.close()
 
     def _keep(self, plan: GemmPlan) -> GemmPlan:
-        if len(self._plans) >= _MOST_PLANS:  # every length of prompt has its own
+        if len(self._plans) >= _MOST_PLANS:  # each prompt length has plans of its own
             self._plans.pop(next(iter(self._plans)))
         self._plans[plan.product] = plan
         return plan
 
     def _from_cache(self, product: Product) -> GemmPlan | None:
-        """The plan with the algorithm that was fastest, None if none is known or this cuBLASLt cannot run it."""
+        """The plan with the cached algorithm; None without one, or if this cuBLASLt cannot run it."""
         known = self._known.get(str(product))
         if known is None:
             return None
@@ -157,7 +156,7 @@ class Gemms:
         return GemmPlan(library, described, algorithm)
 
     def _guesses(self, product: Product, count: int) -> list[GemmPlan]:
-        """Plans with the algorithms that cuBLASLt thinks best: at least one, at most `count`."""
+        """Plans with the best algorithms by cuBLASLt's heuristic: at least one, at most `count`."""
         library, lt = self._library, self._library.open()
         results, found = _results(lt, count), np.zeros(1, np.int32)
         with self._cuda.current(), library.reporting(LaunchError, f"gemm {product}"):
@@ -172,7 +171,7 @@ class Gemms:
         return [GemmPlan(library, described, results["algo"][i : i + 1].copy()) for i in usable]
 
     def _fastest(self, plans: list[GemmPlan]) -> tuple[GemmPlan, Entry]:
-        """The plan that takes least time where weights come from memory, as a model's do, and what was measured."""
+        """The fastest plan with weights read from memory, not from the L2 cache, and its measured times."""
         cuda, product = self._cuda, plans[0].product
         element = np.dtype(product.dtype).itemsize
         step = -(-product.n * product.k * element // product.alignment) * product.alignment
@@ -185,10 +184,11 @@ class Gemms:
         usable, graphs, refusal = [], [], None
         with cuda.current():
             for plan in plans:
-                places = [weights.data.ptr + i % copies * step for i in range(count)]
+                addresses = [weights.data.ptr + i % copies * step for i in range(count)]
                 try:
-                    graph = captured(cuda, [partial(plan.launch, out.data.ptr, x.data.ptr, place) for place in places])
-                except LaunchError as error:  # not every guess can be run
+                    launches = [partial(plan.launch, out.data.ptr, x.data.ptr, weight) for weight in addresses]
+                    graph = captured(cuda, launches)
+                except LaunchError as error:  # some guesses cannot be run
                     refusal = refusal or error
                     continue
                 usable.append(plan)
@@ -204,14 +204,14 @@ class Gemms:
 
 
 def _noise(cuda: Cuda, elements: int, dtype: str) -> Array:
-    """Normal values: a GPU is faster with zeros."""
+    """Normally distributed values: a GPU is faster with zeros."""
     array = cuda.empty((elements,), dtype)
     values = np.random.default_rng(0).standard_normal(min(elements, 1 << 20), np.float32).astype(dtype)
     for i in range(0, elements, len(values)):
-        cuda.write(array[i : i + len(values)], values[: elements - i])
+        cuda.upload(array[i : i + len(values)], values[: elements - i])
     return array
 
 
 def _results(lt: Any, count: int) -> Array:
-    """Room for `count` of cuBLASLt's cublasLtMatmulHeuristicResult_t."""
+    """Array of `count` cublasLtMatmulHeuristicResult_t."""
     return np.zeros(count, lt.matmul_heuristic_result_dtype)

@@ -1,4 +1,4 @@
-"""Who calls cuBLASLt: nvmath-python's low-level bindings or, without them, ctypes and whichever library is there."""
+"""Bindings of cuBLASLt: nvmath-python's low-level ones or, without them, ctypes over a library that is found."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LIBRARY_VARIABLE = "GEMMA_CUDA_CUBLASLT"
 """Environment variable: path of the libcublasLt to use instead of those that are found."""
 
 _NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")  # the values below are the same in both
-# Where wheels put it: NVIDIA's for CUDA 13 and 12, and torch those that it bundles.
+# Its directories in wheels: NVIDIA's for CUDA 13 and 12, and torch's.
 _IN_PACKAGES = ("nvidia/cu13/lib", "nvidia/cublas/lib", "torch/lib")
 _IN_TOOLKITS = ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
 
 
 def bindings(reasons: list[str]) -> Iterator[tuple[str, Any]]:
-    """(name, bindings) of each that may do, best first: what has the functions of nvmath.bindings.cublasLt that we use.
+    """(name, bindings) of each candidate, best first, with the functions of nvmath.bindings.cublasLt that we use.
 
-    reasons: takes a line for each that is not there or does not load.
+    reasons: gets a line for each that is missing or does not load.
     """
     chosen = os.environ.get(LIBRARY_VARIABLE)
     if not chosen:
@@ -43,7 +43,7 @@ def bindings(reasons: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def libraries() -> Iterator[str]:
-    """Paths of libcublasLt in packages and toolkits, then what the loader may find by name; the newest first."""
+    """Paths of libcublasLt in packages and toolkits, then its bare name for the loader; the newest version first."""
     packages = [Path(entry or ".") / place for entry in sys.path for place in _IN_PACKAGES]
     roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX")]
     toolkits = [Path(root) / place for root in [*roots, "/usr/local/cuda"] if root for place in _IN_TOOLKITS]
@@ -90,7 +90,7 @@ _PARAMETERS: dict[str, tuple[Any, ...]] = {
     "cublasLtMatmulAlgoCheck": (_POINTER, _POINTER, *_FOUR_LAYOUTS, _POINTER, _POINTER),
     "cublasLtMatmul": (*(_POINTER,) * 14, _SIZE, _POINTER),
 }
-"""Of each function that returns a cublasStatus_t. What a Create gives comes back through its first parameter."""
+"""Parameters of functions that return a cublasStatus_t. A Create function returns its object through the first."""
 
 
 class CtypesBindings:
@@ -139,7 +139,7 @@ class CtypesBindings:
         return np.uint64 if attribute == MatmulPreferenceAttribute.MAX_WORKSPACE_BYTES else np.uint32
 
     def _checked(self, library: Any, name: str) -> Callable[..., None]:
-        """The function, which raises CublasLtError for what is not success."""
+        """The function, which raises CublasLtError for any status but success."""
         function = getattr(library, name)
         function.argtypes, function.restype = _PARAMETERS[name], _INT
 
@@ -152,7 +152,7 @@ class CtypesBindings:
 
 
 def _giving(create: Callable[..., None]) -> Callable[..., int]:
-    """The function without its first parameter, whose value it returns."""
+    """A Create function without its output parameter, whose value it returns."""
 
     def call(*arguments: Any) -> int:
         made = ctypes.c_void_p()

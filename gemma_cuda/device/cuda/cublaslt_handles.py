@@ -1,4 +1,4 @@
-"""What cuBLASLt holds for us: handle, workspace, descriptors. Each is freed by close(), or with its owner."""
+"""Resources of cuBLASLt: handle, workspace, descriptors. Each is freed by close(), or with its owner."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import DeviceError, LaunchError
+from ..driver import INSTALL_CUDA
 from .cublaslt_bindings import bindings
-from .device import Cuda
 from .gemm_product import Product
+from .memory import CudaMemory
 
 # Values of cudaDataType, cublasOperation_t, cublasComputeType_t and cublasLtReductionScheme_t.
 DATA_TYPES = {"bfloat16": 14, "float16": 2, "float32": 0}
 TRANSPOSED, COMPUTE_FLOAT32, REDUCE_IN_FLOAT32 = 1, 68, 2
 
 _WORKSPACE_BYTES, _WORKSPACE_BYTES_SM90 = 8 << 20, 32 << 20
-_REMEDY = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12), or nvidia-cublas alone"
+_REMEDY = f"{INSTALL_CUDA}, or nvidia-cublas alone"
 
 
 class Closable(Protocol):
-    """What ends with the Library."""
+    """A user of the Library, closed with it."""
 
     def close(self) -> None: ...
 
@@ -31,10 +32,10 @@ class Closable(Protocol):
 class Library:
     """cuBLASLt on one GPU: its handle, and the workspace that all products share.
 
-    name: "nvmath-python", or the library that ctypes calls. Raises DeviceError where there is none that works.
+    name: "nvmath-python", or the library that ctypes calls. Raises DeviceError where no library works.
     """
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: CudaMemory) -> None:
         self.bindings, self.name, self.handle, self.version = _started(cuda)
         self._destroy = weakref.finalize(self, self.bindings.destroy, self.handle)
         self.workspace_bytes = _WORKSPACE_BYTES_SM90 if cuda.compute_capability >= (9, 0) else _WORKSPACE_BYTES
@@ -45,7 +46,7 @@ class Library:
     def open(self) -> Any:
         """The bindings; raises LaunchError after close()."""
         if not self._destroy.alive:
-            raise LaunchError("gemm: this Gemms is closed")
+            raise LaunchError("gemm: this GemmPlans is closed")
         return self.bindings
 
     def close(self) -> None:
@@ -56,7 +57,7 @@ class Library:
 
     @contextmanager
     def reporting(self, kind: type[Exception], what: str) -> Iterator[None]:
-        """Turns what cuBLASLt reports into an error of ours."""
+        """Raises `kind` for an error of cuBLASLt inside."""
         try:
             yield
         except self.error as error:
@@ -64,7 +65,7 @@ class Library:
 
 
 class Descriptors:
-    """A product as cuBLASLt describes it. Its matrices are column-major: outᵀ = (weightᵀ)ᵀ · xᵀ of what lies there."""
+    """cuBLASLt's descriptors of a product, in column-major terms: outᵀ = (weightᵀ)ᵀ · xᵀ over the same memory."""
 
     def __init__(self, library: Library, product: Product) -> None:
         self._library, self.product = library, product
@@ -110,8 +111,8 @@ def _destroy_all(made: list[tuple[Callable[[int], None], int]]) -> None:
         destroy(handle)
 
 
-def _started(cuda: Cuda) -> tuple[Any, str, int, int]:
-    """(bindings, what they are, handle, version of the library) of the first that works on this GPU."""
+def _started(cuda: CudaMemory) -> tuple[Any, str, int, int]:
+    """(bindings, their name, handle, version of the library) of the first that works on this GPU."""
     reasons: list[str] = []
     for name, lt in bindings(reasons):
         try:

@@ -1,20 +1,20 @@
-"""What CUDA says of kernels that failed, in our words."""
+"""Failures of kernels, which CUDA reports at a later call, as KernelError."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from ...errors import KernelError
 
-if TYPE_CHECKING:
-    from .device import Cuda
 
+class raise_cuda_errors:
+    """`with raise_cuda_errors(...):` raises KernelError for a CUDA runtime error inside.
 
-class Reporting:
-    """`with reporting:` turns what CUDA reports of kernels launched before into a KernelError."""
+    last_launch: gives the name of the last launch, "" before the first. hint: end of the message.
+    """
 
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
+    def __init__(self, last_launch: Callable[[], str], hint: str) -> None:
+        self._last_launch, self._hint = last_launch, hint
 
     def __enter__(self) -> None:
         pass
@@ -25,14 +25,8 @@ class Reporting:
         import cupy
 
         if isinstance(error, cupy.cuda.runtime.CUDARuntimeError):
-            hint = "" if self._cuda.wait else "; it, or one launched before it: Cuda(wait=True) tells which"
+            kernel = self._last_launch()
             raise KernelError(
-                f"{error} after {self._cuda.last or 'no launch'}{hint}",
-                kind="CUDA error",
-                kernel=self._cuda.last,
-                source="",
-                block=(0, 0, 0),
-                threads=(),
-                primitive="",
-                address=0,
-            ) from error
+                f"{error} after {kernel or 'no launch'}{self._hint}",
+                kind="CUDA error", kernel=kernel, source="", block=(0, 0, 0), threads=(), primitive="", address=0,
+            ) from error  # fmt: skip

@@ -1,4 +1,4 @@
-"""A product that a GPU's library is asked for, and the arrays that fit it."""
+"""Description of a matrix product for cuBLASLt, and checks of its arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Product:
 def product_of(
     m: int, n: int, k: int, dtype: Any, out_dtype: Any, ldx: int | None, ldo: int | None, alignment: int
 ) -> Product:
-    """The Product; raises LaunchError for what makes no sense whatever the library."""
+    """The Product; raises LaunchError for impossible sizes, strides, dtypes or alignments."""
     kind = np.dtype(dtype).name
     out = kind if out_dtype is None else np.dtype(out_dtype).name
     product = Product(m, n, k, kind, out, k if ldx is None else ldx, n if ldo is None else ldo, alignment)

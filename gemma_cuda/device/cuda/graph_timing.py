@@ -1,33 +1,29 @@
-"""Times of launches as captured graphs, and which of several graphs is the fastest beyond noise.
+"""Times of launches as CUDA graphs, and the choice of the fastest graph beyond noise.
 
-A loop of the host that launches short kernels measures itself. Between two events of what is timed here there is one
-graph, of as many launches as it takes for the host to be ahead of the GPU.
+A host loop that launches short kernels measures itself. Here one graph lies between two events, with enough launches
+for the host to be ahead of the GPU.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from .launch_plan import CapturedPlan
+from .device import Cuda
+from .launch_plan import CapturedPlan, StreamLaunch
 
-if TYPE_CHECKING:
-    from .device import Cuda
-
-Step = Callable[[int], None]
-ROUNDS = 11  # of which the deciles leave out the extreme one at each end
+ROUNDS = 11  # deciles of 11 times leave out the extreme one at each end
 TICK_MS = 1e-3  # two ticks of an event, which counts in half microseconds
-_SCREENED = 1.25  # times the fastest: what is slower in a first round is not timed any more
+_SCREENED = 1.25  # graphs slower than so many times the fastest of a first round are not timed again
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of several was chosen, and what was measured of it and of the first one: milliseconds of a graph.
+    """Index of the chosen graph, with median times in milliseconds.
 
-    noise_ms: the larger spread of both, from the 10th to the 90th percentile. The first is chosen unless another one is
-    faster by more.
+    noise_ms: the larger spread of the first and the fastest, from the 10th to the 90th percentile. The first is chosen
+    unless another one is faster by more.
     """
 
     index: int
@@ -38,38 +34,32 @@ class Choice:
 
     @property
     def is_measured(self) -> bool:
-        """Whether it was chosen for its time, and not for being the first."""
+        """Whether a graph other than the first was chosen, for its time."""
         return self.index != 0
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Launches over memory that whoever times them keeps."""
+class LaunchSequence:
+    """Launches over memory that the caller keeps."""
 
-    steps: Sequence[Step]
+    launches: Sequence[StreamLaunch]
 
-    def start(self, stream: int) -> None:
+    def launch(self, stream: int) -> None:
         """Starts all of them, one after another. Raises LaunchError."""
-        for step in self.steps:
-            step(stream)
+        for launch in self.launches:
+            launch(stream)
 
 
-def captured(cuda: Cuda, steps: Sequence[Step]) -> CapturedPlan:
-    """step(stream) of each, as one graph; run once before, since a first launch may load what a capture may not.
-
-    The caller keeps the memory that they use.
-    """
-    plan = Steps(steps)
-    cuda.start(plan)
+def captured(cuda: Cuda, launches: Sequence[StreamLaunch]) -> CapturedPlan:
+    """The launches as one graph, over memory that the caller keeps; they run once before the capture."""
+    plan = LaunchSequence(launches)
+    cuda.launch_plan(plan)
     cuda.synchronize()
     return cuda.capture(plan)
 
 
 def fastest(cuda: Cuda, graphs: Sequence[CapturedPlan]) -> Choice:
-    """The graph that takes least time; the first one unless another is faster by more than the noise.
-
-    They take turns, so that what slows the GPU down slows all of them down.
-    """
+    """The Choice among graphs, which take turns, so that a slow phase of the GPU slows all of them down."""
     screening = cuda.graph_times(graphs)
     limit = _SCREENED * min(screening)
     left = [0, *(i for i in range(1, len(graphs)) if screening[i] <= limit)]
@@ -78,7 +68,7 @@ def fastest(cuda: Cuda, graphs: Sequence[CapturedPlan]) -> Choice:
 
 
 def chosen(indices: Sequence[int], times: Sequence[Sequence[float]]) -> Choice:
-    """The Choice among these, of which the first is the one to keep; times: of each, in milliseconds."""
+    """The Choice among graphs of these indices, by the times of each in milliseconds."""
     medians = [statistics.median(own) for own in times]
     best = min(range(len(medians)), key=medians.__getitem__)
     noise = max(TICK_MS, _spread(times[0]), _spread(times[best]))

@@ -1,128 +1,108 @@
-"""Launches that are ready to go: arguments packed, kernels loaded, nothing left to decide."""
+"""Recorded launches: arguments packed, kernels loaded, memory held; started any number of times."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from ...errors import LaunchError
 from ..arena import Arena
-from ..protocol import Array, Dim
+from ..protocol import Array
+
+StreamLaunch = Callable[[int], None]
+"""Starts a kernel, or a library's product, on a stream. Raises LaunchError."""
 
 
-class PreparedLaunch:
-    """One kernel launch. function: of the driver; values: the bytes of each argument; describe: them in words;
-    module: what keeps the function loaded."""
-
-    def __init__(
-        self,
-        instance: str,
-        function: int,
-        grid: Dim,
-        block: Dim,
-        shared_bytes: int,
-        values: Sequence[bytes],
-        *,
-        overlap: bool,
-        describe: Callable[[], str],
-        module: object = None,
-    ) -> None:
-        from cuda.bindings import driver
-
-        self.instance, self._function, self._describe, self._module = instance, function, describe, module
-        self._buffers = [ctypes.create_string_buffer(value, len(value)) for value in values]
-        self._pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, self._buffers))
-        self._parameters = ctypes.addressof(self._pointers)
-        self._launch = driver.cuLaunchKernelEx
-        self._config = config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid
-        config.blockDimX, config.blockDimY, config.blockDimZ = block
-        config.sharedMemBytes = shared_bytes
-        if overlap:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
-
-    def __call__(self, stream: int) -> None:
-        """Starts the kernel on a stream; the driver copies the arguments before it returns. Raises LaunchError."""
-        self._config.hStream = stream
-        (status,) = self._launch(self._config, self._function, self._parameters, 0)
-        if status != 0:
-            raise LaunchError(f"{self.instance}: CUDA refuses the launch with {status.name}: {self._describe()}")
-
-
-class Use(NamedTuple):
-    """An address that a launch takes. argument: what the kernel calls it; memory: CuPy's object that owns it."""
+class Operand(NamedTuple):
+    """An array of a launch. argument: name of the kernel's parameter; memory: CuPy's object that owns the memory."""
 
     argument: str
     address: int
     memory: Any
 
     @classmethod
-    def of(cls, argument: str, array: Array, address: int | None = None) -> Use:
-        """The use of an array, at the address that the launch has for it (None: the array's own)."""
+    def of(cls, argument: str, array: Array, address: int | None = None) -> Operand:
+        """The operand of an array, at the address that the launch uses (None: the array's own)."""
         return cls(argument, int(array.data.ptr) if address is None else address, array.data.mem)
 
 
-class LaunchPlan:
-    """Launches in their order, recorded once and started any number of times.
+class ArenaBlock:
+    """Owner of one block of an arena's memory: every view of the array in it holds this object."""
 
-    What they use lies in `memory`, as places of the arena, or in memory that the plan holds: both live as long as the
-    plan does, whoever else drops them.
+    def __init__(self, memory: Array) -> None:
+        self._memory = memory
+
+
+class LaunchPlan:
+    """Launches in their order. Their operands lie in blocks of an arena over `memory`, or in memory of others.
+
+    The plan holds all of that memory as long as it lives.
     """
 
     def __init__(self, arena: Arena, memory: Array) -> None:
         self.names: list[str] = []
-        self.steps: list[Callable[[int], None]] = []
+        self.launches: list[StreamLaunch] = []
         self._arena, self._memory = arena, memory
         self._held: dict[int, Any] = {}  # by id
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.launches)
 
-    def add(self, name: str, step: Callable[[int], None], uses: Iterable[Use]) -> None:
-        """One more launch: step(stream) starts it. uses: every address it takes.
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], gpu: int) -> Array:
+        """Array of the given shape in a block of the arena, which is free again when the array is dropped."""
+        import cupy
 
-        Raises LaunchError for an address that could become another array's, or nobody's, while the plan lives.
+        size = math.prod(shape) * dtype.itemsize
+        begin = self._arena.allocate(size)
+        owner = ArenaBlock(self._memory)
+        self._arena.free_with(owner, begin)
+        block = cupy.cuda.UnownedMemory(self._memory.data.ptr + begin, size, owner, gpu)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(block, 0))
+
+    def add(self, name: str, launch: StreamLaunch, operands: Iterable[Operand]) -> None:
+        """Appends a launch, with all of its operands.
+
+        Raises LaunchError for an operand whose memory could be freed or reused while the plan lives.
         """
-        for use in uses:
-            self._hold(name, use)
+        for operand in operands:
+            self._hold(name, operand)
         self.names.append(name)
-        self.steps.append(step)
+        self.launches.append(launch)
 
-    def start(self, stream: int) -> None:
+    def launch(self, stream: int) -> None:
         """Starts all launches, one after another. Raises LaunchError."""
-        for step in self.steps:
-            step(stream)
+        for launch in self.launches:
+            launch(stream)
 
-    def _hold(self, name: str, use: Use) -> None:
-        begin = int(self._memory.data.ptr)
-        if begin <= use.address < begin + self._memory.nbytes:
-            if not self._arena.is_taken(use.address - begin):
-                raise LaunchError(f"{name}: {use.argument} at {use.address:#x} is a place of the arena that is free")
+    def _hold(self, name: str, operand: Operand) -> None:
+        begin, array = int(self._memory.data.ptr), f"{name}: {operand.argument} at {operand.address:#x}"
+        if begin <= operand.address < begin + self._memory.nbytes:
+            if not self._arena.is_allocated(operand.address - begin):
+                raise LaunchError(f"{array} lies in a free block of the arena")
             return
-        memory = use.memory
-        # Of CuPy's kinds of memory only that which wraps a foreign address has an owner beside itself.
+        memory = operand.memory
+        # Of CuPy's kinds of memory only UnownedMemory, which wraps a foreign address, has a separate owner.
         owner = getattr(memory, "_owner", memory)
-        if owner is None or not memory.ptr <= use.address < memory.ptr + memory.size:
+        if owner is None or not memory.ptr <= operand.address < memory.ptr + memory.size:
             raise LaunchError(
-                f"{name}: {use.argument} at {use.address:#x} lies in no memory that the plan could hold; "
-                "what a plan uses has to be an array that owns its memory"
+                f"{array} lies in no memory that the plan could hold; what a plan uses has to be an array that owns "
+                "its memory"
             )
         self._held[id(memory)] = memory
 
 
-class Startable(Protocol):
-    """What is started as a whole: a LaunchPlan, or steps over memory that somebody else keeps."""
+class Launchable(Protocol):
+    """Launches that are started as a whole: a LaunchPlan, or launches over memory that the caller keeps."""
 
-    def start(self, stream: int) -> None:
+    def launch(self, stream: int) -> None:
         """Starts all launches on a stream, one after another."""
 
 
 class CapturedPlan(NamedTuple):
-    """A plan as a CUDA graph, which by itself holds no memory."""
+    """A CUDA graph, which by itself holds no memory, and the plan that it was captured from."""
 
     graph: Any
-    plan: Startable
+    plan: Launchable

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DeviceError
+from ..driver import INSTALL_CUDA
 
 LIBRARY_VARIABLE = "GEMMA_CUDA_NVRTC"
 """Environment variable: path of the libnvrtc to use instead of the one that cuda-bindings finds."""
 
-_REMEDY = "pip install 'gemma-cuda[cuda13]' (cuda12 for a driver of CUDA 12)"
-
 
 @dataclass(frozen=True)
 class Product:
-    """What NVRTC made of one program. names: lowered name of each name expression, in order.
+    """NVRTC's output for one program. names: lowered name of each name expression, in order.
 
     cubin: empty for a virtual architecture such as "compute_90a".
     """
@@ -37,7 +36,7 @@ class CompilationError(Exception):
 
 @functools.cache
 def version() -> str:
-    """For example "NVRTC 13.0"; raises DeviceError saying what is missing."""
+    """For example "NVRTC 13.0"; raises DeviceError, with the remedy, without NVRTC."""
     status, major, minor = _bindings().nvrtcVersion()
     _check(status)
     return f"NVRTC {major}.{minor}"
@@ -48,7 +47,7 @@ def build(
 ) -> Product:
     """Compiles one program. name: of the source, for messages. headers: content of each by the name of its #include.
 
-    Raises CompilationError for what is wrong with the source, DeviceError for what is wrong with NVRTC.
+    Raises CompilationError for errors in the source, DeviceError for failures of NVRTC.
     """
     nvrtc = _bindings()
     include_names = [header.encode() for header in headers]
@@ -92,9 +91,9 @@ def _bindings() -> Any:
     if chosen:
         if "/" in chosen and not Path(chosen).is_absolute():
             raise DeviceError(f"{LIBRARY_VARIABLE} is {chosen!r}, expected an absolute path or the name of a library")
-        # Beside a mere name, which the loader looks up, there is nothing: the working directory may be anybody's.
+        # A bare name is left to the loader: the working directory, which may belong to anybody, is not searched.
         builtins = sorted(Path(chosen).parent.glob("libnvrtc-builtins.so.*.*")) if "/" in chosen else []
-        # What is loaded already is what cuda-bindings and NVRTC itself then find under these names.
+        # cuda-bindings, and NVRTC for its builtins, take libraries of these names that are already loaded.
         try:
             for library in (*builtins, Path(chosen)):
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -105,9 +104,11 @@ def _bindings() -> Any:
 
         nvrtc.nvrtcVersion()
     except ImportError as error:
-        raise DeviceError(f"compiling for a GPU needs cuda-bindings, which is not installed: {_REMEDY}") from error
+        raise DeviceError(f"compiling for a GPU needs cuda-bindings, which is not installed: {INSTALL_CUDA}") from error
     except RuntimeError as error:
-        raise DeviceError(f"compiling for a GPU needs NVRTC, which cannot be loaded ({error}): {_REMEDY}") from error
+        raise DeviceError(
+            f"compiling for a GPU needs NVRTC, which cannot be loaded ({error}): {INSTALL_CUDA}"
+        ) from error
     return nvrtc
 
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .device import Cuda
+from .context import CudaContext
 
 
 class StreamOrder:
-    """`with order:` what is put on the current stream comes after what the last such block put on its stream."""
+    """`with order:` makes work on the current stream wait for the work of the last such block, on whichever stream."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: CudaContext) -> None:
         self._cuda = cuda
         self._event: Any = None
 
     def __enter__(self) -> None:
-        # On the same stream, too: its handle would not tell, since that of a destroyed stream is given again, and that
-        # of the default stream of each thread is one number for all of them.
+        # On the same stream, too. Equal handles do not prove one stream: CUDA reuses the handle of a destroyed stream,
+        # and the default streams of all threads share one.
         if self._event is not None:
-            self._cuda.wait_for(self._event)
+            self._cuda.wait_event(self._event)
 
     def wait(self) -> None:
-        """Waits on the host for all that such blocks put anywhere."""
-        with suppress(RuntimeError):  # of work that has failed somebody else hears
+        """Makes the host wait for the work of all such blocks."""
+        with suppress(RuntimeError):  # a failure of that work is reported at the next call of CUDA
             if self._event is not None:
                 self._event.synchronize()
 
     def __exit__(self, *error: object) -> None:
-        self._event = self._cuda.mark(self._event)
+        self._event = self._cuda.record_event(self._event)

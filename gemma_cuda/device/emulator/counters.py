@@ -1,4 +1,4 @@
-"""What a launch cost, counted by the emulator: the same figures on every machine."""
+"""Operations and memory traffic of a launch, counted by the emulator: the same on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The emulator: CUDA kernels run, and are checked, on the CPU."""
+"""The emulator: runs and checks CUDA kernels on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Approximation = Literal["exact", "up", "down"]
 MmaRounding = Literal["fast", "ampere", "hopper"]
 
 ChooseBlocks = Callable[[str, Dim], Iterable[Dim]]
-"""Of an instance and its grid: the indices (x, y, z) of the blocks to run."""
+"""(instance, grid) -> indices (x, y, z) of the blocks to run."""
 
 _MOST_SEED, _MOST_WORKERS = (1 << 64) - 1, 4096
 MAX_SHARED_BYTES = 227 * 1024  # of a block on sm_90
@@ -45,21 +45,21 @@ _MAX_STATIC_SHARED_BYTES = 48 * 1024  # of a kernel's __shared__ variables
 _EXP2_ULPS, _TANH_ERROR, _RSQRT_ERROR, _RECIPROCAL_ERROR = 2, 2.0**-11, 2.0**-22.9, 2.0**-23
 _SIGNS: dict[str, int] = {"exact": 0, "up": 1, "down": -1}
 _MMA_ROUNDINGS = {"fast": 0, "ampere": 1, "hopper": 2}
-_SPARSE_BYTES = 1 << 30  # what is larger takes room only where it is written
+_SPARSE_BYTES = 1 << 30  # arrays from this size on take memory only where they are written
 _SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 
 
 class Emulator:
     """A device that runs kernels on this machine's CPU.
 
-    checked: look at every memory access, and count memory traffic. schedule, seed: in which order threads and blocks
-    take turns. workers: host threads (None: one per CPU of this process). approx: whether approximate functions and
-    those of CUDA's math library are exact or off by their documented worst error, upwards or downwards. mma: how
-    tensor cores round sums: as GPUs of the generations Ampere and Ada, or Hopper and Blackwell, were measured to do it;
-    "fast": to float32 after each product. kernels: directory of .cu files (None: the package's own). observe: called
-    with (Launch, Counters) after each launch. shared_bytes: a block may have, as the GPU that is emulated has it.
-    only_blocks: asked before each launch which blocks of its grid to run (None: all), so that an op can be tested on
-    arrays of many GiB; may be set at any time. cache: directory for what is compiled (None: the user's).
+    checked: check every memory access, and count memory traffic. schedule, seed: order in which threads and blocks take
+    turns. workers: host threads (None: one per CPU of this process). approx: results of approximate functions and of
+    CUDA's math library: exact, or off by their documented worst error upwards or downwards. mma: rounding of sums in
+    tensor cores: as measured on GPUs of the generations Ampere and Ada, or Hopper and Blackwell; "fast": to float32
+    after each product. kernels: directory of .cu files (None: the package's own). observe: called with (Launch,
+    Counters) after each launch. shared_bytes: most shared memory of a block of the emulated GPU. only_blocks: called
+    before each launch, gives the blocks of its grid to run (None: all), so that an op can be tested on arrays of many
+    GiB; may be set at any time. cache: directory for compiled kernels (None: the user's).
     Raises DeviceError where the emulator cannot run, GemmaError for a cache that others can change.
     """
 
@@ -109,16 +109,16 @@ class Emulator:
         )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of the given shape that holds poison: a checked kernel that reads it before writing it is stopped.
+        """Array of the given shape that holds poison: a checked kernel that reads it before writing it is an error.
 
-        From 1 GiB on it takes room only where it is written.
+        From 1 GiB on it takes memory only where it is written.
         """
         if byte_count(shape, dtype) < _SPARSE_BYTES:
             return poisoned(shape, dtype)
         return Written.kept(self._sparse(shape, dtype, pattern_of(dtype)))
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Array of zeros. From 1 GiB on it takes room only where it is written."""
+        """Array of zeros. From 1 GiB on it takes memory only where it is written."""
         self.drain()
         if byte_count(shape, dtype) >= _SPARSE_BYTES:
             return self._sparse(shape, dtype, 0)
@@ -135,7 +135,7 @@ class Emulator:
         """Does nothing: launches are over when `launch` returns."""
 
     def free_bytes(self) -> int:
-        """What the machine has free."""
+        """Free memory of the host."""
         return available_memory()
 
     def from_host(self, array: Array) -> Array:
@@ -151,24 +151,17 @@ class Emulator:
         return array
 
     def address(self, array: Array) -> int:
-        """Where the array's first element lies."""
+        """Address of the array's first element."""
         return int(array.ctypes.data)
 
     def launch(
-        self,
-        instance: str,
-        grid: Sequence[int],
-        block: Sequence[int],
-        shared_bytes: int,
-        args: Sequence[Argument],
-        *,
-        overlap: bool = False,
-        stream: int = 0,
-    ) -> None:
-        """Runs one kernel instance; see Device.launch. What the kernel prints goes to sys.stdout.
+        self, instance: str, grid: Sequence[int], block: Sequence[int], shared_bytes: int, args: Sequence[Argument],
+        *, overlap: bool = False, stream: int = 0,
+    ) -> None:  # fmt: skip
+        """Runs one kernel instance; see Device.launch. Output of printf goes to sys.stdout.
 
-        overlap: a launch is over when this returns, but a checked one must not rely on it. stream: which launches are
-        before this one. Raises LaunchError before anything runs and KernelError for what a kernel does wrong.
+        overlap: the launch ends before this returns, but a checked kernel is an error if it relies on that. stream:
+        number of the stream. Raises LaunchError before anything runs, and KernelError for a failing kernel.
         """
         grid_dim, block_dim = check_dimensions(instance, grid, block, shared_bytes, self.shared_bytes)
         path, library = self._library_of(instance)
@@ -189,19 +182,12 @@ class Emulator:
         with self._variables.of(library, kernel.path) as variables:
             names += variables.names()
             result = self._runtime.launch(
-                library,
-                self._options(),
-                grid=grid_dim,
-                block=block_dim,
-                shared_bytes=shared_bytes,
-                arguments=packed,
-                buffers=buffers + variables.buffers(self._runtime, len(parameters)),
-                stream=self._streams[stream],
-                name=instance,
-                overlap=overlap,
+                library, self._options(), grid=grid_dim, block=block_dim, shared_bytes=shared_bytes, arguments=packed,
+                buffers=buffers + variables.buffers(self._runtime, len(parameters)), name=instance,
+                stream=self._streams[stream], overlap=overlap,
                 ranges=ranges_of(kernel, args) if overlap and self.checked else [],
                 blocks=self._chosen_blocks(instance, grid_dim),
-            )
+            )  # fmt: skip
             if result["report"] is None:
                 variables.keep()
         if result["printed"]:
@@ -216,19 +202,19 @@ class Emulator:
     def write_variable(self, instance: str, name: str, value: Array) -> None:
         """Gives a `__device__` or `__constant__` variable of a kernel's file the bytes of an array.
 
-        It has them in the launches that follow, of every kernel of that file. Raises LaunchError for a variable that
-        the instance does not use, or whose size is another.
+        Later launches of every kernel of that file read them. Raises LaunchError for a variable that the instance does
+        not use, or that has another size.
         """
         _, library = self._library_of(instance)
         self._variables.write(library, self._source_of(instance), name, value)
 
     def read_variable(self, instance: str, name: str, dtype: Any) -> Array:
-        """What such a variable holds, a flat array [n] of dtype; raises LaunchError as `write_variable` does."""
+        """Value of such a variable as an array [n] of dtype; raises LaunchError as `write_variable` does."""
         _, library = self._library_of(instance)
         return self._variables.read(library, self._source_of(instance), name, dtype)
 
     def _library_of(self, instance: str) -> tuple[Path, Any]:
-        for _ in range(2):  # a file that was damaged after it was found is made anew
+        for _ in range(2):  # a file damaged since it was found is compiled again
             path = self._compiler.library(instance, checked=self.checked)
             library = kernel_library.load(self._runtime, path)
             if library is not None:
@@ -240,7 +226,7 @@ class Emulator:
         return sources.find_kernel(instance, self._compiler.kernels).path
 
     def _check_shared(self, instance: str, static: int, dynamic: int) -> None:
-        """Raises LaunchError where a kernel's __shared__ variables are more than a GPU has for them."""
+        """Raises LaunchError for more shared memory than the GPU has."""
         if static > _MAX_STATIC_SHARED_BYTES:
             raise LaunchError(
                 f"{instance} declares {static} bytes of __shared__ variables, a GPU has {_MAX_STATIC_SHARED_BYTES} for "
@@ -253,17 +239,17 @@ class Emulator:
             )
 
     def drain(self, *, stream: int = 0) -> None:
-        """All launches of the stream end: what comes next there overlaps none of them, as after a copy."""
+        """Ends all launches of the stream: later ones overlap none of them, as after a copy."""
         self._streams[stream].drain()
 
     def note_launch(self, name: str, reads: Sequence[Array], writes: Sequence[Array], *, stream: int = 0) -> None:
-        """Another library's kernel ran in the stream, after all before it had ended; what it read and wrote."""
+        """Notes a kernel of another library, which ran after all launches of the stream, with its reads and writes."""
         if self.checked:
             self._streams.watch([*reads, *writes])
             self._streams[stream].note_launch(name, rows_of(reads), rows_of(writes))
 
     def _chosen_blocks(self, instance: str, grid: Dim) -> list[int] | None:
-        """The numbers of the blocks to run, each once; None for all. Raises LaunchError for one outside the grid."""
+        """Linear indices of the blocks to run, each once; None for all. Raises LaunchError for one outside the grid."""
         if self.only_blocks is None:
             return None
         numbers: dict[int, None] = {}
@@ -286,21 +272,16 @@ class Emulator:
     def _options(self) -> Any:
         sign = _SIGNS[self.approx]
         return self._runtime.Options(
-            checked=self.checked,
-            schedule=_SCHEDULES[self.schedule],
-            seed=self.seed % 2**64,
-            workers=self.workers,
-            mma=_MMA_ROUNDINGS[self.mma],
-            exp2_ulps=sign * _EXP2_ULPS,
+            checked=self.checked, schedule=_SCHEDULES[self.schedule], seed=self.seed % 2**64,
+            workers=self.workers, mma=_MMA_ROUNDINGS[self.mma], exp2_ulps=sign * _EXP2_ULPS,
             tanh_factor=1.0 + sign * _TANH_ERROR,
-            rsqrt_factor=1.0 + sign * _RSQRT_ERROR,
-            reciprocal_factor=1.0 + sign * _RECIPROCAL_ERROR,
+            rsqrt_factor=1.0 + sign * _RSQRT_ERROR, reciprocal_factor=1.0 + sign * _RECIPROCAL_ERROR,
             library_sign=sign,
-        )
+        )  # fmt: skip
 
 
 def missing() -> str | None:
-    """What keeps the emulator from running here, in words; None if nothing does."""
+    """Why the emulator cannot run here; None if it can."""
     try:
         _runtime()
         host_compiler.compiler()

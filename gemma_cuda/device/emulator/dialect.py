@@ -1,4 +1,4 @@
-"""Kernels written as for nvcc: how the emulator's compiler is given them, and what it says of those it cannot take."""
+"""Kernels written for nvcc: their preparation for the host's compiler, and errors for unsupported CUDA features."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from .. import declarations, sources
 from ..sources import KernelSource
 
 FLAGS = (
-    # What the instance does not reach takes no shared memory.
+    # Shared variables that the instance does not reach take no shared memory.
     *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
-    "-fno-extern-tls-init",  # `extern __shared__` has no constructor that somebody would have to call
+    "-fno-extern-tls-init",  # `extern __shared__` needs no constructor call
 )
 # A vector is read by one access, not by one for each of its components.
 CHECKED_FLAGS = ("-fno-tree-sra", "-fno-ipa-sra")
 
 
 def is_cuda(kernel: KernelSource, seam: Path) -> bool:
-    """Whether a kernel is written in CUDA's own words: its file includes a header of CUDA's, or none of the seam's."""
+    """Whether a kernel is written for nvcc: its file includes a header of CUDA's, or none of the seam's."""
     names = {name[1:-1] for name in kernel.includes}
     return not names.isdisjoint(_cuda_names(seam)) or not _includes_seam(kernel, seam)
 
 
 def prelude(kernel: KernelSource, seam: Path) -> str:
-    """What stands before such a kernel's source: nvcc's implicit include."""
+    """Text before such a kernel's source: nvcc's implicit include."""
     hidden = "" if _includes_seam(kernel, seam) else "#define EMULATOR_HIDE_HELPERS\n"
     return f"{hidden}#include <cuda_runtime.h>\n"
 
 
 def _names(kernel: KernelSource) -> set[str]:
-    """What a kernel's file and those beside it include."""
+    """Names that a kernel's file and its local headers include."""
     files = [kernel.path, *sources.local_headers(kernel.path)]
     return {name[1:-1] for file in files for name in sources.includes(file)}
 
@@ -91,7 +91,7 @@ _NO_PTX = (
     "PTX is not emulated: inline asm has no meaning on a CPU. Use CUDA's functions, or the primitives of <mma.cuh> "
     "(ldmatrix, stmatrix, mma) and <async_copy.cuh> (cp.async)"
 )
-# (what the source's line or the compiler's message looks like, what to say)
+# (pattern in the source line or the compiler's message, error message)
 _REFUSALS = [
     (r"<<<", _HOST_CODE),
     (r"\bcuda(Malloc|Free|Memcpy|Memset|DeviceSynchronize|GetLastError|Event|Stream|Error_t|Success)\w*", _HOST_CODE),
@@ -118,7 +118,7 @@ _UNKNOWN = re.compile(
 
 
 def check(kernel: KernelSource) -> None:
-    """Raises LaunchError for what g++ would take in another sense than CUDA."""
+    """Raises LaunchError for code that g++ accepts with another meaning than CUDA."""
     for path in (kernel.path, *sources.local_headers(kernel.path)):
         code = declarations.without_comments(path.read_text(encoding="utf-8"))
         initialised = _INITIALISED.search(code)
@@ -130,15 +130,15 @@ def check(kernel: KernelSource) -> None:
 
 
 def explain(stderr: str, seam: Path) -> str | None:
-    """One sentence for what a compiler says of a kernel; None if the compiler's own words have to do."""
+    """One sentence for the compiler's errors in a kernel; None if there is none for them."""
     errors = list(_ERROR.finditer(stderr))
     if not errors:
         return _NO_PTX if "Assembler messages" in stderr or "Error: " in stderr else None
     for error in errors:
         words = _words(error["message"], _line(Path(error["path"]), int(error["line"])))
         if words is not None:
-            return f"{_place(error, stderr, seam)}: {words}"
-    return f"{_place(errors[0], stderr, seam)}: error: {errors[0]['message']}"
+            return f"{_location(error, stderr, seam)}: {words}"
+    return f"{_location(errors[0], stderr, seam)}: error: {errors[0]['message']}"
 
 
 def _words(message: str, line: str) -> str | None:
@@ -156,12 +156,12 @@ def _words(message: str, line: str) -> str | None:
     return None
 
 
-def _place(error: re.Match[str], stderr: str, seam: Path) -> str:
-    """Where in the kernel's own files an error is, or what there leads to one in a header of ours or of C++."""
+def _location(error: re.Match[str], stderr: str, seam: Path) -> str:
+    """File and line of an error; for one in a header of the seam or of C++, of the kernel's line that leads there."""
     on_the_way = sorted(_ON_THE_WAY.finditer(stderr), key=lambda match: "required" not in match[0])
-    for place in (error, *on_the_way):
-        if not place["path"].startswith((str(seam), "/usr/")):
-            return f"{Path(place['path']).name}:{place['line']}"
+    for match in (error, *on_the_way):
+        if not match["path"].startswith((str(seam), "/usr/")):
+            return f"{Path(match['path']).name}:{match['line']}"
     return f"{Path(error['path']).name}:{error['line']}"
 
 

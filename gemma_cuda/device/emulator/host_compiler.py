@@ -22,7 +22,7 @@ _FLAGS = (
     *(
         "-std=gnu++17",
         "-O2",
-        # Lines are all that a report needs; to follow variables takes a fifth of the time.
+        # Reports need only lines; -fvar-tracking takes a fifth of the compilation time.
         *("-g1", "-gdwarf-4", "-fno-var-tracking"),
         "-fPIC",
         "-shared",
@@ -32,25 +32,25 @@ _FLAGS = (
     ),
     # One rounding per operation as written, and no assumption that a GPU compiler would not make either.
     *("-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-attributes"),
-    # A return address names the place of a call: calls are neither turned into jumps nor merged, nor moved away from
-    # what is inlined around them.
+    # A return address must identify its call: calls must not become jumps, be merged, or move out of the inlined code
+    # around them.
     *("-fno-optimize-sibling-calls", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-schedule-insns2"),
 )
 _CHECKED_FLAGS = (
     *("-DEMULATOR_CHECKED", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
     "-fstack-clash-protection",
-    # An uninitialised variable has a value that nobody expects.
+    # An uninitialised variable holds a conspicuous value.
     "-ftrivial-auto-var-init=pattern",
-    # Copies are accesses: they stay calls, and go to the runtime.
+    # Copies are memory accesses: they stay calls, which the runtime intercepts.
     *(flag for name in ("memcpy", "memmove", "memset") for flag in (f"-fno-builtin-{name}", f"-Wl,--wrap={name}")),
-    # An index beyond a local array stops at an illegal instruction, which the runtime reports.
+    # An index beyond a local array traps at an illegal instruction, which the runtime reports.
     *("-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"),
 )
 _FAST_FLAGS = ("-fstack-clash-protection",)
 # The default libraries of -fsanitize=thread include libtsan; the runtime takes its place.
 _LIBRARIES = ("-nodefaultlibs", "-lm", "-lgcc", "-lc")
 _PRELUDE = "#include <platform.cuh>\n"  # every header of the seam does so itself
-# What debug information calls the seam's directory: another checkout may have compiled a library of the cache.
+# Directory of the seam in debug information: a library in the cache may come from another checkout.
 _SEAM_IN_DEBUG = "/emulator"
 _TIMEOUT_S = 300
 _NO_ROOM = re.compile(r"No space left on device|File too large|File size limit exceeded|Disk quota exceeded")
@@ -59,7 +59,7 @@ _PROBED_BYTES = 32
 
 @dataclass(frozen=True)
 class Frame:
-    """A place in a kernel's source, innermost first in a list of frames."""
+    """A source line of a call; lists of frames start with the innermost one."""
 
     path: str
     line: int
@@ -73,7 +73,7 @@ class Frame:
 
 
 class HostCompiler:
-    """Compiles kernel instances to libraries, each once: kept on disk under a digest of all that decides the result."""
+    """Compiles kernel instances to libraries, each once; they are kept on disk by a digest of all inputs."""
 
     def __init__(self, kernels: Path, runtime: Path, cache: ProductCache) -> None:
         self.kernels = kernels
@@ -108,7 +108,7 @@ class HostCompiler:
                 library = self._compile(kernel, instance, flags, is_cuda=is_cuda)
             except OSError as error:  # of the temporary directory
                 raise DeviceError(f"{instance} cannot be compiled: {error}") from error
-            path = self._cache.keep(lambda place: product_cache.write(place / file, library))
+            path = self._cache.keep(lambda directory: product_cache.write(directory / file, library))
         self._known[instance, checked] = (state, path)
         return path
 
@@ -165,7 +165,7 @@ def compiler() -> list[str]:
 
 
 def compiler_version() -> str:
-    """What the host compiler says of itself."""
+    """First line of the host compiler's --version."""
     return _version(tuple(compiler())).splitlines()[0]
 
 
@@ -177,7 +177,7 @@ def _version(command: tuple[str, ...]) -> str:
 
 @functools.cache
 def _architecture_flags() -> tuple[str, ...]:
-    """Instructions that this machine has, in two steps only: the numbers are the same with either."""
+    """-march of this machine, one of two levels; results have the same bits with either."""
     try:
         flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 2)[1]))
     except (OSError, IndexError):
@@ -186,16 +186,15 @@ def _architecture_flags() -> tuple[str, ...]:
     return ("-march=x86-64-v3",) if needed <= flags else ()
 
 
-def frames(library: Path, place: int) -> list[Frame]:
-    """Source places of a return address in a library, innermost inlined function first; empty if it has none.
+def frames(library: Path, address: int) -> list[Frame]:
+    """Frames of a return address in kernel sources, innermost inlined function first; empty without any.
 
-    Only kernel sources: where a call's own debug information is lost to inlining, the next instruction that has some
-    speaks for it.
+    Where inlining has lost a call's debug information, the next instruction that has some is taken.
     """
     tool = shutil.which("addr2line")
     if tool is None:
         return []
-    addresses = [f"{max(address, 0):#x}" for address in range(place - 1, place + _PROBED_BYTES)]
+    addresses = [f"{max(probed, 0):#x}" for probed in range(address - 1, address + _PROBED_BYTES)]
     command = [tool, "-e", str(library), "-a", "-i", *addresses]
     output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     for answer in re.split(r"^0x[0-9a-f]+\n", output, flags=re.MULTILINE)[1:]:

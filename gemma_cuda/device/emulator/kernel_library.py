@@ -1,4 +1,4 @@
-"""Kernel libraries of this process: loaded from a copy in memory of what was found to be whole."""
+"""Kernel libraries of this process, loaded from an in-memory copy of a file that was verified."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _count = itertools.count(1)
 
 
 def load(runtime: ModuleType, path: Path) -> Any:
-    """The library in a file of the cache, loaded once; None if the file is not whole. Raises DeviceError."""
+    """The library in a file of the cache, loaded once; None if the file is damaged. Raises DeviceError."""
     library = _libraries.get(path)
     if library is not None:
         return library
@@ -35,7 +35,7 @@ def load(runtime: ModuleType, path: Path) -> Any:
 
 
 def _from_memory(runtime: ModuleType, path: Path, content: bytes) -> Any:
-    """A library from its bytes: what happens to the file meanwhile, and later, does not matter."""
+    """A library from its bytes, independent of later changes of the file."""
     try:
         descriptor = os.memfd_create(path.name[:200])
         with open(descriptor, "wb") as copy:
@@ -47,9 +47,9 @@ def _from_memory(runtime: ModuleType, path: Path, content: bytes) -> Any:
 
 
 def _new_name(descriptor: int) -> str:
-    """A path of an open file that had no other name before: to the loader one name is one library, for ever.
+    """A path of an open file that no earlier call has given: the loader takes one path for one library, for ever.
 
-    Descriptors are used again; empty parts and "." spell a number that is not.
+    Descriptors are reused; empty and "." path components encode a number that is not.
     """
     spelt = "".join("./" if bit == "1" else "/" for bit in f"{next(_count):b}")
     return f"/proc/self/fd/{spelt}{descriptor}"

@@ -16,7 +16,7 @@ from ..protocol import Array
 DEVICE_VARIABLE = "__device__ "
 """In front of a variable's name where reports name arguments."""
 
-# A library's variables are one memory for the whole process, whichever emulator launches it.
+# A library's variables exist once per process, shared by all emulators.
 _in_use = threading.Lock()
 
 

@@ -1,6 +1,6 @@
-"""Memory of the emulator: arrays that hold poison until they are written, and what a launch may touch of its arguments.
+"""Memory of the emulator: arrays poisoned until they are written, and the address ranges of a launch's arguments.
 
-It needs nothing compiled: tests on a GPU use it, too.
+Needs nothing compiled: tests on a GPU use it, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def poisoned(shape: Sequence[int], dtype: Any) -> Array:
 
 
 class Written:
-    """Which bytes of a poisoned array kernels have written: a number may equal the poison, where a float cannot."""
+    """One bit per byte of a poisoned array: written or not. An integer may equal the poison, a float cannot."""
 
     _kept: ClassVar[dict[int, Written]] = {}
 
@@ -53,7 +53,7 @@ class Written:
 
     @classmethod
     def kept(cls, array: Array) -> Array:
-        """The array, of which what is written is remembered, if that is needed, for as long as its memory is in use."""
+        """The array; unless its dtype can tell poison, its written bytes are tracked until its memory is freed."""
         if array.size and array.dtype.name not in _POISON_DTYPES:
             written = cls(array)
             cls._kept[written.begin] = written
@@ -62,17 +62,17 @@ class Written:
 
     @classmethod
     def of(cls, begin: int, end: int) -> Written | None:
-        """That of the array which [begin, end) is part of."""
+        """The record of the array that contains [begin, end)."""
         return next((w for w in tuple(cls._kept.values()) if w.begin <= begin and end <= w.end), None)
 
 
 def byte_count(shape: Sequence[int], dtype: Any) -> int:
-    """What an array of the given shape takes."""
+    """Bytes of an array of the given shape."""
     return math.prod(int(size) for size in shape) * int(np.dtype(dtype).itemsize)
 
 
 def aligned(shape: Sequence[int], dtype: Any) -> Array:
-    """Array of the given shape at a multiple of 256 bytes, as cudaMalloc gives: counts do not depend on luck."""
+    """Array of the given shape at a multiple of 256 bytes, as cudaMalloc aligns: sector counts are reproducible."""
     size = byte_count(shape, dtype)
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
@@ -82,7 +82,7 @@ def aligned(shape: Sequence[int], dtype: Any) -> Array:
 def bind(
     runtime: ModuleType, instance: str, parameters: Sequence[Parameter], args: Sequence[Argument]
 ) -> tuple[list[bytes], list[Any]]:
-    """The bytes of each argument, and the memory that the pointers among them open to the kernel."""
+    """The bytes of each argument, and the memory that its pointers let the kernel access."""
     packed, regions = [], []
     for position, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
         if isinstance(value, np.ndarray):
@@ -107,22 +107,18 @@ def _buffer(
 ) -> Any:
     written = Written.of(begin, end)
     return runtime.Buffer(
-        begin=begin,
-        end=end,
-        argument=argument,
-        writable=writable,
+        begin=begin, end=end, argument=argument, writable=writable, element_bytes=element_bytes,
         has_poison=has_poison or written is not None,
-        element_bytes=element_bytes,
         written=0 if written is None else written.bits.ctypes.data,
         written_from=0 if written is None else written.begin,
-    )
+    )  # fmt: skip
 
 
 _Region = tuple[int, int, int, bool, bool, int]
 
 
 def _merge(regions: list[_Region]) -> list[_Region]:
-    """Regions that overlap, as views of one array do, become one; it may be written if one of them may."""
+    """Joins regions that overlap, as those of views of one array; the result is writable if one of them is."""
     merged: list[_Region] = []
     for region in sorted(regions):
         if merged and region[0] < merged[-1][1]:
@@ -132,7 +128,7 @@ def _merge(regions: list[_Region]) -> list[_Region]:
                 max(end, region[1]),
                 argument,
                 writable or region[3],
-                has_poison and region[4] and size == region[5],  # else one's numbers look like the other's poison
+                has_poison and region[4] and size == region[5],  # an integer may equal poison
                 min(size, region[5]),
             )
         else:

@@ -1,4 +1,4 @@
-"""Headers that every kernel includes, precompiled: where many kernels are compiled, they are read once."""
+"""Precompiled headers, so that many compilations parse the headers of all kernels once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ...host import private_directory
 from .. import product_cache, sources
 from ..product_cache import ProductCache
 
-_PAYS_AFTER = 4  # to precompile takes as long as it spares in that many compilations
+_PAYS_AFTER = 4  # precompiling takes as long as it saves in this many compilations
 _KEPT_S = 86400.0
 _TIMEOUT_S = 300
-_FORMAT = "with a digest"  # products without one, which nobody looks at, are others
+_FORMAT = "with a digest"  # older products, without one, are not read
 
 _lock = threading.Lock()
 _compilations: Counter[Path] = Counter()
-_whole: dict[Path, object] = {}  # state of each product when it was last found whole
+_whole: dict[Path, object] = {}  # state of each product when it was last verified
 
 
 def options(

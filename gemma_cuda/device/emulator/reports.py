@@ -1,4 +1,4 @@
-"""What the runtime reports of a launch, in words: places in machine code become lines of source."""
+"""Reports of the emulator's runtime as KernelError: return addresses become source lines."""
 
 from __future__ import annotations
 
@@ -13,45 +13,40 @@ from .kernel_variables import DEVICE_VARIABLE
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where in a kernel's source something happened."""
+class SourceLocation:
+    """A location in a kernel's source."""
 
-    line: str  # "rms_norm.cu:57": the innermost place in a .cu file
-    words: str  # the same with the header it is in, or the call it comes from
+    line: str  # "rms_norm.cu:57": the innermost frame in a .cu file
+    words: str  # the same, with the frame in a header or the calling frame
 
 
-def _place(library: Path, place: int) -> _Place:
-    """The source of a return address."""
-    found = host_compiler.frames(library, place)
+def _location(library: Path, address: int) -> SourceLocation:
+    """The source location of a return address."""
+    found = host_compiler.frames(library, address)
     if not found:
-        return _Place("", f"offset {place:#x}")
+        return SourceLocation("", f"offset {address:#x}")
     line = next(frame for frame in found if frame.path.endswith(".cu"))
     words = line.name
     if found[0] != line:
         words += f" (in {found[0].name})"
     if found[-1] != line:
         words += f" (called at {found[-1].name})"
-    return _Place(line.name, words)
+    return SourceLocation(line.name, words)
 
 
 def kernel_error(instance: str, library: Path, names: Sequence[str], report: dict[str, Any]) -> KernelError:
-    """The exception for a report of the runtime. names: of the kernel's parameters and of its file's variables."""
-    places = [_place(library, place) for place in report["places"]]
-    # Messages name arguments as {arg0} and places as {0}.
+    """The exception for a report. names: of the kernel's parameters, then of its file's variables."""
+    locations = [_location(library, address) for address in report["places"]]
+    # Messages name arguments as {arg0} and locations as {0}.
     text = report["message"].format(
-        *(place.words for place in places), **{f"arg{i}": _argument(i, name) for i, name in enumerate(names)}
+        *(location.words for location in locations), **{f"arg{i}": _argument(i, name) for i, name in enumerate(names)}
     )
     block = tuple(report["block"])
     return KernelError(
         f"{report['kind']} in {instance}, block {block}: {text}",
-        kind=report["kind"],
-        kernel=instance,
-        source=places[0].line if places else "",
-        block=block,
-        threads=tuple(report["threads"]),
-        primitive=report["primitive"],
-        address=report["address"],
-    )
+        kind=report["kind"], kernel=instance, source=locations[0].line if locations else "", block=block,
+        threads=tuple(report["threads"]), primitive=report["primitive"], address=report["address"],
+    )  # fmt: skip
 
 
 def _argument(position: int, name: str) -> str:
@@ -61,12 +56,12 @@ def _argument(position: int, name: str) -> str:
 def raise_divergence(
     instance: str, library: Path, names: Sequence[str], unlike_calls: Sequence[dict[str, Any]]
 ) -> None:
-    """Raises KernelError where threads met in one barrier or mma but came from different places in the source.
+    """Raises KernelError where threads met in one barrier or mma from different source locations.
 
-    One place may have become several in the machine code; only the source tells.
+    Different return addresses prove nothing: the compiler may duplicate one call.
     """
     for report in unlike_calls:
-        a, b = (host_compiler.frames(library, place) for place in report["places"])
-        # The innermost line is always known; the calls around it may be lost to inlining in one of the two.
+        a, b = (host_compiler.frames(library, address) for address in report["places"])
+        # The innermost line is always known; inlining may lose the calling frames of one of the two.
         if a and b and (a[0] != b[0] or (len(a) == len(b) and a != b)):
             raise kernel_error(instance, library, names, report)

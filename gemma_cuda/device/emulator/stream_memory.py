@@ -1,4 +1,4 @@
-"""The emulator's streams: whose memory their launches touched."""
+"""The emulator's streams, and the memory that their launches accessed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..sources import KernelSource
 
 
 class Streams:
-    """By number, the runtime's record of the launches that may still run and of what they touched."""
+    """Stream number -> the runtime's record of launches that may still run, and of their memory accesses."""
 
     def __init__(self, create: Callable[[], Any]) -> None:
         self._create = create
@@ -26,9 +26,9 @@ class Streams:
         return self._by_number[number]
 
     def watch(self, args: Sequence[Argument]) -> None:
-        """Forgets what was touched of an array's memory once that is freed: another array may get the address.
+        """Drops the records of an array's memory when it is freed: another array may get the address.
 
-        An arena's memory is not freed when a later array takes it.
+        Memory of an arena is not freed between two of its arrays.
         """
         for array in args:
             if not isinstance(array, np.ndarray):

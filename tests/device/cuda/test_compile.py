@@ -16,6 +16,7 @@ from gemma_cuda.device.cuda.compile import ARCHITECTURES, SHARED_BYTES, compile_
 from gemma_cuda.device.dry_run import Launch
 from gemma_cuda.ops.instances import launches, published
 from tests.support import cases
+from tests.support.cases import of_published_models, one_of_each_kind
 from tests.support.paths import KERNELS
 
 REGISTERS = 65536  # of a multiprocessor
@@ -51,21 +52,6 @@ def check_all(wanted: Iterable[Launch], architecture: str) -> None:
     with ThreadPoolExecutor(2) as threads:  # NVRTC compiles outside Python's lock
         for _ in threads.map(lambda launch: check(launch, architecture), wanted):
             pass
-
-
-def of_published_models(architecture: str) -> list[Launch]:
-    biases = ("float32", "bfloat16", "float16")
-    return launches(published().values(), shared_bytes=SHARED_BYTES[architecture], attn_bias=biases)
-
-
-def one_of_each_kind(architecture: str) -> list[Launch]:
-    """All without a bias, but of norms that differ in their number of threads only the one with most."""
-    kinds: dict[str, Launch] = {}
-    without_bias = launches(published().values(), shared_bytes=SHARED_BYTES[architecture])
-    for launch in sorted(without_bias, key=lambda launch: launch.threads):
-        is_norm = launch.instance.startswith("rms_norm<")
-        kinds[launch.instance.rpartition(",")[0] if is_norm else launch.instance] = launch
-    return list(kinds.values())
 
 
 @pytest.mark.parametrize("architecture", ["sm_90a"])

@@ -291,7 +291,7 @@ def test_what_a_cache_that_cannot_be_written_gave_ends_with_the_process(tmp_path
     (tmp_path / "file").write_text("")
     code = f"""
 from pathlib import Path
-from gemma_cuda.device.compile import compile_kernel
+from gemma_cuda.device.cuda.compile import compile_kernel
 cubin = compile_kernel({INSTANCE!r}, "sm_90a", cache=Path({str(tmp_path / "file")!r})).cubin
 assert cubin.is_file()
 print(cubin)

@@ -16,8 +16,8 @@ import pytest
 
 from gemma_cuda.device import sources
 from gemma_cuda.device.cuda.compile import ARCHITECTURES
-from tests.device.cuda.test_compile import of_published_models, one_of_each_kind
 from tests.support import cases
+from tests.support.cases import of_published_models, one_of_each_kind
 from tests.support.ptx import UNKNOWN, ReadOnlyLoad, compile_ptx
 
 # Before sm_90 a launch begins when the one before it has ended: what that wrote is as good as constant.

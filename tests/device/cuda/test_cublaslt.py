@@ -23,7 +23,7 @@ import pytest
 from gemma_cuda.device import product_cache
 from gemma_cuda.device.cuda import cublaslt, cublaslt_bindings, cublaslt_handles
 from gemma_cuda.device.cuda.algorithm_cache import ALGORITHM_BYTES, FORMAT, AlgorithmCache, Entry
-from gemma_cuda.device.cuda.cublaslt import GemmPlan, Gemms
+from gemma_cuda.device.cuda.cublaslt import GemmPlan, GemmPlans
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import DeviceError, LaunchError
@@ -51,8 +51,8 @@ def library(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> CublasLt:
 
 
 @pytest.fixture
-def gemms(library: CublasLt, tmp_path: Path) -> Gemms:
-    return Gemms(Cuda(), cache=tmp_path)
+def gemms(library: CublasLt, tmp_path: Path) -> GemmPlans:
+    return GemmPlans(Cuda(), cache=tmp_path)
 
 
 def expected(x: Any, weight: Any, out_dtype: Any) -> bytes:
@@ -65,7 +65,7 @@ def number_of(plan: GemmPlan) -> int:
 
 @pytest.mark.parametrize("out", ["same", "float32"])
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
-def test_a_product_of_rows_that_lie_apart(gemms: Gemms, dtype: str, out: str) -> None:
+def test_a_product_of_rows_that_lie_apart(gemms: GemmPlans, dtype: str, out: str) -> None:
     cuda, out_dtype = Cuda(), DTYPES[dtype if out == "same" else out]
     for m, n, k in ((5, 24, 40), (1, 8, 16), (3, 7, 9)):
         x, weight = values(m, m, k, dtype=dtype), values(n, n, k, dtype=dtype)
@@ -79,7 +79,7 @@ def test_a_product_of_rows_that_lie_apart(gemms: Gemms, dtype: str, out: str) ->
         assert (result[:, n:].astype(np.float32) == -1).all()
 
 
-def test_a_plan_is_made_once_and_launched_by_addresses(gemms: Gemms, library: CublasLt, machine: Machine) -> None:
+def test_a_plan_is_made_once_and_launched_by_addresses(gemms: GemmPlans, library: CublasLt, machine: Machine) -> None:
     cuda = Cuda()
     x, weight = values(0, 4, 32, dtype="bfloat16"), values(1, 16, 32, dtype="bfloat16")
     plan = gemms.plan(4, 16, 32, x.dtype)
@@ -101,7 +101,7 @@ def test_one_workspace_of_the_size_that_the_gpu_wants(library: CublasLt, machine
     for capability, size in (("80", 8 << 20), ("89", 8 << 20), ("90", 32 << 20), ("120", 32 << 20)):
         machine.capability = capability
         before = machine.memory_left
-        gemms = Gemms(Cuda(), cache=tmp_path)
+        gemms = GemmPlans(Cuda(), cache=tmp_path)
         assert before - machine.memory_left == size
         best = min(a.number for a in ALGORITHMS if 16 <= a.workspace >> 20 <= size >> 20) if size > 8 << 20 else 11
         assert number_of(gemms.tune(64, 64, 64, np.float16)) == best
@@ -110,7 +110,7 @@ def test_one_workspace_of_the_size_that_the_gpu_wants(library: CublasLt, machine
         (next(tmp_path.rglob("*.json"))).unlink()
 
 
-def test_two_streams_at_once_would_share_the_workspace(gemms: Gemms, machine: Machine) -> None:
+def test_two_streams_at_once_would_share_the_workspace(gemms: GemmPlans, machine: Machine) -> None:
     """The fake finds it: without that, the test of the documented rule could not fail."""
     cuda = Cuda()
     x, weight, out = (cuda.from_host(np.zeros((4, 16), np.float16)) for _ in range(3))
@@ -123,14 +123,14 @@ def test_two_streams_at_once_would_share_the_workspace(gemms: Gemms, machine: Ma
 
 def test_the_first_guess_honours_alignment_workspace_and_reduction(library: CublasLt, tmp_path: Path) -> None:
     library.algorithms = tuple(reversed(ALGORITHMS))  # all of them faster ones that would break a promise
-    gemms = Gemms(Cuda(), cache=tmp_path)
+    gemms = GemmPlans(Cuda(), cache=tmp_path)
     assert number_of(gemms.plan(8, 8, 8, np.float16)) == 13
     assert number_of(gemms.plan(8, 8, 8, np.float16, alignment=128)) == 14
     assert number_of(gemms.plan(8, 8, 8, np.float16, alignment=2)) == 10
 
 
 def test_the_fastest_algorithm_is_remembered_for_the_next_process(
-    library: CublasLt, gemms: Gemms, machine: Machine, tmp_path: Path
+    library: CublasLt, gemms: GemmPlans, machine: Machine, tmp_path: Path
 ) -> None:
     memory = machine.memory_left
     assert number_of(gemms.plan(40, 64, 128, np.float16)) == 10
@@ -140,7 +140,7 @@ def test_the_fastest_algorithm_is_remembered_for_the_next_process(
     assert number_of(gemms.plan(40, 64, 128, np.float16)) == 13
     assert number_of(gemms.plan(41, 64, 128, np.float16)) == 10
     library.launched.clear()
-    later = Gemms(Cuda(), cache=tmp_path)
+    later = GemmPlans(Cuda(), cache=tmp_path)
     assert number_of(later.plan(40, 64, 128, np.float16)) == number_of(later.tune(40, 64, 128, np.float16)) == 13
     assert library.launched == []
     (path,) = (tmp_path / "cublaslt").iterdir()
@@ -148,7 +148,7 @@ def test_the_fastest_algorithm_is_remembered_for_the_next_process(
 
 
 def test_what_is_measured_comes_from_memory_and_guesses_may_fail(
-    library: CublasLt, gemms: Gemms, machine: Machine
+    library: CublasLt, gemms: GemmPlans, machine: Machine
 ) -> None:
     library.refused = {13}
     weights: set[int] = set()
@@ -175,7 +175,7 @@ def test_what_is_measured_is_random_to_its_end(machine: Machine) -> None:
 
 
 def test_a_damaged_or_foreign_file_counts_as_none(library: CublasLt, tmp_path: Path) -> None:
-    gemms = Gemms(Cuda(), cache=tmp_path)
+    gemms = GemmPlans(Cuda(), cache=tmp_path)
     gemms.tune(40, 64, 128, np.float16)
     (path,) = (tmp_path / "cublaslt").iterdir()
     good = json.loads(path.read_text())
@@ -197,7 +197,7 @@ def test_a_damaged_or_foreign_file_counts_as_none(library: CublasLt, tmp_path: P
             fields = json.loads(text)
             del fields["digest"]
             product_cache.write_json(path, fields)
-        again = Gemms(Cuda(), cache=tmp_path)
+        again = GemmPlans(Cuda(), cache=tmp_path)
         assert number_of(again.plan(40, 64, 128, np.float16)) == 10, text
         assert number_of(again.tune(40, 64, 128, np.float16)) == 13, text
         assert json.loads(path.read_text()) == good, text
@@ -206,15 +206,15 @@ def test_a_damaged_or_foreign_file_counts_as_none(library: CublasLt, tmp_path: P
 def test_an_algorithm_that_needs_more_workspace_than_there_is_is_not_taken(
     library: CublasLt, machine: Machine, tmp_path: Path
 ) -> None:
-    Gemms(Cuda(), cache=tmp_path).tune(40, 64, 128, np.float16)
+    GemmPlans(Cuda(), cache=tmp_path).tune(40, 64, 128, np.float16)
     machine.capability = "80"  # the file is found by the GPU's name
-    assert number_of(Gemms(Cuda(), cache=tmp_path).plan(40, 64, 128, np.float16)) == 10
+    assert number_of(GemmPlans(Cuda(), cache=tmp_path).plan(40, 64, 128, np.float16)) == 10
 
 
-def test_another_version_of_the_library_is_measured_anew(library: CublasLt, gemms: Gemms, tmp_path: Path) -> None:
+def test_another_version_of_the_library_is_measured_anew(library: CublasLt, gemms: GemmPlans, tmp_path: Path) -> None:
     gemms.tune(40, 64, 128, np.float16)
     library.version += 1
-    assert number_of(Gemms(Cuda(), cache=tmp_path).plan(40, 64, 128, np.float16)) == 10
+    assert number_of(GemmPlans(Cuda(), cache=tmp_path).plan(40, 64, 128, np.float16)) == 10
 
 
 def test_writers_keep_what_others_wrote(tmp_path: Path) -> None:
@@ -241,14 +241,14 @@ def test_writers_keep_what_others_wrote(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_done_without(library: CublasLt, tmp_path: Path) -> None:
     (tmp_path / "cublaslt").write_text("a file where a directory should be")
-    gemms = Gemms(Cuda(), cache=tmp_path)
+    gemms = GemmPlans(Cuda(), cache=tmp_path)
     assert number_of(gemms.tune(40, 64, 128, np.float16)) == 13
     assert number_of(gemms.plan(40, 64, 128, np.float16)) == 13
 
 
 def test_what_the_library_holds_is_freed(library: CublasLt, machine: Machine, tmp_path: Path) -> None:
     before = machine.memory_left
-    gemms = Gemms(Cuda(), cache=tmp_path)
+    gemms = GemmPlans(Cuda(), cache=tmp_path)
     plans = [gemms.plan(m, 64, 64, np.float16) for m in (1, 2)]
     gemms.tune(2, 64, 64, np.float16)  # replaces the second, which is still held here
     assert library.alive
@@ -260,21 +260,21 @@ def test_what_the_library_holds_is_freed(library: CublasLt, machine: Machine, tm
     assert not library.alive and machine.memory_left == before
 
 
-def test_after_close_nothing_reaches_the_library(library: CublasLt, gemms: Gemms) -> None:
+def test_after_close_nothing_reaches_the_library(library: CublasLt, gemms: GemmPlans) -> None:
     plan = gemms.plan(1, 8, 8, np.float16)
     gemms.tune(1, 8, 8, np.float16)
     gemms.close()
     gemms.close()
     assert not library.alive
-    with pytest.raises(LaunchError, match=r"gemm float16 \[1, 8\] · \[8, 8\]ᵀ .*: its Gemms is closed"):
+    with pytest.raises(LaunchError, match=r"gemm float16 \[1, 8\] · \[8, 8\]ᵀ .*: its GemmPlans is closed"):
         plan.launch(0, 0, 0, 0)
     for make in (gemms.plan, gemms.tune):
-        with pytest.raises(LaunchError, match="gemm: this Gemms is closed"):
+        with pytest.raises(LaunchError, match="gemm: this GemmPlans is closed"):
             make(2, 8, 8, np.float16)
 
 
 def test_plans_are_forgotten_before_they_fill_memory(
-    library: CublasLt, gemms: Gemms, monkeypatch: pytest.MonkeyPatch
+    library: CublasLt, gemms: GemmPlans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gemma_cuda.device.cuda.cublaslt._MOST_PLANS", 3)
     gemms.plan(1, 8, 8, np.float16)
@@ -287,7 +287,7 @@ def test_plans_are_forgotten_before_they_fill_memory(
 
 def test_products_run_on_their_own_gpu(library: CublasLt, machine: Machine, tmp_path: Path) -> None:
     cuda = Cuda(1)
-    gemms = Gemms(cuda, cache=tmp_path)
+    gemms = GemmPlans(cuda, cache=tmp_path)
     x, weight = values(0, 2, 16, dtype="float16"), values(1, 8, 16, dtype="float16")
     out = cuda.empty((2, 8), x.dtype)
     gemms.run(gemms.plan(2, 8, 16, x.dtype), out, cuda.from_host(x), cuda.from_host(weight))
@@ -311,7 +311,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
-def test_refuses_to_plan(gemms: Gemms, library: CublasLt, changes: dict[str, Any], message: str) -> None:
+def test_refuses_to_plan(gemms: GemmPlans, library: CublasLt, changes: dict[str, Any], message: str) -> None:
     for make in (gemms.plan, gemms.tune):
         with pytest.raises(LaunchError) as info:
             make(**{**SIZES, **changes})
@@ -337,7 +337,7 @@ ARRAYS: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("name", "array", "message"), ARRAYS)
 def test_refuses_arrays_that_a_plan_is_not_for(
-    gemms: Gemms, library: CublasLt, name: str, array: Any, message: str
+    gemms: GemmPlans, library: CublasLt, name: str, array: Any, message: str
 ) -> None:
     cuda, plan = Cuda(), gemms.plan(**SIZES)
     arrays = {"out": np.zeros((4, 8), np.float16), "x": np.zeros((4, 16), np.float16)}
@@ -356,7 +356,7 @@ def on_gpu(cuda: Cuda, array: Any) -> Any:
     return cuda.from_host(array.base)[:, : array.shape[1] * step : step]
 
 
-def test_refuses_rows_that_are_not_contiguous_and_pointers_that_are_not_aligned(gemms: Gemms) -> None:
+def test_refuses_rows_that_are_not_contiguous_and_pointers_that_are_not_aligned(gemms: GemmPlans) -> None:
     cuda, plan = Cuda(), gemms.plan(4, 8, 16, np.float16, ldx=32)
     room, weight, out = (cuda.empty(shape, np.float16) for shape in ((4, 32), (8, 16), (4, 8)))
     with pytest.raises(LaunchError, match="the rows of x are not contiguous"):
@@ -365,7 +365,7 @@ def test_refuses_rows_that_are_not_contiguous_and_pointers_that_are_not_aligned(
         gemms.run(plan, out, room[:, 1:17], weight)
 
 
-def test_what_the_library_refuses_is_told_with_the_product(gemms: Gemms, library: CublasLt) -> None:
+def test_what_the_library_refuses_is_told_with_the_product(gemms: GemmPlans, library: CublasLt) -> None:
     cuda, plan = Cuda(), gemms.plan(**SIZES)
     library.refused = {10}
     arrays = [cuda.empty(shape, np.float16) for shape in ((4, 8), (4, 16), (8, 16))]
@@ -380,7 +380,7 @@ def test_what_the_library_refuses_is_told_with_the_product(gemms: Gemms, library
 def test_no_algorithm_at_all(library: CublasLt, tmp_path: Path) -> None:
     library.algorithms = (Algorithm(1, 1.0, workspace=1 << 40),)
     with pytest.raises(LaunchError, match="NOT_SUPPORTED"):
-        Gemms(Cuda(), cache=tmp_path).plan(**SIZES)
+        GemmPlans(Cuda(), cache=tmp_path).plan(**SIZES)
 
 
 def test_what_is_not_installed_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def test_what_is_not_installed_is_named(machine: Machine, monkeypatch: pytest.Mo
     with pytest.raises(
         DeviceError, match=r"nvmath-python: .*; libcublasLt.so.99: .*: pip install 'gemma-cuda\[cuda13\]'"
     ):
-        Gemms(Cuda())
+        GemmPlans(Cuda())
 
 
 def test_a_library_that_does_not_load_or_start_is_told(
@@ -406,14 +406,14 @@ def test_a_library_that_does_not_load_or_start_is_told(
     create = lt.create
     monkeypatch.setattr(lt, "create", missing)
     with pytest.raises(DeviceError, match=r"nvmath-python: libcublasLt.so.13 is not found\): pip install"):
-        Gemms(Cuda(), cache=tmp_path)
+        GemmPlans(Cuda(), cache=tmp_path)
     monkeypatch.setattr(lt, "create", refused)
     with pytest.raises(DeviceError, match=r"cuBLASLt cannot be used \(nvmath-python: CUBLAS_STATUS_NOT_INITIALIZED"):
-        Gemms(Cuda(), cache=tmp_path)
+        GemmPlans(Cuda(), cache=tmp_path)
     # The next one that is there is taken.
     other = types.SimpleNamespace(**{**vars(lt), "create": create})
     monkeypatch.setattr(cublaslt_handles, "bindings", lambda reasons: iter([("first", lt), ("second", other)]))
-    assert Gemms(Cuda(), cache=tmp_path).bindings == "second"
+    assert GemmPlans(Cuda(), cache=tmp_path).bindings == "second"
 
 
 def test_the_fake_has_the_names_values_and_types_of_the_real_bindings() -> None:

@@ -17,38 +17,12 @@ import pytest
 
 from gemma_cuda.device.cuda.compile import architecture_of
 from gemma_cuda.device.cuda.device import Cuda
-from gemma_cuda.device.cuda.launch_plan import PreparedLaunch
+from gemma_cuda.device.cuda.launch import PreparedLaunch
 from gemma_cuda.device.emulator.device import Emulator
 from gemma_cuda.errors import DeviceError, KernelError, LaunchError, OutOfMemoryError
 from tests.support.fake_cuda import DEFAULT_SHARED_BYTES, CUDADriverError, LaunchConfig, Machine, Status
-from tests.support.paths import TESTS
-
-KERNELS = TESTS / "kernels"
-
-# Arguments of the kernel `numbers`, in order: the extremes that each type has, and what float64 makes of them.
-NUMBERS: tuple[tuple[Any, float], ...] = (
-    (-128, -128.0),
-    (255, 255.0),
-    (-(2**15), -(2.0**15)),
-    (2**16 - 1, 2.0**16 - 1),
-    (-(2**31), -(2.0**31)),
-    (2**32 - 1, 2.0**32 - 1),
-    (-(2**63), -(2.0**63)),
-    (2**64 - 1, 2.0**64),
-    (0.1, float(np.float32(0.1))),
-    (0.1, 0.1),
-    (True, 1.0),
-    (struct.pack("<ifq", 7, 0.5, -9), 7.0),
-    (None, 0.5),
-    (None, -9.0),
-)
-
-
-def pack_numbers(**changes: Any) -> list[Any]:
-    values = [value for value, _ in NUMBERS if value is not None]
-    for letter, value in changes.items():
-        values["abcdefghijkl".index(letter)] = value
-    return values
+from tests.support.numbers_kernel import NUMBERS, pack_numbers
+from tests.support.paths import KERNELS, TESTS
 
 
 @pytest.fixture
@@ -79,7 +53,7 @@ def test_every_type_arrives_as_it_was_given(cuda: Cuda) -> None:
 def test_cuda_bindings_passes_on_what_it_is_given(tmp_path: Path) -> None:
     library = tmp_path / "libcuda.so.1"
     command = ["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
-    subprocess.run([*command, str(TESTS / "fake_libcuda.c")], check=True)
+    subprocess.run([*command, str(TESTS / "support" / "fake_libcuda.c")], check=True)
     command = [sys.executable, "-m", "tests.support.bound_launch", str(library)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -257,7 +231,7 @@ def prepared(kernel: Any, block: tuple[int, int, int], shared_bytes: int, values
 
 def test_a_pointer_to_freed_memory_is_found(cuda: Cuda, machine: Machine) -> None:
     x = cuda.from_host(floats(4))
-    kernel = cuda._load("adds_one")
+    kernel = cuda._kernels.load("adds_one")
     address = struct.pack("<Q", cuda.address(x))
     del x
     gc.collect()
@@ -283,7 +257,7 @@ def test_a_large_array_goes_through_pinned_memory(cuda: Cuda, machine: Machine) 
 def test_pinned_memory_is_not_given_again_before_it_was_read(cuda: Cuda, machine: Machine) -> None:
     target, pinned = cuda.empty((4,), np.float32), cuda.pinned(16)
     pinned.data.view(np.float32)[:] = floats(4)
-    cuda.upload(target, pinned, 16)
+    cuda.upload_pinned(target, pinned, 16)
     del pinned
     gc.collect()
     assert cuda.to_host(target).tolist() == [0, 1, 2, 3]
@@ -298,7 +272,7 @@ def test_arrays_outlive_the_device_that_uploads_them(cuda: Cuda, machine: Machin
 
 
 def test_many_small_arrays_share_pinned_memory(cuda: Cuda, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_cuda.device.cuda._STAGED_BYTES", 4096)
+    monkeypatch.setattr("gemma_cuda.device.cuda.memory._STAGED_BYTES", 4096)
     waits = machine.waits
     arrays = [cuda.from_host(np.full(8, i, np.float32)) for i in range(32)]  # each at a multiple of 256 bytes
     assert machine.waits == waits and len(machine.pinned) == 2
@@ -330,7 +304,7 @@ def test_shared_memory_is_opted_into(cuda: Cuda, size: int) -> None:
 
 
 def test_the_fake_gpu_wants_the_opt_in(cuda: Cuda, machine: Machine) -> None:
-    kernel = cuda._load("fills_shared")
+    kernel = cuda._kernels.load("fills_shared")
     arguments = [cuda.address(out := cuda.empty((32,), np.float32)).to_bytes(8, "little"), struct.pack("<i", 32)]
     too_much = DEFAULT_SHARED_BYTES + 4
     launch = prepared(kernel, (32, 1, 1), too_much, arguments)
@@ -469,7 +443,7 @@ def test_a_kernel_is_held_as_long_as_its_device(machine: Machine) -> None:
     cuda.launch("nothing", (1,), (1,), 0, [])
     gc.collect()
     cuda.launch("nothing", (1,), (1,), 0, [])
-    handle = cuda._loaded["nothing"].raw.kernel.ptr
+    handle = cuda._kernels.loaded["nothing"].raw.kernel.ptr
     del cuda
     gc.collect()
     config = LaunchConfig()

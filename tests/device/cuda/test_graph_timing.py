@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.bench import cases, measure, peers, prefill
-from gemma_cuda.bench.measure import Recording, repeats_for, timed
+from gemma_cuda.bench import cases, measure, peers, prefill, timing
+from gemma_cuda.bench.measure import Recording
+from gemma_cuda.bench.timing import repeats_for, timed
 from gemma_cuda.device.cuda import graph_timing
-from gemma_cuda.device.cuda.cublaslt import Gemms
+from gemma_cuda.device.cuda.cublaslt import GemmPlans
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.cuda.graph_timing import ROUNDS, TICK_MS, chosen
 from gemma_cuda.device.emulator.device import Emulator
@@ -67,7 +68,7 @@ class Between:
 
 
 def time_products(cuda: Cuda, path: Path) -> int:
-    Gemms(cuda, cache=path).tune(64, 64, 64, np.float16)
+    GemmPlans(cuda, cache=path).tune(64, 64, 64, np.float16)
     return 16
 
 
@@ -94,7 +95,7 @@ def test_what_lies_between_two_events_is_one_graph(
 ) -> None:
     cuda = fake_gpu.for_bench(monkeypatch)
     if work is time_products:
-        monkeypatch.setattr(Gemms, "tune", TUNE)
+        monkeypatch.setattr(GemmPlans, "tune", TUNE)
     between = Between(monkeypatch)
     least = work(cuda, tmp_path)
     assert between.intervals
@@ -103,7 +104,7 @@ def test_what_lies_between_two_events_is_one_graph(
         assert isinstance(graph, fake_streams.Graph) and len(graph.works) >= least
 
 
-TUNE = Gemms.tune
+TUNE = GemmPlans.tune
 
 
 def test_the_host_is_ahead_before_the_first_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +173,7 @@ def test_noise_makes_no_winner_and_the_record_says_so(
     draw, launches = random.Random(1), itertools.count()
     draws: dict[int, float] = {}
     library.slowdown = lambda: draws.setdefault(next(launches) // 16, 1 + jitter * draw.random())  # 16 are a graph
-    gemms = Gemms(Cuda(), cache=tmp_path)
+    gemms = GemmPlans(Cuda(), cache=tmp_path)
     assert number_of(gemms.tune(8, 64, 64, np.float16)) == number
     (path,) = (tmp_path / "cublaslt").iterdir()
     (entry,) = json.loads(path.read_text())["algorithms"].values()
@@ -181,22 +182,22 @@ def test_noise_makes_no_winner_and_the_record_says_so(
     assert entry["fastest_us"] <= entry["chosen_us"] <= entry["first_us"]
     assert (entry["first_us"] - entry["fastest_us"] > entry["noise_us"]) == (number == 21)
     library.launched.clear()
-    later = Gemms(Cuda(), cache=tmp_path)
+    later = GemmPlans(Cuda(), cache=tmp_path)
     assert number_of(later.tune(8, 64, 64, np.float16)) == number and library.launched == []
 
 
 def test_what_is_much_slower_is_timed_once(library: CublasLt, tmp_path: Path) -> None:
-    Gemms(Cuda(), cache=tmp_path).tune(8, 64, 64, np.float16)
+    GemmPlans(Cuda(), cache=tmp_path).tune(8, 64, 64, np.float16)
     assert library.machine.graphs_launched == 3 + 1 + 2 * ROUNDS + 1
     assert len([n for n in library.launched if n == 22]) == 2 * 16  # before the capture, and while it is captured
 
 
 def test_where_no_guess_can_be_run_the_refusal_is_told(library: CublasLt, tmp_path: Path) -> None:
     library.refused = {20}
-    assert number_of(Gemms(Cuda(), cache=tmp_path).tune(8, 64, 64, np.float16)) == 21
+    assert number_of(GemmPlans(Cuda(), cache=tmp_path).tune(8, 64, 64, np.float16)) == 21
     library.refused = {20, 21, 22}
     with pytest.raises(LaunchError, match=r"cuBLASLt refuses the launch: .* algorithm 20"):
-        Gemms(Cuda(), cache=tmp_path).tune(9, 64, 64, np.float16)
+        GemmPlans(Cuda(), cache=tmp_path).tune(9, 64, 64, np.float16)
 
 
 class FakeTorch:
@@ -253,11 +254,11 @@ class FakeTorch:
 def test_a_peer_is_timed_as_we_are(can_capture: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = FakeTorch(can_capture=can_capture)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(measure, "ENOUGH_SECONDS", 0.0)
-    timing = peers.torch_timing(torch.call, torch.call)
-    assert timing.median_us == pytest.approx(10) and timing.is_graph == can_capture
-    last = torch.log[-2 * measure.FEWEST_ROUNDS - 2 :]
+    monkeypatch.setattr(timing, "ENOUGH_SECONDS", 0.0)
+    measured = peers.torch_timing(torch.call, torch.call)
+    assert measured.median_us == pytest.approx(10) and measured.is_graph == can_capture
+    last = torch.log[-2 * timing.FEWEST_ROUNDS - 2 :]
     if can_capture:  # two calls take 0.02 ms, so the graph has ten times as many
-        assert last == [*["event", "graph"] * measure.FEWEST_ROUNDS, "event", "wait"]
+        assert last == [*["event", "graph"] * timing.FEWEST_ROUNDS, "event", "wait"]
     else:
         assert set(torch.log) == {"call", "event", "wait"}

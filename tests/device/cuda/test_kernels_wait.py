@@ -24,10 +24,10 @@ from gemma_cuda.ops.linear import SMALL, linear
 from gemma_cuda.ops.logits import softcap, top_k
 from gemma_cuda.ops.qk_norm_rope import qk_norm_rope
 from gemma_cuda.ops.rms_norm import add_norm, rms_norm
-from tests.engine.test_model_emulator import GRAPHS, load, text
-from tests.support.emulated import checked, values
+from tests.support.emulated import kernel_emulator, values
 from tests.support.fake_cublaslt import CublasLt
 from tests.support.fake_cuda import Machine
+from tests.support.kernel_models import GRAPHS, load, text
 
 Array = np.ndarray[Any, Any]
 TOKENS, WIDTH, DIM = 6, 256, 64
@@ -113,12 +113,12 @@ def test_every_kernel_is_run() -> None:
 
 @pytest.mark.parametrize("kernel", RUNS)
 def test_kernels_wait_before_they_touch_anything(kernel: str) -> None:
-    RUNS[kernel](Inputs(checked()))
+    RUNS[kernel](Inputs(kernel_emulator()))
 
 
 @pytest.mark.parametrize("kernel", RUNS)
 def test_a_kernel_without_its_wait_is_reported(kernel: str, tmp_path: Path) -> None:
-    device = checked(kernels=edited(tmp_path, kernel, WAIT, ""))
+    device = kernel_emulator(kernels=edited(tmp_path, kernel, WAIT, ""))
     with pytest.raises(KernelError, match=rf"dependent launch in {kernel}<.* no grid_dependency_wait comes") as info:
         RUNS[kernel](Inputs(device))
     assert info.value.kernel is not None and info.value.kernel.startswith(f"{kernel}<") and info.value.source
@@ -128,14 +128,14 @@ def test_a_kernel_without_its_wait_is_reported(kernel: str, tmp_path: Path) -> N
 def test_a_kernel_that_waits_at_its_end_is_reported(kernel: str, tmp_path: Path) -> None:
     """In a destructor, so that it waits wherever it returns."""
     late = "  struct Late { __device__ ~Late() { grid_dependency_wait(); } } late;\n"
-    device = checked(kernels=edited(tmp_path, kernel, WAIT, late))
+    device = kernel_emulator(kernels=edited(tmp_path, kernel, WAIT, late))
     with pytest.raises(KernelError, match=rf"dependent launch in {kernel}<.* no grid_dependency_wait comes"):
         RUNS[kernel](Inputs(device))
 
 
 def test_to_release_before_the_wait_is_no_error_between_two_launches(tmp_path: Path) -> None:
     kernels = edited(tmp_path, "softcap", WAIT + RELEASE, RELEASE + WAIT)
-    RUNS["softcap"](Inputs(checked(kernels=kernels)))
+    RUNS["softcap"](Inputs(kernel_emulator(kernels=kernels)))
 
 
 def test_weights_may_be_loaded_before_the_wait_and_activations_not(tmp_path: Path) -> None:
@@ -146,13 +146,13 @@ def test_weights_may_be_loaded_before_the_wait_and_activations_not(tmp_path: Pat
         given = Inputs(device)
         rms_norm(given.made(), given.weight, eps=1e-6, device=device)
 
-    run(checked(kernels=edited(tmp_path / "weights", "rms_norm", WAIT, loads("weight"))))
+    run(kernel_emulator(kernels=edited(tmp_path / "weights", "rms_norm", WAIT, loads("weight"))))
     with pytest.raises(KernelError, match=r"dependent launch in rms_norm<.*reads byte \d+ of argument 2 \(x\)"):
-        run(checked(kernels=edited(tmp_path / "activations", "rms_norm", WAIT, loads("x"))))
+        run(kernel_emulator(kernels=edited(tmp_path / "activations", "rms_norm", WAIT, loads("x"))))
 
 
 def test_what_a_kernel_wrote_is_no_weight() -> None:
-    given = Inputs(checked())
+    given = Inputs(kernel_emulator())
     with pytest.raises(KernelError, match=r"dependent launch in rms_norm<.*\(weight\).* declared constant"):
         rms_norm(given.table, given.made()[0], eps=1e-6, device=given.device)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gemma_cuda.device.arena import Arena
-from gemma_cuda.device.cuda.cublaslt import Gemms
+from gemma_cuda.device.cuda.cublaslt import GemmPlans
 from gemma_cuda.device.cuda.device import Cuda
 from gemma_cuda.device.cuda.launch_plan import LaunchPlan
 from gemma_cuda.device.cuda.stream_order import StreamOrder
@@ -74,7 +74,7 @@ def test_a_plan_holds_what_everybody_else_drops(cuda: Cuda, as_graph: bool) -> N
         gc.collect()
         cuda.launch_graph(captured)
     else:
-        cuda.start(plan)
+        cuda.launch_plan(plan)
     assert cuda.to_host(out).tolist() == [3, 4, 5, 6]
 
 
@@ -85,7 +85,7 @@ def test_a_plan_holds_memory_of_other_libraries(cuda: Cuda, machine: Machine) ->
     plan = record(cuda, lambda: add_one(cuda, record_of[0][1:]))
     record_of.clear()
     assert owner in plan._held.values()  # and with it what DLPack gave
-    cuda.start(plan)
+    cuda.launch_plan(plan)
     cuda.synchronize()
     assert host.tolist() == [0, 2, 3, 4]
 
@@ -96,7 +96,7 @@ def test_a_plan_holds_its_kernels(cuda: Cuda, machine: Machine) -> None:
     plan = record(devices[0], lambda: add_one(devices[0], x))
     devices.clear()
     gc.collect()
-    cuda.start(plan)
+    cuda.launch_plan(plan)
     assert cuda.to_host(x).tolist() == [1, 2, 3, 4]
 
 
@@ -104,7 +104,7 @@ def test_a_graph_of_products_outlives_who_made_them(
     cuda: Cuda, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     CublasLt(machine).install(monkeypatch)
-    gemms = Gemms(cuda, cache=tmp_path)
+    gemms = GemmPlans(cuda, cache=tmp_path)
     ones = np.ones((16, 64), ml_dtypes.bfloat16)
     x, weight, out = cuda.from_host(ones), cuda.from_host(ones), cuda.empty((16, 16), ml_dtypes.bfloat16)
     product = gemms.plan(16, 16, 64, ml_dtypes.bfloat16)
@@ -137,7 +137,7 @@ def test_an_address_that_nobody_owns_is_refused(cuda: Cuda, machine: Machine) ->
     record(cuda, lambda: add_one(cuda, at(address, x)))
 
 
-def test_a_place_of_the_arena_that_is_free_is_refused(cuda: Cuda) -> None:
+def test_a_free_block_of_the_arena_is_refused(cuda: Cuda) -> None:
     memory, kept = cuda.empty((1024,), np.uint8), []
 
     def first() -> None:
@@ -145,25 +145,25 @@ def test_a_place_of_the_arena_that_is_free_is_refused(cuda: Cuda) -> None:
         add_one(cuda, kept[1])
 
     record(cuda, first, memory)
-    with pytest.raises(LaunchError, match=r"adds_one: x at .* is a place of the arena that is free"):
+    with pytest.raises(LaunchError, match=r"adds_one: x at .* lies in a free block of the arena"):
         record(cuda, lambda: add_one(cuda, kept[1]), memory)
 
 
 @pytest.mark.parametrize(
     "what",
-    ["fill", "zeros", "copy", "from_host", "write", "to_host", "upload", "synchronize", "mark", "wait_for",
-     "graph_times", "start", "capture", "launch_graph", "recording"],
+    ["fill", "zeros", "copy", "from_host", "upload", "to_host", "upload_pinned", "synchronize",
+     "record_event", "wait_event", "graph_times", "launch_plan", "capture", "launch_graph", "recording"],
 )  # fmt: skip
 def test_what_would_run_once_cannot_be_recorded(cuda: Cuda, machine: Machine, what: str) -> None:
-    x, pinned, event = cuda.from_host(floats(4)), cuda.pinned(16), cuda.mark(None)
+    x, pinned, event = cuda.from_host(floats(4)), cuda.pinned(16), cuda.record_event(None)
     memory = cuda.empty((1024,), np.uint8)
     plan = record(cuda, lambda: add_one(cuda, x))
     captured = cuda.capture(plan)
     arguments: dict[str, tuple[Any, ...]] = {
         "fill": (x, 0), "zeros": ((4,), np.float32), "copy": (x, x), "from_host": (floats(4),),
-        "write": (x, floats(4)), "to_host": (x,), "upload": (x, pinned, 16), "synchronize": (), "mark": (event,),
-        "wait_for": (event,), "graph_times": ([captured],), "start": (plan,), "capture": (plan,),
-        "launch_graph": (captured,), "recording": (Arena(1024), memory),
+        "upload": (x, floats(4)), "to_host": (x,), "upload_pinned": (x, pinned, 16), "synchronize": (),
+        "record_event": (event,), "wait_event": (event,), "graph_times": ([captured],), "launch_plan": (plan,),
+        "capture": (plan,), "launch_graph": (captured,), "recording": (Arena(1024), memory),
     }  # fmt: skip
     waiting = len(machine.stream.queue)
     with pytest.raises(DeviceError, match=" while a plan is recorded: it would run now, and not when the plan does"):

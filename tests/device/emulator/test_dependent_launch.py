@@ -11,7 +11,7 @@ import pytest
 
 from gemma_cuda.device.emulator.device import Emulator, Schedule
 from gemma_cuda.errors import KernelError
-from tests.support.emulated import SCHEDULES, checked
+from tests.support.emulated import SCHEDULES, kernel_emulator
 from tests.support.paths import KERNELS
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +23,7 @@ class Chain:
     """Launches of N threads in one stream, each of which overlaps the one before."""
 
     def __init__(self, **options: Any) -> None:
-        self.device: Emulator = checked(kernels=KERNELS, **options)
+        self.device: Emulator = kernel_emulator(kernels=KERNELS, **options)
         self.arrays = {name: self.device.from_host(np.ones(N, np.float32)) for name in "abcdefgh"}
 
     def run(self, instance: str, *names: str, grid: int = 1, n: int = N, overlap: bool = True, stream: int = 0) -> None:
@@ -221,7 +221,7 @@ def test_what_another_library_wrote_needs_a_wait() -> None:
 
 
 def test_neighbouring_bytes_are_told_apart() -> None:
-    device: Emulator = checked(kernels=KERNELS)
+    device: Emulator = kernel_emulator(kernels=KERNELS)
     room, other = device.zeros((96,), np.int8), device.zeros((96,), np.int8)
 
     def copy(order: str, out: Array, source: Array) -> None:

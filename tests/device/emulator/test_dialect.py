@@ -15,16 +15,11 @@ import pytest
 from gemma_cuda.device import sources
 from gemma_cuda.device.emulator.device import Emulator, Schedule
 from gemma_cuda.errors import KernelError, LaunchError
+from tests.support.dialect import DIALECT, bug_lines, emulator, fails
 from tests.support.emulated import APPROXIMATIONS, SCHEDULES, counted
-from tests.support.paths import KERNELS
 
-DIALECT = KERNELS / "dialect"
 BFLOAT16 = ml_dtypes.bfloat16
 Array = np.ndarray[Any, Any]
-
-
-def emulator(schedule: Schedule = "forward", **options: Any) -> Emulator:
-    return Emulator(**{"kernels": DIALECT, "checked": True, "workers": 2, "seed": 5, "schedule": schedule, **options})
 
 
 @pytest.fixture(params=[*((schedule, True) for schedule in SCHEDULES), ("forward", False), ("random", False)], ids=str)
@@ -251,30 +246,6 @@ def test_variables_keep_their_values_and_can_be_set(device: Emulator) -> None:
 
 
 # --- bugs in memory that a source declares ---
-
-
-def bug_lines(file: str, name: str) -> list[str]:
-    lines = (DIALECT / file).read_text().splitlines()
-    marked = [f"{file}:{i}" for i, line in enumerate(lines, 1) if re.search(rf"// bug: {name}\b", line)]
-    assert marked, name
-    return marked
-
-
-def fails(
-    instance: str,
-    args: list[Any],
-    *,
-    file: str = "planted.cu",
-    grid: int = 1,
-    block: int = 64,
-    shared: int = 0,
-    **options: Any,
-) -> KernelError:
-    """The KernelError of a launch, whose line must be marked in the source."""
-    with pytest.raises(KernelError) as info:
-        emulator(**options).launch(instance, (grid,), (block,), shared, args)
-    assert info.value.source in bug_lines(file, instance), info.value
-    return info.value
 
 
 def floats(n: int = 64) -> Array:

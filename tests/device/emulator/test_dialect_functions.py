@@ -12,7 +12,7 @@ import pytest
 
 from gemma_cuda.device.emulator.device import Approximation
 from gemma_cuda.errors import KernelError
-from tests.device.emulator.test_dialect import emulator, fails
+from tests.support.dialect import emulator, fails
 from tests.support.emulated import APPROXIMATIONS, SCHEDULES
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from gemma_cuda.device.emulator.device import ChooseBlocks, Emulator
 from gemma_cuda.device.protocol import Dim
 from gemma_cuda.errors import InputError
 from gemma_cuda.ops.attention import attend, attention
-from gemma_cuda.ops.attention_plan import plan_attention
+from gemma_cuda.ops.attention_plan import plan_attention, tiles_of
 from gemma_cuda.ops.embed import embed
 from gemma_cuda.ops.geglu import geglu
 from gemma_cuda.ops.linear import TILINGS, Tiling, linear, linear_geglu
@@ -26,7 +26,7 @@ from gemma_cuda.ops.logits import softcap, top_k
 from gemma_cuda.ops.qk_norm_rope import qk_norm_rope
 from gemma_cuda.ops.rms_norm import add_norm, rms_norm
 from tests.support.attention_cases import causal_problem
-from tests.support.emulated import Array, checked, values
+from tests.support.emulated import Array, kernel_emulator, values
 
 BEYOND = 1 << 32
 BF16 = ml_dtypes.bfloat16
@@ -81,7 +81,7 @@ def test_embed(large: str) -> None:
     ids[-2:], index[-1] = rows - 1, features - 1
     device.only_blocks = blocks(tokens - 2, tokens - 1)
     x = embed(ids, table, scale=2.0, device=device, features=added, feature_index=index)
-    small = embed(np.zeros(1, np.int32), table[-1:].copy(), scale=2.0, device=checked())
+    small = embed(np.zeros(1, np.int32), table[-1:].copy(), scale=2.0, device=kernel_emulator())
     assert_same_bits(x[-2], small[0])
     assert_same_bits(x[-1], added[-1])
 
@@ -91,7 +91,7 @@ def test_rms_norm() -> None:
     x = device.empty((rows, HIDDEN), BF16)
     x[-1] = values(1, HIDDEN, dtype="bfloat16")
     y = rms_norm(x, weight, eps=1e-6, device=device)
-    assert_same_bits(y[-1:], rms_norm(x[-1:].copy(), weight, eps=1e-6, device=checked()))
+    assert_same_bits(y[-1:], rms_norm(x[-1:].copy(), weight, eps=1e-6, device=kernel_emulator()))
 
 
 @pytest.mark.parametrize("has_post", [True, False])
@@ -103,7 +103,7 @@ def test_rms_norm_of_a_sum(has_post: bool) -> None:
     }
     residual, branch = device.empty((rows, HIDDEN), BF16), device.empty((rows, HIDDEN), BF16)
     residual[-1], branch[-1] = values(2, HIDDEN, dtype="bfloat16"), values(3, HIDDEN, dtype="bfloat16")
-    small = add_norm(residual[-1:].copy(), branch[-1:].copy(), **weights, eps=1e-6, device=checked())
+    small = add_norm(residual[-1:].copy(), branch[-1:].copy(), **weights, eps=1e-6, device=kernel_emulator())
     for got, expected in zip(add_norm(residual, branch, **weights, eps=1e-6, device=device), small, strict=True):
         assert_same_bits(got[-1:], expected)
 
@@ -134,8 +134,8 @@ def test_qk_norm_rope(large: str) -> None:
     )
     small_k, small_v = (np.zeros((1, kv_heads, head_dim), BF16) for _ in range(2))
     small_q = qk_norm_rope(
-        x[-1:].copy(), cos=cos[-1:].copy(), sin=sin[-1:].copy(), k_cache=small_k, v_cache=small_v, device=checked(),
-        **options,
+        x[-1:].copy(), cos=cos[-1:].copy(), sin=sin[-1:].copy(), k_cache=small_k, v_cache=small_v,
+        device=kernel_emulator(), **options,
     )  # fmt: skip
     for got, expected in ((q, small_q), (k, small_k), (v, small_v)):
         assert_same_bits(got[-1:], expected)
@@ -147,7 +147,7 @@ def test_geglu() -> None:
     packed[-1] = values(0, 2 * FEATURES, dtype="bfloat16")
     y = geglu(packed[:, :FEATURES], packed[:, FEATURES:], device=device)
     last = packed[-1:].copy()
-    expected = geglu(last[:, :FEATURES], last[:, FEATURES:], device=checked())
+    expected = geglu(last[:, :FEATURES], last[:, FEATURES:], device=kernel_emulator())
     in_block = FEATURES % (256 * 8)  # the last block's
     assert_same_bits(y[-1, -in_block:], expected[0, -in_block:])
 
@@ -158,7 +158,7 @@ def test_logits_softcap(width: int, in_block: int) -> None:
     device = emulated()
     z = device.empty((BEYOND // (1 << 18) + 1, width), np.float32)
     z[-1, -in_block:] = values(0, in_block, dtype="float32", scale=40.0)
-    expected = softcap(z[-1:, -in_block:].copy(), 30.0, device=checked())
+    expected = softcap(z[-1:, -in_block:].copy(), 30.0, device=kernel_emulator())
     assert_same_bits(softcap(z, 30.0, device=device)[-1:, -in_block:], expected)
 
 
@@ -168,7 +168,7 @@ def test_logits_top_k() -> None:
     z = device.empty((BEYOND // width + 1, width), np.float32)
     z[-1] = values(0, width, dtype="float32")
     device.only_blocks = lambda _, grid: [(x, grid[1] - 1, 0) for x in range(grid[0])]
-    got, expected = top_k(z, 3, device=device), top_k(z[-1:].copy(), 3, device=checked())
+    got, expected = top_k(z, 3, device=device), top_k(z[-1:].copy(), 3, device=kernel_emulator())
     for large, small in zip(got, expected, strict=True):
         assert_same_bits(large[-1:], small)
 
@@ -211,14 +211,14 @@ def test_linear(op: str) -> None:
         small_options["residual"] = values(2, m, n, dtype="bfloat16")
         options["residual"][-m:, -n:] = small_options["residual"]
     y = run(x, weight, device=device, tiling=tiling, **options)
-    expected = run(small_x, small_weight, device=checked(), tiling=tiling, **small_options)
+    expected = run(small_x, small_weight, device=kernel_emulator(), tiling=tiling, **small_options)
     assert_same_bits(y[-m:, -n:], expected)
 
 
 @pytest.mark.parametrize("large", ["x", "weight"])
 def test_linear_of_rows_far_apart(large: str) -> None:
     device, x, weight = emulated(None), values(0, 5, 72, dtype="bfloat16"), values(1, 9, 72, dtype="bfloat16")
-    expected = linear(x, weight, device=checked())
+    expected = linear(x, weight, device=kernel_emulator())
     x, weight = (apart(device, a, 0) if large == name else a for name, a in (("x", x), ("weight", weight)))
     assert_same_bits(linear(x, weight, device=device), expected)
 
@@ -233,7 +233,7 @@ def test_linear_that_shares_k() -> None:
     x[-128:], weight[-128:] = (values(i, 128, depth, dtype="bfloat16") for i in range(2))
     assert tiles * tiles * 2 * 128 * 128 > BEYOND + 2 * 128 * 128
     y = linear(x, weight, device=device, tiling=tiling)
-    expected = linear(x[-128:].copy(), weight[-128:].copy(), device=checked(), tiling=tiling)
+    expected = linear(x[-128:].copy(), weight[-128:].copy(), device=kernel_emulator(), tiling=tiling)
     assert_same_bits(y[-128:, -128:], expected)
 
 
@@ -253,7 +253,7 @@ def test_attention(spread: str, split_keys: int | None) -> None:
         q, o = apart(device, q, q_axis), apart(device, o, q_axis)
     k, v = apart(device, given.k, k_axis), apart(device, given.v, k_axis)
     got = attention(q, k, v, device=device, out=o, split_keys=split_keys, **options)
-    expected = attention(given.q, given.k, given.v, device=checked(), split_keys=split_keys, **options)
+    expected = attention(given.q, given.k, given.v, device=kernel_emulator(), split_keys=split_keys, **options)
     assert_same_bits(got, expected)
 
 
@@ -264,7 +264,7 @@ def test_attention_with_a_bias(axis: int) -> None:
     bias = values(0, 2, 4, 18, 70, dtype="float32")
     options: dict[str, Any] = {"scale": given.scale, "softcap": None, **given.masks}
     got = attention(given.q, given.k, given.v, bias=apart(device, bias, axis), device=device, **options)
-    expected = attention(given.q, given.k, given.v, bias=bias, device=checked(), **options)
+    expected = attention(given.q, given.k, given.v, bias=bias, device=kernel_emulator(), **options)
     assert_same_bits(got, expected)
 
 
@@ -294,7 +294,8 @@ def test_attention_lse() -> None:
     plan = plan_attention(begin, end, cu_seqlens.astype(np.int32), device=device, **shape)
     assert plan.merges is not None and plan.partials == 3
     # Table rows of the long sequence's last tile and of the parts; a grid has 65535 of them.
-    chosen = np.flatnonzero((plan.table[:, 0] == 1) | (plan.table[:, 2] >= tokens - 1 - 128))
+    table = tiles_of(plan.table)
+    chosen = np.flatnonzero((table["batch"] == 1) | (table["first_row"] >= tokens - 1 - 128))
 
     launched = 0
 
@@ -313,7 +314,13 @@ def test_attention_lse() -> None:
     small = np.zeros((2, 1), np.float32)
     masks = {"key_begin": begin[-2:], "key_end": end[-2:], "cu_seqlens": np.array([0, 1, 2], np.int32)}
     expected = attention(
-        q[-2:, -1:].copy(), k[:, :, -1:].copy(), k[:, :, -1:].copy(), lse=small, device=checked(), **options, **masks
+        q[-2:, -1:].copy(),
+        k[:, :, -1:].copy(),
+        k[:, :, -1:].copy(),
+        lse=small,
+        device=kernel_emulator(),
+        **options,
+        **masks,
     )
     assert_same_bits(lse[-2:, -1:], small)
     assert_same_bits(o[-2:, -1:], expected)
@@ -331,7 +338,7 @@ def test_attention_partial_results() -> None:
     }  # fmt: skip
     attention(q, k, k, device=device, out=o, **options)
     small = k[:, :, :1].copy()
-    assert_same_bits(o[:, -1:], attention(q[:, -1:].copy(), small, small, device=checked(), **options))
+    assert_same_bits(o[:, -1:], attention(q[:, -1:].copy(), small, small, device=kernel_emulator(), **options))
 
 
 # --- what int cannot count is refused ---
