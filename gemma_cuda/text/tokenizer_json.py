@@ -189,7 +189,9 @@ def _added_tokens(source: str, added: object) -> dict[int, tokenizers.AddedToken
             raise TokenizerError(f"{source}: added_tokens holds {shown_json(entry)}, expected tokens")
         i, content = entry.get("id"), entry.get("content")
         if type(i) is not int or not isinstance(content, str) or i in found:
-            raise TokenizerError(f"{source}: added_tokens: {shown(content)} has no id of its own ({shown(i)})")
+            raise TokenizerError(
+                f"{source}: added_tokens: {shown_json(content)} has no id of its own ({shown_json(i)})"
+            )
         with library_errors(source):
             found[i] = AddedToken(content, **{flag: entry.get(flag) is True for flag in _FLAGS})
     check_added_tokens(source, [token.content for token in found.values()])
