@@ -12,7 +12,7 @@ LayerType = Literal["full_attention", "sliding_attention"]
 RopeType = Literal["default", "linear", "proportional"]
 Bidirectional = Literal[None, "vision_all_layers", "vision_sliding_layers", "vision_union_window", "text", "prefix"]
 
-_GENERATIONS = {"gemma": 1, "gemma2": 2, "gemma3_text": 3, "gemma4_text": 4, "gemma4_unified_text": 4}
+GENERATIONS = {"gemma": 1, "gemma2": 2, "gemma3_text": 3, "gemma4_text": 4, "gemma4_unified_text": 4}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ModelConfig:
     @property
     def generation(self) -> Literal[1, 2, 3, 4]:
         """1, 2, 3 or 4."""
-        return _GENERATIONS[self.model_type]  # type: ignore[return-value]
+        return GENERATIONS[self.model_type]  # type: ignore[return-value]
 
     @property
     def norm_plus_one(self) -> bool:

@@ -1,4 +1,4 @@
-"""`Fields`: typed, bounded reads from a mapping that nobody has checked yet. Every refusal is one ConfigError."""
+"""`Fields`: typed, bounded reads from an unchecked mapping. Every refusal is one ConfigError."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ def shown_json(value: object) -> str:
 
 
 class Fields:
-    """Values of one (sub)mapping of a configuration; `prefix` is where it sits in the file `source`.
+    """Values of one object of a configuration; `prefix` is its path within the file `source`.
 
-    A key that is absent takes `default`; without a default it is an error. A null is an error except where a method
-    says otherwise, as HuggingFace's config classes have it.
+    An absent key takes `default`; without a default it is an error. A null is an error unless the method says
+    otherwise, as in HuggingFace's config classes.
     """
 
     def __init__(self, values: Mapping[str, object], *, source: str, prefix: str = "") -> None:
@@ -61,6 +61,12 @@ class Fields:
         if not minimum <= value <= maximum:
             self.fail(key, f"is {shown_json(value)}, expected {minimum} to {maximum}")
         return value
+
+    def integers(self, key: str, *, minimum: int = 1, maximum: int = MAX_SIZE) -> list[int]:
+        """The integers of the list under `key`."""
+        items = {f"{key}[{index}]": item for index, item in enumerate(self.sequence(key))}
+        fields = Fields(items, source=self.source, prefix=self.prefix)
+        return [fields.integer(name, minimum=minimum, maximum=maximum) for name in items]
 
     def optional_integer(
         self, key: str, default: int | None, *, minimum: int = 1, maximum: int = MAX_SIZE

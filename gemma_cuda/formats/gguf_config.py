@@ -23,7 +23,7 @@ _GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 
 class _Metadata(Fields):
-    """The keys of one architecture: `block_count` reads "gemma3.block_count"."""
+    """The keys of one architecture: `block_count` reads "gemma3.block_count"; arrays and scalars are Python's."""
 
     def __init__(self, metadata: Mapping[str, object], architecture: str, *, source: str) -> None:
         prefix = architecture + "."
@@ -34,6 +34,9 @@ class _Metadata(Fields):
         }
         super().__init__(own, source=source, prefix=prefix)
         self.architecture = architecture
+
+    def layer_count(self) -> int:
+        return self.integer("block_count", maximum=MAX_LAYERS)
 
 
 def parse_metadata(
@@ -53,7 +56,7 @@ def parse_metadata(
         "model_type": _MODEL_TYPES[architecture],
         "vocab_size": tensor_shapes["token_embd.weight"][0],
         "hidden_size": fields.integer("embedding_length"),
-        "num_hidden_layers": fields.integer("block_count", maximum=MAX_LAYERS),
+        "num_hidden_layers": fields.layer_count(),
         "num_attention_heads": fields.integer("attention.head_count"),
         "max_position_embeddings": fields.integer("context_length", maximum=MAX_INT32),
         "rms_norm_eps": _decimal(fields.positive("attention.layer_norm_rms_epsilon")),
@@ -86,7 +89,7 @@ def _gemma_1_to_3(fields: _Metadata) -> dict[str, object]:
     # llama.cpp: without a window (or with 0) every layer sees everything
     window = fields.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_INT32)
     config["sliding_window"] = window or None
-    config["layer_types"] = _layer_types(fields) if window else [FULL] * fields.integer("block_count")
+    config["layer_types"] = _layer_types(fields) if window else [FULL] * fields.layer_count()
     config["final_logit_softcapping"] = fields.optional_positive("final_logit_softcapping", None)
     local = {"rope_type": "default", "rope_theta": fields.positive("rope.freq_base_swa", 10_000.0)}
     return config | {"rope_parameters": {FULL: _rope(fields, fields.positive("rope.freq_base")), SLIDING: local}}
@@ -94,7 +97,7 @@ def _gemma_1_to_3(fields: _Metadata) -> dict[str, object]:
 
 def _query_scalar(fields: _Metadata, head_dim: int) -> int:
     """query_pre_attn_scalar, which no key holds."""
-    if fields.integer("block_count") == _LAYERS_OF_27B[fields.architecture]:
+    if fields.layer_count() == _LAYERS_OF_27B[fields.architecture]:
         return max(1, fields.integer("embedding_length") // fields.integer("attention.head_count"))
     return head_dim
 
@@ -159,7 +162,7 @@ def _k_eq_v(fields: _Metadata, types: list[str], tensor_shapes: Mapping[str, tup
 
 def _layer_types(fields: _Metadata) -> list[str]:
     """The type of each layer: a period p (every p-th layer is full), or for each layer whether it slides."""
-    key, count = "attention.sliding_window_pattern", fields.integer("block_count", maximum=MAX_LAYERS)
+    key, count = "attention.sliding_window_pattern", fields.layer_count()
     if fields.architecture in _DEFAULT_PATTERN and not isinstance(fields.values.get(key), list):
         period = fields.integer(key, _DEFAULT_PATTERN[fields.architecture])
         return [SLIDING if (index + 1) % period else FULL for index in range(count)]
@@ -180,14 +183,12 @@ def _head_dim(fields: _Metadata, suffix: str) -> int:
 
 def _per_layer(fields: _Metadata, key: str) -> list[int]:
     """One integer for each layer, from an array or from one value for all."""
-    count = fields.integer("block_count", maximum=MAX_LAYERS)
     if not isinstance(fields.values.get(key), list):
-        return [fields.integer(key)] * count
+        return [fields.integer(key)] * fields.layer_count()
     values = fields.sequence(key)
-    if len(values) != count:
-        fields.fail(key, f"is {shown_json(values)}, expected {count}")
-    items = {f"{key}[{index}]": value for index, value in enumerate(values)}
-    return [Fields(items, source=fields.source, prefix=fields.prefix).integer(name) for name in items]
+    if len(values) != fields.layer_count():
+        fields.fail(key, f"is {shown_json(values)}, expected {fields.layer_count()}")
+    return fields.integers(key)
 
 
 def _rope(fields: _Metadata, theta: float) -> dict[str, object]:

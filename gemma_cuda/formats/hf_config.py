@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import Bidirectional, ModelConfig
 from ..errors import ConfigError
 from .fields import MAX_INT32, Fields, shown_json
-from .hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers
+from .hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers, size, sliding_window
 from .side_files import CONFIG, kind_of, read_json_object
 
 # composite model_type -> text model types it may hold, the first being the default
@@ -71,26 +71,22 @@ def parse_config(d: Mapping[str, object], *, source: str) -> ModelConfig:
     top = Fields(d, source=source)
     composite, model_type, text = _text_section(top)
     _check_unsupported(text, model_type)
-    sizes = DEFAULTS[model_type]
-    vocab_size = text.integer("vocab_size", sizes["vocab_size"])
+    vocab_size = size(text, model_type, "vocab_size")
     bidirectional, radius = _attention_direction(text, model_type, composite)
     ple_size, ple_vocab = _per_layer_embeddings(text, model_type)
     experts, top_k, expert_size = _experts(text, model_type)
     vision_size, vision_eps, image_tokens = _vision(top, composite)
-    tokens = {
-        name: _token(top, next((key for key in keys if key in top), keys[0]), default)
-        for name, (keys, default) in _TOKEN_KEYS.get(composite or "", {}).items()
-    }
+    placeholders: dict[str, int | None] = dict.fromkeys(_TOKEN_KEYS["gemma4"])
+    for name, (keys, default) in _TOKEN_KEYS.get(composite or "", {}).items():
+        placeholders[name] = _token(top, next((key for key in keys if key in top), keys[0]), default)
     return ModelConfig(
         model_type=model_type,
         composite=composite,
         vocab_size=vocab_size,
-        hidden_size=text.integer("hidden_size", sizes["hidden_size"]),
+        hidden_size=size(text, model_type, "hidden_size"),
         num_hidden_layers=layer_count(text, model_type),
-        num_attention_heads=text.integer("num_attention_heads", sizes["num_attention_heads"]),
-        max_position_embeddings=text.integer(
-            "max_position_embeddings", sizes["max_position_embeddings"], maximum=MAX_INT32
-        ),
+        num_attention_heads=size(text, model_type, "num_attention_heads"),
+        max_position_embeddings=size(text, model_type, "max_position_embeddings", maximum=MAX_INT32),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
         layers=parse_layers(text, model_type),
         scale=_scale(text, model_type),
@@ -109,17 +105,11 @@ def parse_config(d: Mapping[str, object], *, source: str) -> ModelConfig:
         pad_token_id=text.optional_integer("pad_token_id", 0, minimum=0, maximum=vocab_size - 1) or 0,
         bos_token_id=_token(_outer(top, text, "bos_token_id"), "bos_token_id", 2),
         eos_token_ids=_eos_token_ids(_outer(top, text, "eos_token_id")),
-        image_token_id=tokens.get("image_token_id"),
-        boi_token_id=tokens.get("boi_token_id"),
-        eoi_token_id=tokens.get("eoi_token_id"),
-        audio_token_id=tokens.get("audio_token_id"),
-        boa_token_id=tokens.get("boa_token_id"),
-        eoa_token_id=tokens.get("eoa_token_id"),
-        video_token_id=tokens.get("video_token_id"),
         mm_tokens_per_image=image_tokens,
         vision_hidden_size=vision_size,
         vision_layer_norm_eps=vision_eps,
         dtype=_dtype(top) or _dtype(text),
+        **placeholders,
     )
 
 
@@ -159,7 +149,7 @@ def _scale(text: Fields, model_type: str) -> float:
     if is_generation_4(model_type):
         return 1.0
     if model_type == "gemma":
-        return math.pow(text.integer("head_dim", DEFAULTS[model_type]["head_dim"]), -0.5)
+        return math.pow(size(text, model_type, "head_dim"), -0.5)
     return math.pow(text.positive("query_pre_attn_scalar", 256), -0.5)
 
 
@@ -185,7 +175,7 @@ def _attention_direction(text: Fields, model_type: str, composite: str | None) -
         if text.optional_flag(key):
             text.fail(key, f"is true, which {model_type} supports only as part of PaliGemma")
         return None, None
-    window = text.optional_integer("sliding_window", DEFAULTS[model_type]["sliding_window"], maximum=MAX_INT32)
+    window = sliding_window(text, model_type)
     half = None if window is None else window // 2
     if model_type == "gemma3_text":
         if text.optional_flag(key):
@@ -227,15 +217,10 @@ def _outer(top: Fields, text: Fields, key: str) -> Fields:
 
 def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
     """`eos_token_id` as a tuple: an integer, a list of them, or null for none."""
-    key = "eos_token_id"
-    value = fields.values.get(key, 1)
-    if value is None:
-        return ()
-    if isinstance(value, list | tuple):
-        items = {f"{key}[{index}]": item for index, item in enumerate(value)}
-        listed = Fields(items, source=fields.source, prefix=fields.prefix)
-        return tuple(listed.integer(name, minimum=0, maximum=MAX_INT32) for name in items)
-    return (fields.integer(key, 1, minimum=0, maximum=MAX_INT32),)
+    if isinstance(fields.values.get("eos_token_id"), list | tuple):
+        return tuple(fields.integers("eos_token_id", minimum=0, maximum=MAX_INT32))
+    token = _token(fields, "eos_token_id", 1)
+    return () if token is None else (token,)
 
 
 def _token(fields: Fields, key: str, default: int) -> int | None:

@@ -3,8 +3,8 @@
 from typing import cast
 
 from ..arguments import shown
-from ..config import LayerConfig, LayerType, RopeConfig, RopeType
-from .fields import MAX_INT32, MAX_LAYERS, Fields, shown_json
+from ..config import GENERATIONS, LayerConfig, LayerType, RopeConfig, RopeType
+from .fields import MAX_INT32, MAX_LAYERS, MAX_SIZE, Fields, shown_json
 
 FULL: LayerType = "full_attention"
 SLIDING: LayerType = "sliding_attention"
@@ -38,11 +38,20 @@ DEFAULTS: dict[str, dict[str, int]] = {
 
 
 def is_generation_4(model_type: str) -> bool:
-    return model_type in ("gemma4_text", "gemma4_unified_text")
+    return GENERATIONS[model_type] == 4
+
+
+def size(text: Fields, model_type: str, key: str, *, maximum: int = MAX_SIZE) -> int:
+    """The integer under `key`, by default that of HuggingFace's config class."""
+    return text.integer(key, DEFAULTS[model_type][key], maximum=maximum)
 
 
 def layer_count(text: Fields, model_type: str) -> int:
-    return text.integer("num_hidden_layers", DEFAULTS[model_type]["num_hidden_layers"], maximum=MAX_LAYERS)
+    return size(text, model_type, "num_hidden_layers", maximum=MAX_LAYERS)
+
+
+def sliding_window(text: Fields, model_type: str) -> int | None:
+    return text.optional_integer("sliding_window", DEFAULTS[model_type]["sliding_window"], maximum=MAX_INT32)
 
 
 def parse_layers(text: Fields, model_type: str) -> tuple[LayerConfig, ...]:
@@ -51,9 +60,11 @@ def parse_layers(text: Fields, model_type: str) -> tuple[LayerConfig, ...]:
     sources = _kv_sources(text, model_type, types)
     geometry = _geometry(text, model_type, types)
     ropes = {layer_type: _rope(text, model_type, layer_type) for layer_type in set(types)}
-    window = _window(text, model_type) if SLIDING in types else None
+    window = sliding_window(text, model_type) if SLIDING in types else None
+    if window is None and SLIDING in types:
+        text.fail("sliding_window", "is null, but the model has sliding_attention layers")
     k_eq_v = is_generation_4(model_type) and text.flag("attention_k_eq_v", False)
-    width = text.integer("intermediate_size", DEFAULTS[model_type]["intermediate_size"])
+    width = size(text, model_type, "intermediate_size")
     wide_shared = is_generation_4(model_type) and text.flag("use_double_wide_mlp", False)
     return tuple(
         LayerConfig(
@@ -92,13 +103,6 @@ def _layer_types(text: Fields, model_type: str) -> list[LayerType]:
     return types
 
 
-def _window(text: Fields, model_type: str) -> int:
-    window = text.optional_integer("sliding_window", DEFAULTS[model_type]["sliding_window"], maximum=MAX_INT32)
-    if window is None:
-        text.fail("sliding_window", "is null, but the model has sliding_attention layers")
-    return window
-
-
 def _kv_sources(text: Fields, model_type: str, types: list[LayerType]) -> list[int | None]:
     """For each layer the layer whose K and V it reads, None for its own.
 
@@ -118,10 +122,9 @@ def _kv_sources(text: Fields, model_type: str, types: list[LayerType]) -> list[i
 
 def _geometry(text: Fields, model_type: str, types: list[LayerType]) -> list[tuple[int, int]]:
     """head_dim and num_key_value_heads of each layer."""
-    sizes = DEFAULTS[model_type]
-    heads = text.integer("num_attention_heads", sizes["num_attention_heads"])
-    head_dim = text.integer("head_dim", sizes["head_dim"])
-    kv_heads = text.integer("num_key_value_heads", sizes["num_key_value_heads"])
+    heads = size(text, model_type, "num_attention_heads")
+    head_dim = size(text, model_type, "head_dim")
+    kv_heads = size(text, model_type, "num_key_value_heads")
     geometry = [(head_dim, kv_heads)] * len(types)
     if is_generation_4(model_type):
         if "per_layer_config" in text:
