@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from .. import arguments
 from ..errors import CheckpointError
 from ..printable import shown_line
+from .bounded_files import INDEX, kind_of, read_json_object, require_file_or_directory
 from .fields import shown_json
 from .gemma_config import GemmaConfig
 from .gguf_file import GgufFile
 from .gguf_vocabulary import GgufVocabulary
 from .packed_tensor import PackedTensor
-from .safetensors_file import read_tensors
-from .side_files import INDEX, kind_of, read_json_object
+from .safetensors_file import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, read_tensors
 from .tensor_names import canonical_name, gguf_names
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -106,22 +105,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises CheckpointError or ConfigError naming the file, the tensor and, for a wrong shape, both shapes.
     """
     path = arguments.path("the path of a model", path, error=CheckpointError)
-    kind = kind_of(path, CheckpointError)
-    if kind == "directory":
+    if require_file_or_directory(path, CheckpointError) == "directory":
         return _open_directory(path)
-    if kind == "file":
-        if path.suffix == ".safetensors":
-            raise CheckpointError(f"{path}: give the directory that holds it and config.json: {path.parent}")
-        return _open_gguf(path)
-    raise CheckpointError(f"{path}: " + ("no such file or directory" if kind == "absent" else "not a regular file"))
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: give the directory that holds it and config.json: {path.parent}")
+    return _open_gguf(path)
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    single = kind_of(path / _SINGLE, CheckpointError) == "file"
-    if not single and kind_of(path / _INDEX, CheckpointError) == "absent":
+    single = kind_of(path / SAFE_WEIGHTS_NAME, CheckpointError) == "file"
+    if not single and kind_of(path / SAFE_WEIGHTS_INDEX_NAME, CheckpointError) == "absent":
         raise CheckpointError(_no_weights(path))
-    config = GemmaConfig.from_file(path / "config.json")
-    stored = read_tensors(path / _SINGLE).values() if single else _read_shards(path)
+    config = GemmaConfig.from_file(path)
+    stored = read_tensors(path / SAFE_WEIGHTS_NAME).values() if single else _read_shards(path)
     tensors: dict[str, PackedTensor] = {}
     for tensor in stored:
         name = canonical_name(tensor.name)
@@ -138,7 +134,7 @@ def _open_directory(path: Path) -> Checkpoint:
 
 def _read_shards(path: Path) -> Iterator[PackedTensor]:
     """Every tensor of the index, each from the shard that the index names."""
-    index = path / _INDEX
+    index = path / SAFE_WEIGHTS_INDEX_NAME
     weight_map = read_json_object(index, INDEX, CheckpointError, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
@@ -151,10 +147,10 @@ def _read_shards(path: Path) -> Iterator[PackedTensor]:
             )
         if file_name not in shards:
             if kind_of(path / file_name, CheckpointError) != "file":
-                raise CheckpointError(f"{path / shown_line(file_name)} is missing; {_INDEX} lists it")
+                raise CheckpointError(f"{path / shown_line(file_name)} is missing; {SAFE_WEIGHTS_INDEX_NAME} lists it")
             shards[file_name] = read_tensors(path / file_name)
         if name not in shards[file_name]:
-            raise CheckpointError(f"{path / file_name}: {where} is missing; {_INDEX} says it is there")
+            raise CheckpointError(f"{path / file_name}: {where} is missing; {SAFE_WEIGHTS_INDEX_NAME} says it is there")
         yield shards[file_name][name]
 
 
@@ -167,8 +163,8 @@ def _no_weights(path: Path) -> str:
         )
     gguf = next(iter(path.glob("*.gguf")), None)
     if gguf:
-        return f"{path}: has no {_SINGLE}; to load a GGUF file give its own path: {gguf}"
-    return f"{path}: has neither {_SINGLE} nor {_INDEX}"
+        return f"{path}: has no {SAFE_WEIGHTS_NAME}; to load a GGUF file give its own path: {gguf}"
+    return f"{path}: has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}"
 
 
 def _open_gguf(path: Path) -> Checkpoint:

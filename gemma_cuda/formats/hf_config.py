@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..config import Bidirectional, ModelConfig
 from ..errors import ConfigError
+from .bounded_files import CONFIG, kind_of, read_json_object
 from .fields import MAX_INT32, Fields, shown_json
 from .hf_layers import DEFAULTS, is_generation_4, layer_count, parse_layers, size, sliding_window
-from .side_files import CONFIG, kind_of, read_json_object
 
 # composite model_type -> text model types it may hold, the first being the default
 _COMPOSITES = {

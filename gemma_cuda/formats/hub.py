@@ -10,13 +10,15 @@ from typing import Any
 from .. import arguments
 from ..errors import CheckpointError, DownloadError, GemmaError
 from ..printable import shown_line
+from .bounded_files import INDEX, kind_of, read_json_object
 from .demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
-from .side_files import INDEX, kind_of, read_json_object
+from .gemma_config import CONFIG_NAME
+from .safetensors_file import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 __all__ = ["DEMO_MODEL", "GEMMA_TERMS", "Progress", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_WANTED = re.compile(
+_DOWNLOADED = re.compile(
     r"config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer\.json|tokenizer\.model|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\.jinja|chat_template\.json"
@@ -55,7 +57,7 @@ def _cached_snapshot(repo: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, "config.json")
+        found = try_to_load_from_cache(repo, CONFIG_NAME)
     except (HFValidationError, OSError) as error:
         raise CheckpointError(f"{shown_line(repo)}: neither a path nor the id of a repository: {error}") from error
     snapshot = Path(found).parent if isinstance(found, str) else None
@@ -63,9 +65,9 @@ def _cached_snapshot(repo: str) -> Path | None:
 
 
 def _has_weights(snapshot: Path) -> bool:
-    if kind_of(snapshot / "model.safetensors", CheckpointError) == "file":
+    if kind_of(snapshot / SAFE_WEIGHTS_NAME, CheckpointError) == "file":
         return True
-    index = snapshot / "model.safetensors.index.json"
+    index = snapshot / SAFE_WEIGHTS_INDEX_NAME
     if kind_of(index, CheckpointError) != "file":
         return False
     weight_map = read_json_object(index, INDEX, CheckpointError).get("weight_map")
@@ -110,8 +112,8 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
     from tqdm import tqdm
 
     info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
-    sizes = {f.rfilename: f.size or 0 for f in info.siblings or [] if _WANTED.fullmatch(f.rfilename)}
-    if "config.json" not in sizes or not any(name.endswith(".safetensors") for name in sizes):
+    sizes = {f.rfilename: f.size or 0 for f in info.siblings or [] if _DOWNLOADED.fullmatch(f.rfilename)}
+    if CONFIG_NAME not in sizes or not any(name.endswith(".safetensors") for name in sizes):
         raise DownloadError(
             f"{repo} has no config.json with safetensors weights (for a GGUF file, download it yourself)"
         )
@@ -131,8 +133,8 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
                 progress(min(done, total), total)
 
     # config.json of the main branch first, which notes in the cache what commit "main" is; the rest is of that commit.
-    config = Path(huggingface_hub.hf_hub_download(repo, "config.json", tqdm_class=Report))
-    for name in sizes.keys() - {"config.json"}:
+    config = Path(huggingface_hub.hf_hub_download(repo, CONFIG_NAME, tqdm_class=Report))
+    for name in sizes.keys() - {CONFIG_NAME}:
         huggingface_hub.hf_hub_download(repo, name, revision=config.parent.name, tqdm_class=Report)
     return config.parent
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from ..arguments import shown
 from ..errors import CheckpointError
 from ..printable import shown_line
+from .bounded_files import INDEX, parse_json_object
 from .dequantize import FORMATS, BlockFormat
 from .packed_tensor import ModelFile, PackedTensor
-from .side_files import INDEX, parse_json_object
 
+SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"  # HuggingFace's
 _MAX_DIMS = 8
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import TokenizerError
+from ..formats.bounded_files import TOKENIZER_JSON, read_json_object
 from ..formats.fields import shown_json
-from ..formats.side_files import TOKENIZER_JSON, read_json_object
-from .bpe_vocabulary import check_added_tokens, check_vocabulary, library_errors
+from .bpe_vocabulary import FLAGS, add_tokens, check_vocabulary, library_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -43,7 +43,6 @@ _STEPS: dict[str, dict[str, int | None]] = {
 _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders",
           "post_processor": "processors"}  # fmt: skip
 _Fail = Callable[[str], NoReturn]
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
@@ -66,15 +65,9 @@ def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     with library_errors(source):
         backend = Backend.from_str(text)
         backend.model = model
-        backend.add_tokens(list(added.values()))
+    add_tokens(source, backend, added, "added")
     if backend.get_vocab_size() == 0:
         raise TokenizerError(f"{source}: the vocabulary is empty")
-    for i, token in added.items():
-        if backend.token_to_id(token.content) != i:
-            got = backend.token_to_id(token.content)
-            raise TokenizerError(
-                f"{source}: {shown_json(token.content)} is added as token {i}, the vocabulary makes it {got}"
-            )
     return backend
 
 
@@ -180,7 +173,7 @@ def _merges(source: str, merges: object) -> list[tuple[str, str]]:
 
 
 def _added_tokens(source: str, added: object) -> dict[int, tokenizers.AddedToken]:
-    """id -> token, by rising id."""
+    """id -> token."""
     from tokenizers import AddedToken
 
     found: dict[int, tokenizers.AddedToken] = {}
@@ -193,6 +186,5 @@ def _added_tokens(source: str, added: object) -> dict[int, tokenizers.AddedToken
                 f"{source}: added_tokens: {shown_json(content)} has no id of its own ({shown_json(i)})"
             )
         with library_errors(source):
-            found[i] = AddedToken(content, **{flag: entry.get(flag) is True for flag in _FLAGS})
-    check_added_tokens(source, [token.content for token in found.values()])
-    return dict(sorted(found.items()))
+            found[i] = AddedToken(content, **{flag: entry.get(flag) is True for flag in FLAGS})
+    return found

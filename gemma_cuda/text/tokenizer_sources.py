@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TokenizerError
+from ..formats.bounded_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_text
 from ..formats.fields import shown_json
-from ..formats.side_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_side_text
 from ..printable import shown_line
 from .bpe_vocabulary import (
+    FLAGS,
     SPACE,
     BpeVocabulary,
+    add_tokens,
     build_backend,
-    check_added_tokens,
     check_counts,
     library_errors,
 )
@@ -106,7 +107,7 @@ def _directory_settings(directory: Path, config: Mapping[str, Any], where: str) 
         flags = {name: bool(flag) for name, flag in flags.items()}
     jinja_path = directory / "chat_template.jinja"
     if _exists(jinja_path):
-        template: str | None = read_side_text(jinja_path, CHAT_TEMPLATE, TokenizerError)
+        template: str | None = read_text(jinja_path, CHAT_TEMPLATE, TokenizerError)
     else:
         template = _config_template(config.get("chat_template"), where)
     return TokenizerSettings(str(directory), special_tokens, flags["add_bos_token"], flags["add_eos_token"], template)
@@ -142,23 +143,14 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any
     """Adds tokenizer_config.json's added_tokens_decoder: flags, and tokens past the vocabulary (<image_soft_token>)."""
     from tokenizers import AddedToken
 
-    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
     try:
         declared = {
-            int(i): AddedToken(token["content"], **{flag: bool(token.get(flag)) for flag in flags})
+            int(i): AddedToken(token["content"], **{flag: bool(token.get(flag)) for flag in FLAGS})
             for i, token in (config.get("added_tokens_decoder") or {}).items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"{where}: added_tokens_decoder is damaged: {shown_line(repr(error))}") from error
-    check_added_tokens(where, [token.content for token in declared.values()])
-    with library_errors(where):
-        backend.add_tokens([declared[i] for i in sorted(declared)])
-    for i, token in declared.items():
-        if backend.token_to_id(token.content) != i:
-            got = backend.token_to_id(token.content)
-            raise TokenizerError(
-                f"{where}: {shown_json(token.content)} is declared as token {i}, the vocabulary makes it {got}"
-            )
+    add_tokens(where, backend, declared, "declared")
 
 
 def _hide_named_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
