@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import gemma_cuda
-from gemma_cuda.cli import common, info, result, score
+from gemma_cuda.cli import common, info, prefill, score
 from gemma_cuda.errors import CheckpointError
 from tests.support.command import ROOT, TINY_WORDS, error_of, run, run_json, start, write_tiny
 
@@ -93,7 +93,7 @@ def test_save_that_fails_leaves_nothing(
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(result, "save_file", full_disk)
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
     old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
     old.write_bytes(b"kept")
     for target in (old, new):
@@ -168,13 +168,13 @@ def test_chat_puts_the_prompt_into_the_template_with_one_bos(
 ) -> None:
     write_tiny(tmp_path, tokenizer=True)
     prompts: list[list[int]] = []
-    prefill = gemma_cuda.Gemma.prefill
+    generate = gemma_cuda.Gemma.generate
 
-    def recorded(self: gemma_cuda.Gemma, ids: list[int], **options: Any) -> gemma_cuda.PrefillOutput:
+    def recorded(self: gemma_cuda.Gemma, ids: list[int], **options: Any) -> str:
         prompts.append(ids)
-        return prefill(self, ids, **options)
+        return generate(self, ids, **options)
 
-    monkeypatch.setattr(gemma_cuda.Gemma, "prefill", recorded)
+    monkeypatch.setattr(gemma_cuda.Gemma, "generate", recorded)
     assert run("generate", "--model", str(tmp_path), "--chat", "--prompt", "hi", "--max-new-tokens", "3") == 0
     assert prompts[0] == [2, 4, TINY_WORDS.index("h"), TINY_WORDS.index("i"), 4]
     assert capsys.readouterr().out.endswith("\n")
@@ -182,12 +182,12 @@ def test_chat_puts_the_prompt_into_the_template_with_one_bos(
 
 def test_top_tokens_are_the_most_probable_in_order() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.4, 0.2, 0.1], np.float32))
-    top = result.top_tokens(logits, 3)
+    top = prefill.top_tokens(logits, 3)
     assert [token for token, _ in top] == [2, 1, 3]
     assert [probability for _, probability in top] == pytest.approx([0.4, 0.2, 0.2], rel=1e-6)
-    assert len(result.top_tokens(logits, 99)) == 5
+    assert len(prefill.top_tokens(logits, 99)) == 5
     with pytest.raises(CheckpointError, match="logits are not finite"):
-        result.top_tokens(np.array([0.0, np.nan]), 1)
+        prefill.top_tokens(np.array([0.0, np.nan]), 1)
 
 
 @pytest.mark.parametrize(
