@@ -22,5 +22,10 @@ def shown_line(text: str, length: int = 120) -> str:
     return cut if cut.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in cut)
 
 
+def reason(error: Exception) -> str:
+    """The system's message of an OSError without its number and path; the message of any other error."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import GemmaError
-from ..printable import shown_line
+from ..printable import reason, shown_line
 from .fields import shown_json
 
 _MIB = 1 << 20
@@ -43,7 +43,7 @@ def kind_of(path: Path, error: type[GemmaError]) -> Literal["file", "directory",
     except (FileNotFoundError, NotADirectoryError):
         return "absent"
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte or an unpaired surrogate
-        raise error(f"{shown_line(str(path))}: {_reason(problem)}") from problem
+        raise error(f"{shown_line(str(path))}: {reason(problem)}") from problem
     return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
 
 
@@ -68,7 +68,7 @@ def read_bytes(path: Path, budget: Budget, error: type[GemmaError]) -> bytes:
     except FileNotFoundError as problem:
         raise error(f"{path}: no such file") from problem
     except (OSError, ValueError) as problem:
-        raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+        raise error(f"{path}: cannot be read: {reason(problem)}") from problem
     if status.st_size > budget.bytes or len(data) > budget.bytes:
         size = max(status.st_size, len(data))
         raise error(f"{path}: {size} bytes; a file of this kind may have at most {budget.bytes}")
@@ -118,7 +118,3 @@ def parse_json_object(
     if not isinstance(value, dict):
         raise error(f"{what}: holds {shown_json(value)}, expected an object")
     return value
-
-
-def _reason(problem: Exception) -> str:
-    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)

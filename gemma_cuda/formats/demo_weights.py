@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import DownloadError, GemmaError
 from ..host import private_directory
 from ..host.files import atomic_path, cache_directory
+from ..printable import reason
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -55,7 +56,7 @@ def demo_weights(progress: Progress | None = None) -> Path:
     except GemmaError as error:
         raise DownloadError(f"{DEMO_MODEL}: {error}") from error
     except OSError as error:
-        raise DownloadError(f"{target} cannot be written: {error.strerror or error}; set GEMMA_CUDA_CACHE") from error
+        raise DownloadError(f"{target} cannot be written: {reason(error)}; set GEMMA_CUDA_CACHE") from error
     return target
 
 

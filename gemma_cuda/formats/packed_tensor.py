@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..host.threads import for_row_blocks
+from ..printable import reason
 from .dequantize import FORMATS, BlockFormat, Floats
 
 _BLOCK_ELEMENTS = 1 << 17  # float32 of one row block: 512 KiB, so that block, packed rows and scratch stay in L2
@@ -41,7 +42,7 @@ class ModelFile:
                     raise CheckpointError(f"{path}: the file is empty")
                 self._descriptor = os.dup(file.fileno())
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
         weakref.finalize(self, os.close, self._descriptor).atexit = False
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ class ModelFile:
                     raise self._changed()
                 done += count
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise CheckpointError(f"{self.path}: cannot be read: {reason(error)}") from error
 
     def require_unchanged(self) -> None:
         """CheckpointError if size or time of modification are not those of when the file was opened.
@@ -84,10 +85,6 @@ def _stamp(descriptor: int) -> tuple[int, int]:
     """(size, time of modification in ns) of an open file."""
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
-
-
-def _unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 @dataclass(frozen=True)
