@@ -47,10 +47,10 @@ def test_a_changed_file_is_noticed(tmp_path: Path, change: object, when: str) ->
 import sys
 from pathlib import Path
 import gemma_cuda
-from gemma_cuda import gguf_file
-from gemma_cuda.checkpoint import open_checkpoint
+from gemma_cuda.formats import gguf_file
+from gemma_cuda.formats.checkpoint import open_checkpoint
 from gemma_cuda.errors import CheckpointError
-from tests import test_changed_file
+from tests.formats import test_changed_file
 checkpoint = open_checkpoint(sys.argv[1])
 change = lambda: test_changed_file.{change.__name__}(Path(sys.argv[1]) / "model.safetensors")
 try:

@@ -492,7 +492,7 @@ def test_real_vocabulary(demo_checkpoint: Checkpoint) -> None:
 MEMORY_PROBE = """
 import resource, sys
 import numpy as np
-from gemma_cuda.checkpoint import open_checkpoint
+from gemma_cuda.formats.checkpoint import open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1])
 outputs = {name: np.zeros(checkpoint.shape(name), np.float32) for name in checkpoint.names()}
 for out in outputs.values():

@@ -301,7 +301,7 @@ class FakeHub(BaseHTTPRequestHandler):
 RESOLVE = """
 import json, sys
 from gemma_cuda.errors import DownloadError
-from gemma_cuda.hub import resolve
+from gemma_cuda.formats.hub import resolve
 steps = []
 try:
     print(json.dumps({"path": str(resolve(sys.argv[1], progress=lambda *step: steps.append(step))), "steps": steps}))
