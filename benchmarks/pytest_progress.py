@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gemma_cuda.device.cuda import device as cuda
+from gemma_cuda.device.cuda import launch
 
 
 class Progress:
@@ -44,12 +44,12 @@ class Progress:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    progress, compile_kernel = Progress(int(os.environ["PROGRESS_FD"])), cuda.compile_kernel
+    progress, compile_kernel = Progress(int(os.environ["PROGRESS_FD"])), launch.compile_kernel
 
     def compile_and_tell(*arguments: Any, **options: Any) -> Any:
         compiled = compile_kernel(*arguments, **options)
         progress.tell(event="compiled")
         return compiled
 
-    cuda.compile_kernel = compile_and_tell
+    launch.compile_kernel = compile_and_tell
     config.pluginmanager.register(progress)

@@ -17,7 +17,10 @@ FOLDERS_OF_THEIR_OWN = {"benchmarks", "fuzz", "support"}
 TEXTS = ("Makefile", "*.md", "pyproject.toml", "docs/*.md", "gemma_cuda/**/*.py", "benchmarks/**/*.py", "tests/**/*.py")
 NAMED_FILE = re.compile(r"(?<![\w/.])(?:tests|benchmarks|gemma_cuda)/(?!_sources/)[\w/]+\.(?:py|c|cu|json|toml)\b")
 NAMED_PROGRAM = re.compile(r"python -m ((?:tests|benchmarks)(?:\.\w+)+)")
-LEFT_OUT = {"CHANGELOG.md", "test_layout.py"}  # the first names files as they were called then, the second invents some
+# The first names files as they were called then, the others invent some.
+LEFT_OUT = {"CHANGELOG.md", "test_docs.py", "test_layout.py"}
+# What readers of docs/add-a-kernel.md write.
+TO_COME = {"gemma_cuda/ops/scale.py", "gemma_cuda/reference/scale.py", "tests/ops/test_scale.py"}
 
 
 def modules_imported(text: str) -> set[str]:
@@ -104,7 +107,7 @@ def test_no_function_changes_a_global() -> None:
 def test_files_and_programs_that_are_named_exist() -> None:
     for path in (path for pattern in TEXTS for path in ROOT.glob(pattern) if path.name not in LEFT_OUT):
         text = path.read_text()
-        lost = [name for name in NAMED_FILE.findall(text) if not (ROOT / name).exists()]
+        lost = [name for name in NAMED_FILE.findall(text) if not (ROOT / name).exists() and name not in TO_COME]
         programs = (ROOT.joinpath(*name.split(".")) for name in NAMED_PROGRAM.findall(text))
         lost += [str(p) for p in programs if not p.with_suffix(".py").exists() and not (p / "__main__.py").exists()]
         assert lost == [], path

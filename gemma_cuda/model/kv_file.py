@@ -16,7 +16,7 @@ from ..host.files import atomic_path
 from ..precision import Array
 from .kv_storage import MOST_SLOTS, KVStorage, LayerKV
 
-_FORMAT = "gemma_cuda.model.kv_cache.2"
+_FORMAT = "gemma_cuda.kv.2"
 _STORED = {  # the dtypes of K and V, by the model's
     "float32": (np.dtype(np.float32),),
     "float64": (np.dtype(np.float64),),

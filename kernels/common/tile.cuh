@@ -13,9 +13,8 @@ __device__ __forceinline__ int swizzled_offset(int row, int chunk) {
   return row * D + ((chunk ^ (row & 7)) << 3);
 }
 
-// Swizzled offset `chunks` to the right. Requires (chunk & chunks) == 0 for the chunk of `offset`: constant `chunks`
-// then
-// cost one XOR plus an immediate, so that a lane reads a whole tile from one offset.
+// Swizzled offset `chunks` to the right. Requires (chunk & chunks) == 0 for the chunk of `offset`. A constant `chunks`
+// costs one XOR plus an immediate, so that a lane reads a whole tile from one offset.
 __device__ __forceinline__ int advance_swizzled(int offset, int chunks) {
   return (offset ^ ((chunks & 7) << 3)) + ((chunks & ~7) << 3);
 }

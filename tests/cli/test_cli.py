@@ -167,12 +167,12 @@ def test_chat_puts_the_prompt_into_the_template_with_one_bos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tiny(tmp_path, tokenizer=True)
-    prompts: list[list[int]] = []
+    prompts: list[Any] = []
     generate = gemma_cuda.Gemma.generate
 
-    def recorded(self: gemma_cuda.Gemma, ids: list[int], **options: Any) -> str:
-        prompts.append(ids)
-        return generate(self, ids, **options)
+    def recorded(self: gemma_cuda.Gemma, prompt: Any, **options: Any) -> str:
+        prompts.append(prompt)
+        return generate(self, prompt, **options)
 
     monkeypatch.setattr(gemma_cuda.Gemma, "generate", recorded)
     assert run("generate", "--model", str(tmp_path), "--chat", "--prompt", "hi", "--max-new-tokens", "3") == 0

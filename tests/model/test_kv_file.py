@@ -33,6 +33,16 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
+def test_files_of_this_version_stay_readable(saved: Path) -> None:
+    """The format's name is in files on disk: it changes with the format, and with nothing else."""
+    with safe_open(saved, "numpy") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "gemma_cuda.kv.2"
+    assert list(json.loads(metadata["cache"])) == [
+        "starts", "ends", "fingerprint", "dtype", "sliding_windows", "first_slots", "spans",
+    ]  # fmt: skip
+
+
 def rewrite(path: Path, change: Callable[[Description, dict[str, np.ndarray]], object], *, digest: bool) -> None:
     """The file with another description or other tensors; digest: with one that fits."""
     with safe_open(path, "numpy") as file:
