@@ -1,7 +1,7 @@
 """A model's weights and configuration, from a safetensors directory or a GGUF file, under canonical names.
 
-Opening validates headers, index, names and shapes against the configuration; no weight is read. Tensors stay in the
-file until `read_into` or `rows().gather` decodes them.
+Opening validates headers, index, names and shapes against the configuration and reads no weight. Tensors stay in the
+file until `read_into` or `table().gather` decodes them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +22,15 @@ from .fields import shown_json
 from .gemma_config import GemmaConfig
 from .gguf_file import GgufFile
 from .gguf_vocabulary import GgufVocabulary
-from .packed_tensor import PackedTensor
 from .safetensors_file import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, read_tensors
+from .stored_tensor import StoredTensor
 from .tensor_names import canonical_name, gguf_names
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """A matrix [rows, columns] kept packed, of which only asked rows are decoded."""
+class StoredTable(Protocol):
+    """A matrix [rows, columns] in its file; `gather(ids [n])` decodes the rows `ids` to float32 [n, columns]."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -45,7 +44,7 @@ class Checkpoint:
         self,
         path: Path,
         config: GemmaConfig,
-        tensors: Mapping[str, PackedTensor],
+        tensors: Mapping[str, StoredTensor],
         *,
         norm_plus_one_baked: bool = False,
         vocabulary: GgufVocabulary | None = None,
@@ -69,7 +68,7 @@ class Checkpoint:
         return self._tensor(name).shape
 
     def nbytes(self, name: str) -> int:
-        """Bytes that the tensor takes in its file."""
+        """Bytes of the tensor in its file."""
         return self._tensor(name).nbytes
 
     def stored_as(self, name: str) -> str:
@@ -80,8 +79,8 @@ class Checkpoint:
         """Decodes the tensor into out [*shape(name)], float32, float64, float16 or bfloat16, C-contiguous."""
         self._tensor(name).read_into(out)
 
-    def rows(self, name: str) -> Rows:
-        """The tensor [rows, columns], kept packed in its file; `.gather(ids [n])` gives float32 [n, columns]."""
+    def table(self, name: str) -> StoredTable:
+        """The tensor [rows, columns], left in its file."""
         return self._tensor(name)
 
     def tokenizer_source(self) -> Path | GgufVocabulary:
@@ -92,7 +91,7 @@ class Checkpoint:
             return self.path
         raise CheckpointError(f"{self.path}: the file holds no vocabulary; give token ids, or a file that has one")
 
-    def _tensor(self, name: str) -> PackedTensor:
+    def _tensor(self, name: str) -> StoredTensor:
         try:
             return self._tensors[name]
         except KeyError:
@@ -117,9 +116,9 @@ def _open_directory(path: Path) -> Checkpoint:
     if not single and kind_of(path / SAFE_WEIGHTS_INDEX_NAME, CheckpointError) == "absent":
         raise CheckpointError(_no_weights(path))
     config = GemmaConfig.from_file(path)
-    stored = read_tensors(path / SAFE_WEIGHTS_NAME).values() if single else _read_shards(path)
-    tensors: dict[str, PackedTensor] = {}
-    for tensor in stored:
+    listed = read_tensors(path / SAFE_WEIGHTS_NAME).values() if single else _read_shards(path)
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in listed:
         name = canonical_name(tensor.name)
         if name is None:
             continue
@@ -127,18 +126,18 @@ def _open_directory(path: Path) -> Checkpoint:
             both = f"{shown_line(tensors[name].name)} and {shown_line(tensor.name)}"
             raise CheckpointError(f"{path}: {both} are both {shown_line(name)}")
         tensors[name] = tensor
-    if "lm_head.weight" not in tensors:  # what HuggingFace leaves out is tied, whatever config.json says
+    if "lm_head.weight" not in tensors:  # HuggingFace leaves it out only where it is tied, whatever config.json says
         config = replace(config, tie_word_embeddings=True)
     return Checkpoint(path, config, tensors)
 
 
-def _read_shards(path: Path) -> Iterator[PackedTensor]:
-    """Every tensor of the index, each from the shard that the index names."""
+def _read_shards(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of the index in its order, each from the shard that the index names."""
     index = path / SAFE_WEIGHTS_INDEX_NAME
     weight_map = read_json_object(index, INDEX, CheckpointError, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
-    shards: dict[str, dict[str, PackedTensor]] = {}
+    shards: dict[str, dict[str, StoredTensor]] = {}
     for name, file_name in weight_map.items():
         where = f"tensor {shown_line(name)}"
         if not isinstance(file_name, str) or Path(file_name).name != file_name or file_name == "..":
@@ -177,8 +176,8 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, config, tensors, norm_plus_one_baked=baked, vocabulary=file.vocabulary())
 
 
-def _check_shapes(path: Path, config: GemmaConfig, tensors: Mapping[str, PackedTensor]) -> None:
-    """Every tensor of the text model is there, with the shape that the configuration gives it and a dtype we decode."""
+def _check_shapes(path: Path, config: GemmaConfig, tensors: Mapping[str, StoredTensor]) -> None:
+    """CheckpointError unless every tensor of the text model is there, in its shape and in a supported format."""
     expected = config.weight_shapes()
     missing = [name for name in expected if name not in tensors]
     if missing:

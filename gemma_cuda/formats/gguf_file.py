@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 from ..printable import shown_line
 from .dequantize import FORMATS, BlockFormat
 from .gguf_vocabulary import GgufVocabulary, StringArray, read_vocabulary
-from .packed_tensor import ModelFile, PackedTensor
+from .stored_tensor import ModelFile, StoredTensor
 
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_ALIGNMENT = 1 << 20
@@ -46,7 +46,7 @@ _GGML_TYPES = {  # ggml type id: name. All that exist, so that one we cannot dec
 class GgufFile:
     """Metadata and tensors of a GGUF file, little-endian v2 or v3; CheckpointError says what is wrong with it.
 
-    `metadata`: key -> int, float, bool, str, NumPy array or StringArray. `tensors`: the file's name -> PackedTensor,
+    `metadata`: key -> int, float, bool, str, NumPy array or StringArray. `tensors`: the file's name -> StoredTensor,
     its shape in HuggingFace's order ([rows, columns]; GGUF lists the columns first).
     """
 
@@ -64,7 +64,7 @@ class GgufFile:
         headers = [_read_tensor_header(cursor) for _ in range(tensor_count)]
         alignment = _alignment(path, self.metadata)
         data_start = -(-cursor.position // alignment) * alignment
-        self.tensors: dict[str, PackedTensor] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         for header in headers:
             if header.name in self.tensors:
                 raise CheckpointError(f"{path}: tensor {shown_line(header.name)} occurs twice")
@@ -178,7 +178,7 @@ class _TensorHeader:
     type_id: int
     offset: int
 
-    def locate(self, file: ModelFile, data_start: int, alignment: int) -> PackedTensor:
+    def locate(self, file: ModelFile, data_start: int, alignment: int) -> StoredTensor:
         """The tensor at its place in the file, checked to lie inside it."""
         where = f"{file.path}: tensor {shown_line(self.name)}"
         if self.type_id not in _GGML_TYPES:
@@ -192,7 +192,7 @@ class _TensorHeader:
             )
         if self.offset % alignment:
             raise CheckpointError(f"{where}: offset {self.offset} is not a multiple of the alignment {alignment}")
-        tensor = PackedTensor(self.name, self.shape, block_format, file, data_start + self.offset)
+        tensor = StoredTensor(self.name, self.shape, block_format, file, data_start + self.offset)
         if tensor.start + tensor.nbytes > len(file):
             raise CheckpointError(
                 f"{where} ends at byte {tensor.start + tensor.nbytes} of a file of {len(file)} bytes: the file is cut"
@@ -251,7 +251,7 @@ def _alignment(path: Path, metadata: Mapping[str, object]) -> int:
     return alignment
 
 
-def _check_overlap(path: Path, tensors: Mapping[str, PackedTensor]) -> None:
+def _check_overlap(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes))
     for before, after in itertools.pairwise(ordered):
         if before.start + before.nbytes > after.start:

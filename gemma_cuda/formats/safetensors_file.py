@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..printable import shown_line
 from .bounded_files import INDEX, parse_json_object
 from .dequantize import FORMATS, BlockFormat
-from .packed_tensor import ModelFile, PackedTensor
+from .stored_tensor import ModelFile, StoredTensor
 
 SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"  # HuggingFace's
 _MAX_DIMS = 8
@@ -23,10 +23,10 @@ _ITEM_BYTES = {
 }  # fmt: skip
 
 
-def read_tensors(path: Path) -> dict[str, PackedTensor]:
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """Name -> tensor of one safetensors file. Raises CheckpointError naming file and tensor for any inconsistency.
 
-    Tensors of a dtype that we cannot decode are listed too; `PackedTensor.require_readable` refuses them by name.
+    Tensors of a dtype that we cannot decode are listed too; `StoredTensor.require_readable` refuses them by name.
     """
     file = ModelFile(path)
     if len(file) < 8:
@@ -49,7 +49,7 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _read_entry(file: ModelFile, name: str, entry: object, data_start: int) -> PackedTensor:
+def _read_entry(file: ModelFile, name: str, entry: object, data_start: int) -> StoredTensor:
     where = f"{file.path}: tensor {shown_line(name)}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: its header entry is not an object")
@@ -71,10 +71,10 @@ def _read_entry(file: ModelFile, name: str, entry: object, data_start: int) -> P
             f"{where} ends at byte {data_start + end} of a file of {len(file)} bytes: the file is cut"
         )
     block_format = FORMATS.get(dtype, BlockFormat(dtype, 1, _ITEM_BYTES[dtype], None))
-    return PackedTensor(name, tuple(shape), block_format, file, data_start + begin)
+    return StoredTensor(name, tuple(shape), block_format, file, data_start + begin)
 
 
-def _check_layout(file: ModelFile, data_start: int, tensors: dict[str, PackedTensor]) -> None:
+def _check_layout(file: ModelFile, data_start: int, tensors: dict[str, StoredTensor]) -> None:
     """The tensors must tile the data exactly, as the format demands: no overlap, no gap, nothing after the last."""
     end, previous = data_start, "the header"
     for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.nbytes)):

@@ -27,7 +27,7 @@ from .rms_norm import add_norm, rms_norm
 class ReferenceOps:
     """`model.ops.Gemma4Ops` in NumPy, at one precision."""
 
-    takes_packed = True
+    takes_stored_tables = True
     memory = HostMemory()
 
     def __init__(self, precision: Precision) -> None:

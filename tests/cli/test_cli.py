@@ -133,9 +133,9 @@ def test_perplexity_beyond_float64_is_none() -> None:
 def test_info_reads_no_weights(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gemma_cuda.formats.packed_tensor import PackedTensor
+    from gemma_cuda.formats.stored_tensor import StoredTensor
 
-    monkeypatch.setattr(PackedTensor, "read_into", lambda *a, **k: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(StoredTensor, "read_into", lambda *a, **k: pytest.fail("a tensor was read"))
     report = run_json(capsys, "info", tiny)
     layer = 32 * 16 * (4 + 2 + 2 + 4) + 3 * 32 * 48 + 4 * 32 + 2 * 16
     assert report["parameters"] == 40 * 32 + 4 * layer + 32

@@ -59,7 +59,7 @@ def test_every_format_equals_the_library(tmp_path: Path, kind: str) -> None:
             converted = expected[name].astype(dtype)
         np.testing.assert_array_equal(read(checkpoint, name, dtype), converted)
     ids = np.array([47, 0, 3, 3])
-    gathered = checkpoint.rows("embed_tokens.weight").gather(ids)
+    gathered = checkpoint.table("embed_tokens.weight").gather(ids)
     np.testing.assert_array_equal(gathered, expected["embed_tokens.weight"][ids])
 
 
@@ -467,12 +467,12 @@ def test_real_file_equals_the_library(demo_checkpoint: Checkpoint) -> None:
             by_format[tensor.format.name] = (names[theirs], tensor)
     assert set(by_format) == {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"}
     for kind, (name, tensor) in by_format.items():
-        expected = gguf.quants.dequantize(np.array(tensor.packed_rows()), Kind[kind]).reshape(tensor.shape)
+        expected = gguf.quants.dequantize(np.array(tensor.stored_rows()), Kind[kind]).reshape(tensor.shape)
         np.testing.assert_array_equal(read(demo_checkpoint, name), expected, err_msg=name)
     embedding = GgufFile(demo_checkpoint.path).tensors["token_embd.weight"]
     ids = np.array([0, 1, 2, 5000, 262_142, 262_143])
-    expected = gguf.quants.dequantize(embedding.packed_rows()[ids], Kind[embedding.format.name])
-    np.testing.assert_array_equal(demo_checkpoint.rows("embed_tokens.weight").gather(ids), expected)
+    expected = gguf.quants.dequantize(embedding.stored_rows()[ids], Kind[embedding.format.name])
+    np.testing.assert_array_equal(demo_checkpoint.table("embed_tokens.weight").gather(ids), expected)
 
 
 @pytest.mark.real_weights
