@@ -22,7 +22,7 @@ class GemmaConfig(ModelConfig):
     def from_dict(cls, d: Mapping[str, object], *, source: str) -> "GemmaConfig":
         """The configuration in a parsed config.json `d`; `source` is the file name used in messages.
 
-        Raises ConfigError naming `source` and the field, and nothing else, whatever `d` holds.
+        Raises only ConfigError, naming `source` and the field, whatever `d` holds.
         """
         return cls(**vars(parse_config(d, source=arguments.text("source", source))))
 

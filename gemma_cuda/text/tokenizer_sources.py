@@ -169,9 +169,9 @@ def _gguf_tokens(vocabulary: GgufVocabulary) -> list[str]:
             f"{vocabulary.source}: tokenizer.ggml.model is {shown_json(vocabulary.model)}; Gemma files have 'llama' or "
             "'gemma4'"
         )
-    check_counts(vocabulary.source, len(vocabulary), 0 if vocabulary.merges is None else len(vocabulary.merges))
+    check_counts(vocabulary.source, len(vocabulary.tokens), 0 if vocabulary.merges is None else len(vocabulary.merges))
     tokens = []
-    for i, token in enumerate(vocabulary.all()):
+    for i, token in enumerate(vocabulary.tokens.all()):
         try:
             tokens.append(token.decode("utf-8"))
         except UnicodeDecodeError as error:

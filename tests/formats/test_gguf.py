@@ -180,8 +180,8 @@ def test_vocabulary(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(tmp_path)
     metadata = gguf_metadata(GEMMA3)
     expected = [token.encode() for token in metadata["tokenizer.ggml.tokens"]]
-    assert vocabulary.all() == expected
-    assert [vocabulary.token(i) for i in range(len(vocabulary))] == expected
+    assert vocabulary.tokens.all() == expected
+    assert len(vocabulary.tokens) == len(expected)
     assert vocabulary.scores is not None
     assert vocabulary.types is not None
     assert (vocabulary.scores.dtype, vocabulary.types.dtype) == (np.float32, np.int32)
@@ -404,7 +404,7 @@ def open_and_read(path: Path) -> None:
             read(checkpoint, name)
         source = checkpoint.tokenizer_source()
         assert isinstance(source, GgufVocabulary)
-        source.all()
+        source.tokens.all()
     except (CheckpointError, ConfigError):
         return
 
@@ -479,7 +479,7 @@ def test_real_file_equals_the_library(demo_checkpoint: Checkpoint) -> None:
 def test_real_vocabulary(demo_checkpoint: Checkpoint) -> None:
     vocabulary = demo_checkpoint.tokenizer_source()
     assert isinstance(vocabulary, GgufVocabulary)
-    tokens = vocabulary.all()
+    tokens = vocabulary.tokens.all()
     assert len(tokens) == 262_144
     assert tokens[:4] == [b"<pad>", b"<eos>", b"<bos>", b"<unk>"]
     assert (tokens[105], tokens[106], tokens[262_143]) == (b"<start_of_turn>", b"<end_of_turn>", b"<unused6241>")
