@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 an error, 130 interrupted, 141 nobody reads its output.
+    """Runs one command; its exit code: 0 done, 2 an error, 70 a bug, 130 interrupted, 141 its output has no reader.
 
-    An error is one line on stderr. Usage that is wrong, and --help, raise SystemExit as argparse does. argv: without
-    the program's name; None takes the process's, and its signals and closed streams with it.
+    An error is one line on stderr. Wrong usage and --help raise SystemExit as argparse does. argv: without the
+    program's name; None: that of the process, whose signals and closed streams are then handled too.
     """
     try:
         if argv is None:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop_at_once_when_interrupted() -> None:
-    """While modules are imported, which turns KeyboardInterrupt into other errors, and there is nothing to undo."""
+    """Ends the process at Ctrl-C during imports: they turn KeyboardInterrupt into other errors, and have no cleanup."""
     import os
     import signal
 

@@ -1,4 +1,4 @@
-"""`gemma-cuda bench`: times of kernels and prefills on a GPU, beside peers; on the emulator what can be counted."""
+"""`gemma-cuda bench`: times of kernels and prefills on a GPU, beside peers; on the emulator counts instead."""
 
 import argparse
 import math
@@ -82,12 +82,12 @@ def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..bench import cases, run, tables
     from ..device.cuda.device import Cuda
 
-    wanted = _words(arguments.vs) or []
-    if set(wanted) - set(_PEERS):
+    peers = _words(arguments.vs) or []
+    if set(peers) - set(_PEERS):
         raise InputError(f"--vs {arguments.vs}: expected some of {', '.join(_PEERS)}")
     chosen = _chosen(arguments, cases.DEFAULT_MODELS, cases.TOKENS)
     result = run.run(
-        Cuda.named(arguments.device), chosen, wanted, seconds=arguments.seconds,
+        Cuda.named(arguments.device), chosen, peers, seconds=arguments.seconds,
         report=lambda row: print(tables.timed_line(row), flush=True),
     )  # fmt: skip
     print(tables.ceilings_line(result))

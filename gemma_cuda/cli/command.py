@@ -1,4 +1,4 @@
-"""Runs one command: its parser, what it may not leave behind, errors to lines and exit codes."""
+"""Runs one command: parser, signals, warnings, and errors as lines on stderr and exit codes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ exit codes: 0 done, 2 an error of the caller's or the machine's, in one line on 
 
 EXIT_ERROR, EXIT_BUG, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 70, 130, 141
 TRACEBACK_VARIABLE = "GEMMA_CUDA_TRACEBACK"
-_interrupted = Event()  # by Ctrl-C, of which an import makes errors of other classes
+_interrupted = Event()  # set by Ctrl-C: during an import KeyboardInterrupt can become an error of another class
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_process() -> int:
-    """The command of sys.argv: the same as `run`, with the signals and closed streams of a process of our own."""
+    """The exit code of the command in sys.argv: `run` with signals and closed streams set up for a whole process."""
     streams.reserve_descriptors()
     sys.unraisablehook = _unraisable
     takes_interrupts = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
@@ -68,11 +68,11 @@ def run_process() -> int:
         return run(sys.argv[1:])
     finally:
         if takes_interrupts:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's own end has tracebacks for Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # at the interpreter's exit Ctrl-C would print a traceback
 
 
 def run(argv: Sequence[str]) -> int:
-    """One command; its exit code. What its error was is said in a line on stderr. SystemExit as argparse raises it."""
+    """The exit code of one command; an error is one line on stderr. SystemExit as argparse raises it."""
     is_closed = sys.stdout is None
     with streams.guarded(), _quiet_libraries():
         try:
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Says what the error is; the exit code for it."""
+    """Prints the error on stderr; its exit code."""
     if isinstance(error, BrokenPipeError | streams.OutputError):
         streams.give_up_output()
     if isinstance(error, BrokenPipeError):
@@ -109,7 +109,7 @@ def _report(error: Exception) -> int:
 
 
 def _words(error: Exception) -> str | None:
-    """An error of the caller's or the machine's in words; None for one of ours."""
+    """The message for an error of the caller or the machine; None for a bug of this package."""
     if isinstance(error, GemmaError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -127,14 +127,14 @@ def _words(error: Exception) -> str | None:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Warnings of this package become lines; those of NumPy and other libraries, in warnings and logs, go nowhere."""
-    unread = logging.NullHandler()  # without any handler, Python prints what libraries log
+    """Warnings of this package become lines on stderr; warnings and logs of NumPy and other libraries are dropped."""
+    unread = logging.NullHandler()  # without any handler, Python prints the log messages of libraries
     logging.getLogger().addHandler(unread)
     try:
         with warnings.catch_warnings():
             warnings.resetwarnings()
             warnings.simplefilter("ignore")
-            # NumPy's "overflow encountered in multiply" comes under our modules' names, too.
+            # NumPy's "overflow encountered in multiply" has our modules' names too.
             ours = r"(?!.*encountered in )"
             warnings.filterwarnings("default", ours, category=RuntimeWarning, module=r"gemma_cuda\.")
             warnings.showwarning = _show
@@ -156,7 +156,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(unraisable: Any) -> None:
-    """What is raised where no caller is: Ctrl-C comes again where there is one; the rest only shows on request."""
+    """Hook for errors in finalizers: raises Ctrl-C again as a signal; prints others only with TRACEBACK_VARIABLE."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         with suppress(ValueError):
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What several commands share: options, the prompt, loading a model with a progress bar, how text is shown."""
+"""Shared parts of commands: options, prompts, models loaded with a progress bar, printing, output files."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ MODEL_HELP = f"a directory with safetensors, a .gguf file, {DEMO_MODEL} or a Hub
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, the device it runs on and how long it took to be ready."""
+    """A loaded model, its device and the seconds of loading."""
 
     gemma: "Gemma"
     device: DeviceChoice
@@ -42,7 +42,7 @@ class Loaded:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --device and --dtype."""
+    """Adds --model, --device and --dtype."""
     parser.add_argument(
         "--model", type=name, default=DEMO_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)"
     )
@@ -58,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, *, ids: bool) -> None:
-    """Add --prompt and --prompt-file, with `ids` also --input-ids; exactly one must be given."""
+    """Adds --prompt and --prompt-file, with `ids` also --input-ids; exactly one must be given."""
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--prompt", metavar="TEXT", help="the prompt")
     group.add_argument(
@@ -69,11 +69,11 @@ def add_prompt_options(parser: argparse.ArgumentParser, *, ids: bool) -> None:
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
-    """The text of --prompt or of --prompt-file. Raises InputError where it is not UTF-8, or cannot be read."""
+    """The text of --prompt or --prompt-file. InputError for an unreadable file or bytes that are not UTF-8."""
     option, raw = "--prompt", b""
     try:
         if arguments.prompt is not None:
-            raw = os.fsencode(arguments.prompt)  # words of the command line that are not UTF-8 hold surrogates
+            raw = os.fsencode(arguments.prompt)  # bytes of the command line that are not UTF-8 are surrogates
         else:
             option = f"--prompt-file {arguments.prompt_file}"
             raw = _file_bytes(arguments.prompt_file)
@@ -84,12 +84,12 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         raise InputError(f"{option}: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{option}: not UTF-8 text (byte {error.start})") from error
-    except ValueError as error:  # a NUL in the name of the file, surrogates that are no bytes
+    except ValueError as error:  # a NUL in the file's name, surrogates that stand for no bytes
         raise InputError(f"{option}: {error}") from error
 
 
 def _file_bytes(path: str) -> bytes:
-    """What a file or pipe holds, - for standard input; InputError where that is more than any prompt."""
+    """All bytes of a file or pipe, - for standard input; InputError if they are more than any prompt has."""
     if path == "-" and sys.stdin is None:
         raise InputError("--prompt-file -: standard input is closed")
     with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
@@ -100,12 +100,12 @@ def _file_bytes(path: str) -> bytes:
 
 
 def given_ids(arguments: argparse.Namespace) -> list[int] | str:
-    """The ids of --input-ids, or else the text of the prompt, read before a model is loaded."""
+    """The ids of --input-ids, or else the text of the prompt, for a check before a model is loaded."""
     return read_prompt(arguments) if arguments.input_ids is None else parse_input_ids(arguments.input_ids)
 
 
 def parse_input_ids(text: str) -> list[int]:
-    """Token ids out of `2,818,5279` or `2 818 5279`. Raises InputError for anything else."""
+    """The token ids in `2,818,5279` or `2 818 5279`; InputError for any other text."""
     words = text.replace(",", " ").split()
     if not words:
         raise InputError("--input-ids is empty, expected at least one token id")
@@ -116,7 +116,7 @@ def parse_input_ids(text: str) -> list[int]:
 
 
 def load_model(arguments: argparse.Namespace) -> Loaded:
-    """The model of --model on --device in --dtype, a progress bar on stderr while it loads."""
+    """The model of --model on --device in --dtype, with a progress bar on stderr while it loads."""
     device = choose_device(arguments.device)
     warn(device)
     from .. import Gemma
@@ -133,14 +133,14 @@ def load_model(arguments: argparse.Namespace) -> Loaded:
 
 
 def warm_up(loaded: Loaded, tokens: int, new_tokens: int = 0) -> None:
-    """On CUDA, prepare a prompt of so many tokens, and a decoding that goes on from it."""
+    """On CUDA, prepares for a prompt of `tokens` tokens and for `new_tokens` decoded after it."""
     if loaded.device.name.startswith("cuda"):
         lengths = [tokens, 1] if new_tokens else [tokens]
         loaded.gemma.warmup(lengths, kv_rows=1, kv_capacity=tokens + max(new_tokens, 0))
 
 
 def warn(device: DeviceChoice) -> None:
-    """Say on stderr what keeps a visible GPU from being used."""
+    """Prints on stderr the reason why a visible GPU is not used, if there is one."""
     if device.warning is not None:
         say("warning", device.warning)
 
@@ -179,13 +179,13 @@ def token_text(gemma: "Gemma", token_id: int) -> str | None:
         return None
 
 
-def shown(text: str | None) -> str:
-    """A token's text between quotes, line breaks and control characters escaped."""
+def quoted(text: str | None) -> str:
+    """A token's text in quotes, line breaks and control characters escaped; "" for None."""
     return "" if text is None else json.dumps(text, ensure_ascii=False)
 
 
 def describe(arguments: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
-    """What every --json object starts with: model, device and why, dtype, seconds to load."""
+    """The first entries of every --json object: model, device and its reason, dtype, seconds of loading."""
     return {
         "model": str(arguments.model),
         "device": loaded.device.name,
@@ -197,7 +197,7 @@ def describe(arguments: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
 
 
 def print_description(report: dict[str, Any], file: TextIO | None = None) -> None:
-    """The same for people, one line each."""
+    """Prints the same entries as text, one line each."""
     print_row("model", report["model"], file)
     print_row("device", f"{report['device']}, {report['dtype']} ({report['device_reason']})", file)
     print_row("load", f"{report['load_seconds']:.2f} s", file)
@@ -208,17 +208,17 @@ def print_row(label: str, value: object, file: TextIO | None = None) -> None:
 
 
 def escaped_line(value: object) -> str:
-    """The value as one line that a terminal takes for nothing else."""
+    """The value as one line without control characters."""
     return escaped(str(value)).replace("\n", r"\n")
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Prints one JSON object."""
     print(json_text(value))
 
 
 def json_text(value: dict[str, Any], indent: int = 2) -> str:
-    """JSON in ASCII, which no encoding and no terminal changes; what is no finite number, and so not JSON, is null."""
+    """JSON in ASCII, the same in every encoding and terminal; NaN and infinities, which JSON lacks, are null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -231,7 +231,7 @@ def _finite(value: Any) -> Any:
 
 
 def check_replaced(option: str, path: Path) -> None:
-    """Raise InputError where no regular file can take the place of what is at `path`, as `check_destination` does."""
+    """InputError unless a regular file can be written to `path` by renaming; see `check_destination`."""
     check_destination(option, path)
     try:
         check_target(path)
@@ -240,7 +240,7 @@ def check_replaced(option: str, path: Path) -> None:
 
 
 def check_destination(option: str, path: Path) -> None:
-    """Raise InputError where `path` cannot become a file; called before anything is loaded or computed."""
+    """InputError if no file can be written to `path`; called before anything is loaded or computed."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -254,7 +254,7 @@ def check_destination(option: str, path: Path) -> None:
 
 
 def check_picture(option: str, path: Path) -> None:
-    """The same for a picture, whose format its name tells."""
+    """`check_destination` for a picture, whose format follows from its name."""
     check_destination(option, path)
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{option} {path}: expected a name that ends in .png or .svg")

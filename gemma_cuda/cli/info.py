@@ -1,4 +1,4 @@
-"""`gemma-cuda info MODEL`: what a checkpoint is, and what it will need, from its header alone."""
+"""`gemma-cuda info MODEL`: a checkpoint's configuration and its need of memory, from its header alone."""
 
 import argparse
 import dataclasses
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def layer_pattern(layer_types: list[str]) -> str:
-    """The repeated block of local (L, sliding) and global (G, full) layers, such as `5L:1G`, and how many of each."""
+    """The repeated block of local (L, sliding) and global (G, full) layers, such as `5L:1G`, and the number of each."""
     letters = ["G" if layer_type == "full_attention" else "L" for layer_type in layer_types]
     # The last block may be cut: 26 layers of 5L:1G end in 2L.
     period = next(p for p in range(1, len(letters) + 1) if letters[p:] == letters[:-p])

@@ -1,4 +1,4 @@
-"""What `compile` and `kernels` share: which models, dtypes and architectures are meant."""
+"""The choice of models, dtypes and architectures in `compile` and `kernels`."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ DTYPES = ("bfloat16", "float16", "float32")  # those of ops.checks, without impo
 
 
 def add_options(parser: argparse.ArgumentParser, *, default_architectures: str) -> None:
-    """Add --model, --arch, --dtype and --attn-bias; each may be given several times."""
+    """Adds --model, --arch, --dtype and --attn-bias; each may be given several times."""
     parser.add_argument(
         "--model",
         action="append",
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser, *, default_architectures: str) 
 
 
 def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str]) -> "dict[str, list[Launch]]":
-    """The launches of what is asked for on each architecture; on one that is not known, those of the smallest."""
+    """Architecture -> launches of the chosen models; an unknown architecture counts as one of least shared memory."""
     from ..device.cuda.compile import SHARED_BYTES
     from ..ops.instances import launches
 
@@ -47,7 +47,7 @@ def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str])
 
 
 def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) -> list[str]:
-    """--arch, each once; raises InputError for what is no architecture."""
+    """The architectures of --arch, each once; InputError for a text of another form."""
     chosen = list(dict.fromkeys(arguments.arch or default))
     for architecture in chosen:
         if not _ARCHITECTURE.fullmatch(architecture):
@@ -56,7 +56,7 @@ def chosen_architectures(arguments: argparse.Namespace, default: Iterable[str]) 
 
 
 def configs(models: list[str] | None) -> "Iterable[ModelConfig]":
-    """Of each published size or checkpoint; of every published size for None."""
+    """The configurations of published sizes and checkpoints by name; for None those of all published sizes."""
     from ..ops.instances import published
 
     sizes = published()

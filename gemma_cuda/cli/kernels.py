@@ -1,4 +1,4 @@
-"""`gemma-cuda kernels`: every kernel instance, and what it needs of a multiprocessor on each architecture."""
+"""`gemma-cuda kernels`: every kernel instance with its registers and shared memory on each architecture."""
 
 import argparse
 from typing import Any

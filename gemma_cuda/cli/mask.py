@@ -1,4 +1,4 @@
-"""`gemma-cuda mask`: one layer's attention as a picture, with the tiles that the kernel skips, tests and takes."""
+"""`gemma-cuda mask`: a layer's attention as a picture, with the tiles that the kernel skips, tests or takes whole."""
 
 import argparse
 from pathlib import Path
@@ -84,7 +84,7 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def counts(tiles: "MaskTiles") -> str:
-    """How many tiles of one KV head are in each state."""
+    """The number of tiles of one KV head in each state, as a line."""
     from ..bench.mask_tiles import EDGE, FULL, SKIPPED
 
     total = tiles.states.size
@@ -94,15 +94,17 @@ def counts(tiles: "MaskTiles") -> str:
 
 
 def text(tiles: "MaskTiles") -> list[str]:
-    """A line for each tile of queries, a letter for each tile of keys (several, where they are many): the busiest."""
+    """A line per tile of queries, a letter per tile of keys; a letter for several tiles shows the fullest of them."""
     from ..ops.attention_plan import BLOCK_K
 
     states = tiles.states
-    step = -(-states.shape[1] // _MOST_COLUMNS)
+    across = -(-states.shape[1] // _MOST_COLUMNS)
     down = -(-len(states) // _MOST_COLUMNS)
-    lines = [f"queries down, {BLOCK_K * step} keys a letter: █ full, ░ at an edge; i: a tile with a token of an image"]
+    lines = [
+        f"queries down, {BLOCK_K * across} keys a letter: █ full, ░ at an edge; i: a tile with a token of an image"
+    ]
     for i in range(0, len(states), down):
-        letters = [_LETTERS[states[i : i + down, j : j + step].max()] for j in range(0, states.shape[1], step)]
+        letters = [_LETTERS[states[i : i + down, j : j + across].max()] for j in range(0, states.shape[1], across)]
         first = int(tiles.first_tokens[i])
         last = int(tiles.first_tokens[i + down]) if i + down < len(states) else len(tiles.key_begin)
         mark = "i" if any(begin < max(last, first + 1) and first < end for begin, end in tiles.spans) else " "
@@ -111,7 +113,7 @@ def text(tiles: "MaskTiles") -> list[str]:
 
 
 def draw(tiles: "MaskTiles", title: str, target: Path) -> None:
-    """The picture: visible elements, those within an image in another colour, edge tiles framed."""
+    """Writes the picture: visible elements, those within an image in another colour, tiles framed."""
     try:
         from matplotlib.colors import ListedColormap
         from matplotlib.figure import Figure
@@ -135,9 +137,9 @@ def draw(tiles: "MaskTiles", title: str, target: Path) -> None:
         for j, state in enumerate(tiles.states[i].tolist()):
             if state in (EDGE, FULL):
                 colour = "#d62728" if state == EDGE else "#7f7f7f"
-                place = (j * BLOCK_K - 0.5, first - 0.5)
+                corner = (j * BLOCK_K - 0.5, first - 0.5)
                 axes.add_patch(
-                    Rectangle(place, BLOCK_K, max(last - first, 1), fill=False, edgecolor=colour, linewidth=0.5)
+                    Rectangle(corner, BLOCK_K, max(last - first, 1), fill=False, edgecolor=colour, linewidth=0.5)
                 )
     axes.set(title=f"{title}\n{counts(tiles)}", xlabel="key", ylabel="query", xlim=(-0.5, tokens - 0.5))
     axes.title.set_parse_math(False)  # a directory's name may hold $

@@ -1,4 +1,4 @@
-"""The parser of `gemma-cuda`, and what it makes of words: whole numbers, numbers, names, each within its range."""
+"""The argument parser of `gemma-cuda` and its option types: whole numbers, numbers, names, each within its range."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)  # argparse's own takes no notice of a full disk
+        (file or sys.stderr).write(message)  # argparse's own ignores a full disk
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # Python 3.11 and 3.12 take the value of `--name=--` away and go on with an empty list.
+        # Python 3.11 and 3.12 drop the value of `--name=--` and continue with an empty list.
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "expected one argument")
         return super()._get_values(action, arg_strings)
 
 
 class _Once(argparse.Action):
-    """Stores a value; an option that comes again would silently take the place of the first."""
+    """Stores a value; refuses a repeated option, of which argparse would silently take the last."""
 
     _is_given = False
 
@@ -56,7 +56,7 @@ class _Once(argparse.Action):
 
 
 def whole(text: str, least: int, most: int) -> int:
-    """The whole number that ASCII digits name; raises ArgumentTypeError for other texts and beyond [least, most]."""
+    """The whole number in ASCII digits; ArgumentTypeError for other texts and outside [least, most]."""
     expected = f"expected a whole number from {least} to {most}"
     if not _WHOLE.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {expected}")
@@ -66,12 +66,12 @@ def whole(text: str, least: int, most: int) -> int:
 
 
 def whole_from(least: int, most: int) -> Callable[[str], int]:
-    """`whole` as the type of an option."""
+    """`whole` as an option type."""
     return lambda text: whole(text, least, most)
 
 
 def number_where(is_valid: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    """The type of an option that takes finite decimal numbers for which `is_valid` holds; expected: these in words."""
+    """The option type of finite decimal numbers that satisfy `is_valid`; expected: their description."""
 
     def number(text: str) -> float:
         value = float(text) if _NUMBER.fullmatch(text) else math.nan
@@ -83,7 +83,7 @@ def number_where(is_valid: Callable[[float], bool], expected: str) -> Callable[[
 
 
 def name(text: str) -> str:
-    """A text that names something: not blank."""
+    """A text that is not blank."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")
     return text
@@ -95,7 +95,7 @@ def path(text: str) -> Path:
 
 
 def device(text: str) -> str:
-    """The name of a device, or what only looks like one: `choose_device` knows them."""
+    """A device's name; only the form cuda:N is checked here, all else by `choose_device`."""
     if text.startswith("cuda:") and not _GPU.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} names no GPU, expected an index as in cuda:1")
     return name(text)

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def top_tokens(logits: "NDArray[Any]", count: int) -> list[tuple[int, float]]:
     """The `count` most probable (id, probability) of logits [V], best first, ties by id; softmax in float64.
 
-    Raises CheckpointError where a logit is NaN or infinity.
+    CheckpointError if a logit is NaN or infinite.
     """
     import numpy as np
 
@@ -91,10 +91,10 @@ def top_tokens(logits: "NDArray[Any]", count: int) -> list[tuple[int, float]]:
 
 
 def _save(path: Path, gemma: "Gemma", out: "PrefillOutput", input_ids: list[int], metadata: dict[str, str]) -> None:
-    """Write `path`: input_ids [S], logits [1, keep, V], last_hidden_state [1, keep, E], layers.N.k, .v [1, KH, S, D].
+    """Writes input_ids [S], logits [1, keep, V], last_hidden_state [1, keep, E], layers.N.k and .v [1, KH, S, D].
 
-    A layer that reads another's K and V has none of its own in the file. The file appears under its name only when it
-    is complete. Raises InputError where it cannot be written.
+    A layer that reads another's K and V has no entry. The file is complete as soon as `path` exists. InputError if it
+    cannot be written.
     """
     import numpy as np
     from safetensors import SafetensorError
@@ -123,6 +123,6 @@ def _print(report: dict[str, Any]) -> None:
     common.print_row("prefill", f"{report['tokens']} tokens in {speed}")
     print("next token")
     for row in report["top"]:
-        print(f"  {row['probability']:7.2%}  {row['id']:>6}  {common.shown(row['text'])}".rstrip())
+        print(f"  {row['probability']:7.2%}  {row['id']:>6}  {common.quoted(row['text'])}".rstrip())
     if "saved" in report:
         common.print_row("saved", report["saved"])

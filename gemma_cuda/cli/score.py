@@ -1,4 +1,4 @@
-"""`gemma-cuda score`: how probable a text is to the model, token by token."""
+"""`gemma-cuda score`: a text's log-probability under the model, token by token."""
 
 import argparse
 import math
@@ -56,7 +56,7 @@ def perplexity(scores: list[float]) -> float | None:
 def _print(report: dict[str, Any]) -> None:
     common.print_description(report)
     for row in report["tokens"]:
-        print(f"{row['logprob']:10.4f}  {row['id']:>6}  {common.shown(row['text'])}".rstrip())
+        print(f"{row['logprob']:10.4f}  {row['id']:>6}  {common.quoted(row['text'])}".rstrip())
     common.print_row("total", f"{report['logprob']:.4f} over {len(report['tokens'])} tokens")
     value = report["perplexity"]
     common.print_row("perplexity", "beyond float64" if value is None else f"{value:.4f}")

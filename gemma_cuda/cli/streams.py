@@ -1,4 +1,4 @@
-"""Standard output and error of a command: closed, full or a terminal, and what of a text may reach a terminal."""
+"""Standard output and error of a command: closed, full or a terminal, and text made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 from ..errors import GemmaError
 from ..printable import reason
 
-# Control characters move cursors, set titles and colours, or answer for the user; these format characters turn the
-# order of what follows around. Line breaks and tabs are left to `one_line`.
+# Control characters move cursors, set titles and colours, or make the terminal send input; these format characters
+# reverse the order of the text after them. Line breaks and tabs are left to `one_line`. `printable` escapes more, such
+# as the joiners of emoji, which generated text needs.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST = 1000
 
@@ -24,23 +25,23 @@ class OutputError(GemmaError, OSError):
 
 
 def escaped(text: str) -> str:
-    r"""The text with control characters as \x1b, those that change the direction of writing as \u202e."""
+    r"""The text with control characters escaped as in \x1b, characters of writing direction as in \u202e."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and control characters, its middle left out where it is very long."""
+    """The text without line breaks and control characters, and without the middle of a very long one."""
     line = escaped(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 def say(kind: str, text: str) -> None:
-    """A line on stderr, `gemma-cuda: error: ...`."""
+    """Prints a line on stderr, such as `gemma-cuda: error: ...`."""
     print(f"gemma-cuda: {kind}: {one_line(text)}", file=sys.stderr)
 
 
 class _Wrapped:
-    """A text stream that is like another in all but what a subclass says."""
+    """A text stream that passes every attribute of another on, except those of a subclass."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -50,7 +51,7 @@ class _Wrapped:
 
 
 class _Output(_Wrapped):
-    """Standard output. Raises OutputError, BrokenPipeError as it is; a terminal gets no control characters."""
+    """Standard output. Errors become OutputError, except BrokenPipeError; a terminal gets no control characters."""
 
     def write(self, text: str) -> int:
         with _output_errors():
@@ -62,7 +63,7 @@ class _Output(_Wrapped):
 
 
 class _Messages(_Wrapped):
-    """Standard error. Where it cannot be written, nobody can be told."""
+    """Standard error. Its own errors are dropped: there is no other stream for them."""
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -86,7 +87,7 @@ def _output_errors() -> Iterator[None]:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """sys.stdout and sys.stderr as a command needs them, and the caller's own again afterwards."""
+    """Wraps sys.stdout and sys.stderr for a command, and restores the caller's afterwards."""
     stdout, stderr = sys.stdout, sys.stderr
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a generation
@@ -99,7 +100,7 @@ def guarded() -> Iterator[None]:
 
 
 def give_up_output() -> None:
-    """Lets what is left in sys.stdout's buffer go nowhere: the interpreter flushes it once more at exit."""
+    """Sends the rest of sys.stdout's buffer to the null device: the interpreter flushes it once more at exit."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -107,7 +108,7 @@ def give_up_output() -> None:
 
 
 def reserve_descriptors() -> None:
-    """Opens the null device as 0, 1 and 2 where they are closed: a file of ours would take the number, and the text."""
+    """Opens the null device for closed descriptors 0, 1 and 2: else the next opened file would be standard output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -30,8 +30,8 @@ def attention(
 ) -> Array:
     """o [N, H, D] = softmax(cap(scale · q kᵀ) + bias) v; query head h reads KV head h // (H // KH).
 
-    q [N, H, D] packed, sequence b holds rows cu_seqlens[b] : cu_seqlens[b + 1]; k, v [B, T, KH, D]. D of v and o may be
-    another than that of q and k, and any length may be 0.
+    q [N, H, D] packed: sequence b is rows cu_seqlens[b] : cu_seqlens[b + 1]; k, v [B, T, KH, D]. D of v and o may
+    differ from D of q and k, and any length may be 0.
     Query n sees the keys key_begin[n] <= t < key_end[n] of its sequence (int32 [N]); a query that sees none gives 0.
     bias [B or 1, H or 1, S, T], S the (equal) query count of every sequence, added after the cap; None for no bias.
     lse, float [N, H], gets the log of each row's sum of exponentials, -inf for a query that sees no key.

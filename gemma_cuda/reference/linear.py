@@ -1,4 +1,4 @@
-"""Matrix product with a Linear's weight, and what follows it."""
+"""Matrix product with a Linear's weight, and the operations fused with it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def linear(
 ) -> Array:
     """y [M, N] = x [M, K] · weight [N, K]ᵀ, accumulated in the compute dtype and rounded once.
 
-    residual [M, N]: is added, and the sum rounded again. softcap: y is softcap · tanh(product / softcap), of a product
-    that is not rounded.
+    residual [M, N] is added, and the sum rounded again. With a softcap, y is softcap · tanh(product / softcap) of the
+    product before rounding.
     """
     if softcap is not None:
         return logits(x, weight, softcap=softcap, precision=precision)

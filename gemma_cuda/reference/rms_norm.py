@@ -63,7 +63,7 @@ def add_norm(
 
 
 def multiplier(weight: Array | None, plus_one: bool) -> Array | None:
-    """What RMSNorm multiplies by."""
+    """The factor of RMSNorm: 1 + weight or weight; None without a weight."""
     return weight + weight.dtype.type(1) if plus_one and weight is not None else weight
 
 

@@ -1,17 +1,17 @@
 """A SentencePiece vocabulary (tokens, scores, types) as the BPE tokenizer that HuggingFace publishes for Gemma.
 
-HuggingFace converts Google's `tokenizer.model` once and publishes the result as `tokenizer.json`; its ids are what its
-users get. The rules below give Gemma 3's published file exactly (all 514 906 merges, in order), from what llama.cpp's
-converter leaves of Google's vocabulary in a GGUF file:
+HuggingFace converts Google's `tokenizer.model` once and publishes the result as `tokenizer.json`, with the ids that its
+users know. The rules below rebuild Gemma 3's published file exactly (all 514 906 merges, in order) from the vocabulary
+that llama.cpp's converter writes into a GGUF file:
 
-- Merges are all splits of a token into two tokens, best score first; of equal scores the longer left half first, then
-  the longer right half. Control and user-defined tokens score 0 (llama.cpp overwrites that by -1000), so runs of spaces
-  join greedily from the left: 33 are a token of 31 and one of 2, as in SentencePiece. Transformers 5.23 orders merges
-  by id when it loads a GGUF file or a bare `tokenizer.model` itself, and then splits runs of 32 spaces and more
-  otherwise (33 as 16 + 17) than its published tokenizers, which are followed here.
-- Unknown, control and user-defined tokens are matched in the text before anything else, leftmost longest, before spaces
-  become U+2581. SentencePiece never matches control tokens in text, and sees a typed U+2581 and a space as one run.
-- A vocabulary without a tab has its byte token <0x09> spelled as a tab, as in Gemma 1, to take part in merges.
+- Merges are all splits of a token into two tokens, best score first; among equal scores the longer left half first,
+  then the longer right half. Control and user-defined tokens score 0 (llama.cpp overwrites that by -1000), so runs of
+  spaces join greedily from the left: 33 are a token of 31 and one of 2, as in SentencePiece. Transformers 5.23 orders
+  merges by id when it loads a GGUF file or a bare `tokenizer.model` itself, and then splits runs of 32 and more spaces
+  differently (33 as 16 + 17) from its published tokenizers. Here the published tokenizers are followed.
+- Unknown, control and user-defined tokens are matched in the text first, leftmost longest, before spaces become U+2581.
+  SentencePiece never matches control tokens in text, and takes a typed U+2581 beside a space as one run.
+- A vocabulary without a tab has its byte token <0x09> spelled as a tab, as in Gemma 1, so that merges can use it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..errors import TokenizerError
 if TYPE_CHECKING:
     import tokenizers
 
-SPACE = "\u2581"  # what a space is written as inside tokens
+SPACE = "\u2581"  # a space inside tokens
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's piece types
 
 # User-defined in Google's model, but special (hidden by skip_special_tokens) for HuggingFace.
@@ -42,7 +42,7 @@ _ORDINARY_NAMES = re.compile(r"<2mass>|\[@BOS@\]|<unused\d+>")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an AddedToken
 
 # Budgets. Gemma 3 has 262,145 tokens of at most 31 and together 1.5 million characters, 514,906 merges, 6,414 tokens
-# that are matched in the text. All splits of all tokens take some 70 bytes of memory per character.
+# matched in the text before all others. All splits of all tokens take some 70 bytes of memory per character.
 _MAX_TOKENS, _MAX_TOKEN_LENGTH, _MAX_CHARACTERS, _MAX_MERGES = 1 << 20, 4096, 8 << 20, 4 << 20
 _MAX_ADDED, _MAX_ADDED_CHARACTERS = 1 << 16, 1 << 18
 
@@ -51,7 +51,7 @@ _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
 @dataclass(frozen=True)
 class BpeVocabulary:
-    """n tokens by id, and what is needed to merge and to match them. `merges`, if given, stands in for `scores`."""
+    """n tokens by id, with the data for merging and matching them. `merges`, if given, replaces `scores`."""
 
     source: str  # file name, for messages
     tokens: list[str]
@@ -105,7 +105,7 @@ def check_vocabulary(source: str, tokens: Collection[str], merges: int) -> None:
 
 
 def check_added_tokens(source: str, contents: Sequence[str]) -> None:
-    """TokenizerError unless the tokens that are matched in a text are within their budget."""
+    """TokenizerError unless the added tokens, which are matched in a text, are within their budget."""
     total = sum(map(len, contents))
     if len(contents) > _MAX_ADDED or total > _MAX_ADDED_CHARACTERS:
         raise TokenizerError(
@@ -159,7 +159,7 @@ def add_tokens(
 
 @contextmanager
 def library_errors(source: str) -> Iterator[None]:
-    """Turns whatever the `tokenizers` library raises into TokenizerError naming `source`."""
+    """Turns every error of the `tokenizers` library into TokenizerError naming `source`."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, TokenizerError):
@@ -183,7 +183,7 @@ class _SubstringHash:
 
 
 class _Finder:
-    """Index of each value in a given array: values [k] -> int64 [k], -1 where absent."""
+    """Index of each value in the array `keys`: values [k] -> int64 [k], -1 for an absent value."""
 
     def __init__(self, keys: NDArray[np.uint64]) -> None:
         self._order = np.argsort(keys)
@@ -221,7 +221,7 @@ def _ids_by_token(source: str, tokens: list[str]) -> dict[str, int]:
 
 
 def _merge_scores(vocabulary: BpeVocabulary) -> NDArray[np.float32]:
-    """[n] float32: the scores, 0 for tokens that are no result of training."""
+    """[n] float32: the scores, 0 for control and user-defined tokens, which no training has scored."""
     scores = vocabulary.scores
     if scores is None:
         raise TokenizerError(f"{vocabulary.source}: the vocabulary has neither scores nor merges")

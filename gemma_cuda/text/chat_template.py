@@ -1,4 +1,4 @@
-"""A chat as the text that the model was trained on: HuggingFace's Jinja chat templates, in a limited process."""
+"""A chat as the prompt of the model's training: HuggingFace's Jinja chat templates, in a process with limits."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def render_chat_template(
 ) -> str:
     """The prompt for `messages`, as HuggingFace's `apply_chat_template(..., tokenize=False)` writes it.
 
-    The template comes with the model and is untrusted: it runs in Jinja's sandbox, sees plain data only, and in a
-    process that is killed when it exceeds its budget (`CPU_SECONDS` and so on); the first call starts it, the others
-    find it ready. special_tokens gives it variables such as bos_token. Raises InputError for messages that are no list
-    of dicts of plain data, and TokenizerError, naming `source`, if Jinja is missing or the template fails, refuses the
-    messages or exceeds its budget.
+    The template comes with the model and is untrusted: it runs in Jinja's sandbox, on plain data only, in a process
+    that is killed if it exceeds its budget (`CPU_SECONDS` and so on). The first call starts the process, later calls
+    reuse it. special_tokens: its variables such as bos_token. Raises InputError unless messages are a list of dicts of
+    plain data, and TokenizerError, naming `source`, if Jinja is missing or the template fails, refuses the messages or
+    exceeds its budget.
     """
     chat = _checked_messages(messages)
     if find_spec("jinja2") is None:
@@ -76,12 +76,12 @@ def _checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 
 class _TemplateProcess:
-    """The one process of this process that renders templates, started when it is first asked and after each death."""
+    """The child process that renders templates, started at the first request and again after each of its deaths."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_registered = False  # for the ends and forks of this process
+        self._is_registered = False  # with atexit and fork of the parent process
 
     def ask(self, request: bytes) -> tuple[bytes, str]:
         """(kind, text) of the answer; kind b"" if the process died, was too slow or had to be killed."""
@@ -92,7 +92,7 @@ class _TemplateProcess:
                     if kind != TEXT:
                         return kind, text
                 answer = self._exchange(request)
-            except BaseException:  # Ctrl-C too: what it would still answer belongs to no later request
+            except BaseException:  # Ctrl-C too: its late answer must not reach the next request
                 self.stop()
                 raise
             if answer[0] not in (TEXT, REFUSED):
@@ -106,7 +106,7 @@ class _TemplateProcess:
             process.communicate()
 
     def forget(self) -> None:
-        """For a forked process: what it has inherited belongs to the one that forked."""
+        """In a forked process: leaves the child process to the parent."""
         self._lock, self._process = threading.Lock(), None
 
     def _start(self) -> tuple[bytes, str]:
@@ -122,7 +122,7 @@ class _TemplateProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={name: os.environ[name] for name in ("TZ", "LD_LIBRARY_PATH") if name in os.environ},
-            start_new_session=True,  # Ctrl-C is for the caller, who then ends it
+            start_new_session=True,  # the terminal's Ctrl-C reaches only the parent, which then stops the child
         )
         return self._exchange(json.dumps([path for path in sys.path if os.path.isabs(path)]).encode())
 
@@ -140,7 +140,7 @@ class _TemplateProcess:
 
 
 def _read(descriptor: int, count: int, deadline: float) -> bytes:
-    """`count` bytes, or b"" if they do not come until the deadline."""
+    """`count` bytes, or b"" at the deadline or the end of the stream."""
     poll, data = select.poll(), bytearray()
     poll.register(descriptor, select.POLLIN)
     while len(data) < count:

@@ -1,6 +1,6 @@
 """`tokenizer.model` files: the pieces of a serialised SentencePiece ModelProto, read without the sentencepiece library.
 
-The library does not tell which pieces are user-defined, and protobuf would be one more dependency for five fields:
+The library does not report user-defined pieces, and protobuf would be one more dependency for five fields:
 
     ModelProto       1: repeated SentencePiece   2: TrainerSpec      3: NormalizerSpec
     SentencePiece    1: piece (string)           2: score (float)    3: type (enum, 1 when absent)
@@ -27,11 +27,11 @@ _BPE = 2
 
 
 class _Damaged(Exception):
-    """The bytes are not what the format says; the message says where."""
+    """The bytes break the format, at the position in the message."""
 
 
 def read_sentencepiece_model(path: Path) -> BpeVocabulary:
-    """The vocabulary in a `tokenizer.model` file. TokenizerError if it cannot be read or is not of Gemma's kind."""
+    """The vocabulary in a `tokenizer.model` file. TokenizerError for an unreadable file or no BPE model."""
     data = read_bytes(path, TOKENIZER_MODEL, TokenizerError)
     try:
         return _parse(data, str(path))
@@ -84,13 +84,13 @@ def _piece(data: bytes, start: int, end: int) -> tuple[str, float, int]:
     return token, score, piece_type
 
 
-def _varint_field(data: bytes, span: tuple[int, int], wanted: int, *, default: int) -> int:
-    values = [value for number, value in _fields(data, *span) if number == wanted]
+def _varint_field(data: bytes, span: tuple[int, int], field: int, *, default: int) -> int:
+    values = [value for number, value in _fields(data, *span) if number == field]
     return values[-1] if values and isinstance(values[-1], int) else default
 
 
-def _bytes_field(data: bytes, span: tuple[int, int], wanted: int) -> bytes:
-    spans = [_span(value) for number, value in _fields(data, *span) if number == wanted]
+def _bytes_field(data: bytes, span: tuple[int, int], field: int) -> bytes:
+    spans = [_span(value) for number, value in _fields(data, *span) if number == field]
     return data[slice(*spans[-1])] if spans else b""
 
 

@@ -1,9 +1,9 @@
-"""The program that renders chat templates, in a process of its own: a template is a stranger's program.
+"""The program that renders chat templates, in a process of its own: a template is an untrusted program.
 
-It may loop for ever or make strings of any size. Jinja's sandbox limits neither; a process can be limited and killed.
-`text/chat_template.py` starts it with nothing but the standard library on its path. Messages both ways are 8 bytes of
-length and the bytes: first the path to import jinja2 from, then one JSON request for each answer, a kind of one
-byte and text.
+It may loop for ever or build strings of any size. Jinja's sandbox limits neither, but a process can be limited and
+killed. `text/chat_template.py` starts it with only the standard library on its path. Messages both ways are 8 bytes of
+length and the bytes: first the path for importing jinja2, then one JSON request for each answer, a kind of one byte and
+text.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main() -> None:
             _answer(TEXT, text)
         except MemoryError:
             _answer(OUT_OF_BUDGET, "")
-            return  # what is left of the budget is fragments
-        except Exception as error:  # a template is foreign code: anything can go wrong in it
+            return  # the rest of the address space is fragmented
+        except Exception as error:  # untrusted code may raise anything
             _answer(REFUSED, str(error) or type(error).__name__)
 
 
@@ -92,7 +92,7 @@ def _limit(which: int, value: int) -> None:
 
 
 def _receive() -> bytes:
-    """The next message; b"" when the other side has gone."""
+    """The next message; b"" at the end of the stream."""
     return sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8), "little"))
 
 

@@ -1,6 +1,6 @@
 """Text to HuggingFace's token ids and back, from a tokenizer.json, a tokenizer.model or a GGUF vocabulary.
 
-All three end in one `tokenizers.Tokenizer`, so that encoding and decoding are one code path. Where tokenizer.model and
+All three become a `tokenizers.Tokenizer`, so that encoding and decoding are one code path. Where tokenizer.model and
 GGUF leave a choice, `text/bpe_vocabulary.py` follows the tokenizer.json files that HuggingFace publishes for Gemma.
 """
 
@@ -40,7 +40,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path | GgufVocabulary) -> Tokenizer:
-        """The tokenizer in a directory, in a .gguf file, or of a vocabulary already read from one."""
+        """The tokenizer of a directory, of a .gguf file, or of a vocabulary from a .gguf file."""
         if isinstance(source, GgufVocabulary):
             return cls.from_gguf(source)
         path = arguments.path("source", source, error=TokenizerError)
@@ -55,8 +55,8 @@ class Tokenizer:
     def from_directory(cls, path: str | Path) -> Tokenizer:
         """The tokenizer of a HuggingFace directory: tokenizer.json, or else tokenizer.model.
 
-        tokenizer_config.json and chat_template.jinja beside it are heeded. TokenizerError names the file that is
-        missing or damaged.
+        tokenizer_config.json and chat_template.jinja beside it are read too. TokenizerError names a missing or damaged
+        file.
         """
         return cls(*read_directory(arguments.path("path", path)))
 
@@ -70,9 +70,9 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`: list of ints. Special tokens written out in the text become those tokens.
 
-        add_special_tokens: begin with BOS (and end with EOS) as the model's files say, with BOS if they do not say;
-        never with a second BOS if the text begins with one. InputError if it is no str, TokenizerError for an unpaired
-        surrogate in it.
+        add_special_tokens: begin with BOS and end with EOS as the model's files say, by default with BOS only; a text
+        that begins with BOS gets no second one. InputError unless text is a str, TokenizerError for an unpaired
+        surrogate.
         """
         arguments.text("text", text)
         add_special_tokens = arguments.flag("add_special_tokens", add_special_tokens)
@@ -94,20 +94,20 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `ids`, [n] integers. Bytes that are no UTF-8 become U+FFFD.
+        """The text of `ids`, [n] integers. Bytes that are not UTF-8 become U+FFFD.
 
-        Ids past the vocabulary are left out, as HuggingFace does: an embedding matrix may be padded. U+2581 decodes as
-        the space that it stands for. InputError for ids that are no integers, or negative.
+        Ids past the vocabulary are left out, as in HuggingFace: an embedding matrix may be padded. U+2581 decodes to a
+        space. InputError for negative ids and values other than integers.
         """
         return self._decode(_plain_ids(ids), arguments.flag("skip_special_tokens", skip_special_tokens))
 
     def stream(self, *, skip_special_tokens: bool = True) -> TokenStream:
-        """A decoder that is given one id at a time."""
+        """A decoder of one id at a time."""
         skipped = arguments.flag("skip_special_tokens", skip_special_tokens)
         return TokenStream(self, skip_special_tokens=skipped)
 
     def token_id(self, token: str) -> int | None:
-        """Id of the token written exactly so ("<end_of_turn>"; spaces as U+2581), or None."""
+        """Id of the token with exactly this spelling ("<end_of_turn>"; spaces as U+2581), or None."""
         with library_errors(self._settings.source):
             found: int | None = self._backend.token_to_id(token)
         return found
@@ -115,8 +115,8 @@ class Tokenizer:
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The prompt for `messages` ([{"role": "user", "content": "..."}, ...]), written by the model's chat template.
 
-        It may begin with <bos>; `encode` adds no second one. TokenizerError if there is no template (a base model) or
-        it refuses the messages.
+        It may begin with <bos>; `encode` adds no second one. TokenizerError without a template (a base model) and for
+        messages that the template refuses.
         """
         if self.chat_template is None:
             raise TokenizerError(
@@ -137,7 +137,7 @@ class Tokenizer:
         return text
 
     def _named_id(self, name: str) -> int | None:
-        """Id of bos_token or eos_token; None if the vocabulary lacks it and no file asks for it."""
+        """Id of bos_token or eos_token; None if the vocabulary lacks it and no file names it."""
         token = self._settings.special_tokens[name]
         found = self.token_id(token)
         if found is None and token != DEFAULT_TOKENS[name]:
@@ -148,10 +148,10 @@ class Tokenizer:
 
 
 class TokenStream:
-    """Decodes ids as they come: the pieces together are what `Tokenizer.decode` gives for all ids at once.
+    """Decodes ids one at a time: the pieces together equal `Tokenizer.decode` of all ids.
 
-    A character outside the vocabulary is several byte tokens; their run is held back until it ends, for only then is it
-    known to be UTF-8. Every other token's text does not depend on its neighbours.
+    A character outside the vocabulary is several byte tokens; a run of them is held back until its end decides whether
+    it is UTF-8. The text of every other token is independent of its neighbours.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
@@ -160,19 +160,19 @@ class TokenStream:
         self._bytes: list[int] = []  # the byte tokens held back
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now that `token_id` has come; "" for a special token or part of a character."""
+        """The text completed by `token_id`; "" for a special token or part of a character."""
         (token_id,) = _plain_ids([token_id])
         token = self._tokenizer._backend.id_to_token(token_id)
         if token is not None and _BYTE_TOKEN.fullmatch(token):
             self._bytes.append(token_id)
             return ""
         text = self._tokenizer._decode([token_id], self._skip_special_tokens)
-        return self.flush() + text if text else ""  # what is left out does not end a run of bytes
+        return self.flush() + text if text else ""  # an omitted special token does not end a run of bytes
 
     def flush(self) -> str:
-        """The text still held back. Call it once after the last id."""
-        held, self._bytes = self._bytes, []
-        return self._tokenizer._decode(held, skip_special_tokens=False) if held else ""
+        """The text still held back, for a call after the last id."""
+        pending, self._bytes = self._bytes, []
+        return self._tokenizer._decode(pending, skip_special_tokens=False) if pending else ""
 
 
 def _plain_ids(ids: Iterable[int]) -> list[int]:
@@ -185,5 +185,5 @@ def _plain_ids(ids: Iterable[int]) -> list[int]:
 def _listed(ids: Iterable[int]) -> list[int]:
     try:
         return list(ids)
-    except Exception as error:  # of whatever a stranger's __iter__ raises
+    except Exception as error:  # __iter__ of an unknown class may raise anything
         raise InputError(f"ids is {arguments.shown(ids)}, expected token ids [n]") from error

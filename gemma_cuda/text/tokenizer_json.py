@@ -1,8 +1,8 @@
-"""tokenizer.json: parsed and examined here, so that the library gets nothing whose cost nobody can bound.
+"""tokenizer.json: parsed and checked here, so that the cost of every step that the library runs is bounded.
 
 The library has no limits: 30 nested Replace steps that double their text take 4 kB of file and 2^30 times any text's
-memory, and a failed allocation ends the process. So text may grow by a known, small factor only, and steps with a
-regular expression, which no Gemma tokenizer has, are refused: how long one takes depends on the text.
+memory, and a failed allocation ends the process. So steps may lengthen a text only by a small known factor, and steps
+with a regular expression, which no Gemma tokenizer has, are refused: their time depends on the text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _MAX_STEPS, _MAX_DEPTH = 32, 4
 _MAX_GROWTH = 64  # of a text's characters, by all steps of one kind together
-_MAX_FRAME = 64  # tokens that a post-processor puts around a text
-# What each kind of step may be, and by what it can multiply characters. None: see `_growth`.
+_MAX_FRAME = 64  # tokens that a post-processor adds around a text
+# Types of step by kind, each with the most that it multiplies characters by. None: see `_growth`.
 _STEPS: dict[str, dict[str, int | None]] = {
     "normalizer": {
         "Replace": None, "Prepend": None, "Lowercase": 3, "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Strip": 1,
@@ -48,8 +48,8 @@ _Fail = Callable[[str], NoReturn]
 def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, without truncation and padding; TokenizerError naming the file and the step.
 
-    Refused are files and vocabularies over their budget, models other than BPE and WordLevel, random dropout, regular
-    expressions, and steps that together can multiply a text by more than 64.
+    Files and vocabularies over their budget are refused, and models other than BPE and WordLevel, random dropout,
+    regular expressions, and steps that together can multiply a text's length by more than 64.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -88,7 +88,7 @@ def _check_steps(source: str, kind: str, component: object) -> None:
 
 
 def _leaves(kind: str, component: object, fail: _Fail, *, depth: int) -> Iterator[Mapping[str, Any]]:
-    """Every step that is no sequence of others, in order."""
+    """The steps in order, those of nested Sequences in place of the Sequence."""
     if component is None and depth == 0:
         return
     if not isinstance(component, dict) or not isinstance(component.get("type"), str):
@@ -104,7 +104,7 @@ def _leaves(kind: str, component: object, fail: _Fail, *, depth: int) -> Iterato
 
 
 def _growth(step: Mapping[str, Any], fail: _Fail) -> int:
-    """By what the step can multiply a text's characters."""
+    """The most that the step multiplies a text's characters by."""
     name = step["type"]
     if name == "TemplateProcessing":
         declared = step.get("special_tokens")
@@ -134,7 +134,7 @@ def _text(value: object, fail: _Fail) -> str:
 
 
 def _model(source: str, model: object) -> Any:
-    """The library's model, made of examined parts instead of being parsed again: as fast as its own parser."""
+    """The library's model, built from the checked values: as fast as the library's parser would parse them again."""
     from tokenizers import models
 
     kind = model.get("type") if isinstance(model, dict) else None
@@ -161,7 +161,7 @@ def _model(source: str, model: object) -> Any:
 
 
 def _merges(source: str, merges: object) -> list[tuple[str, str]]:
-    """Pairs, from lists of two or, as files before 2024 have them, from "left right"."""
+    """Pairs of tokens, from lists of two or, in files from before 2024, from "left right"."""
     if not isinstance(merges, list):
         raise TokenizerError(f"{source}: model: merges is {shown_json(merges)}, expected a list")
     if set(map(type, merges)) == {str}:

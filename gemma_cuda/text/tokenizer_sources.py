@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: a HuggingFace directory or a GGUF vocabulary, read into a backend and its settings."""
+"""The sources of a tokenizer, a HuggingFace directory or a GGUF vocabulary, read into a backend and its settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..formats.gguf_vocabulary import GgufVocabulary
 
 
-# What HuggingFace's GemmaTokenizer assumes where no file names them.
+# The special tokens of HuggingFace's GemmaTokenizer, unless a file names others.
 DEFAULT_TOKENS = {
     "pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>", "mask_token": "<mask>",
 }  # fmt: skip
@@ -37,7 +37,7 @@ DEFAULT_TOKENS = {
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What a tokenizer needs besides its vocabulary. add_bos and add_eos are None where no file says."""
+    """Settings of a tokenizer besides its vocabulary. add_bos, add_eos: None if no file sets them."""
 
     source: str  # file or directory, for messages
     special_tokens: dict[str, str]  # bos_token, eos_token, image_token, ...: the token
@@ -93,7 +93,7 @@ def read_gguf(vocabulary: GgufVocabulary) -> tuple[tokenizers.Tokenizer, Tokeniz
 
 
 def _directory_settings(directory: Path, config: Mapping[str, Any], where: str) -> TokenizerSettings:
-    """Settings from tokenizer_config.json and chat_template.jinja, the latter's template first."""
+    """Settings from tokenizer_config.json and chat_template.jinja, whose template has precedence."""
     special_tokens = dict(DEFAULT_TOKENS)
     for name, value in config.items():
         content = value.get("content") if isinstance(value, dict) else value
@@ -118,7 +118,7 @@ def _exists(path: Path) -> bool:
 
 
 def _config_template(value: object, where: str) -> str | None:
-    """A template, or the one named default of a list of {"name": ..., "template": ...}."""
+    """The template, or from a list of {"name": ..., "template": ...} the one named default."""
     if isinstance(value, list):
         value = next(
             (item.get("template") for item in value if isinstance(item, dict) and item.get("name") == "default"), None
@@ -129,7 +129,7 @@ def _config_template(value: object, where: str) -> str | None:
 
 
 def _with_post_processor(settings: TokenizerSettings, backend: tokenizers.Tokenizer) -> TokenizerSettings:
-    """Settings whose flags, where tokenizer_config.json leaves them open, say what the tokenizer.json does."""
+    """The settings with add_bos and add_eos as tokenizer.json has them, unless tokenizer_config.json sets them."""
     if settings.add_bos is not None:
         return settings
     with library_errors(settings.source):
@@ -154,7 +154,7 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any
 
 
 def _hide_named_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
-    """Makes bos_token and its like special, as HuggingFace's class does: <mask> is not in Gemma's tokenizer.json."""
+    """Makes all named tokens special, as HuggingFace's class does: in Gemma's tokenizer.json <mask> is not."""
     from tokenizers import AddedToken
 
     with library_errors(settings.source):
@@ -163,7 +163,7 @@ def _hide_named_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSetting
 
 
 def _gguf_tokens(vocabulary: GgufVocabulary) -> list[str]:
-    """The tokens by id. Runs of spaces, which llama.cpp's converter spells out, are spelled with U+2581 again."""
+    """The tokens by id. Runs of spaces, which llama.cpp's converter writes as spaces, are U+2581 again."""
     if vocabulary.model not in ("llama", "gemma4"):
         raise TokenizerError(
             f"{vocabulary.source}: tokenizer.ggml.model is {shown_json(vocabulary.model)}; Gemma files have 'llama' or "
