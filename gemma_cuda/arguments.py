@@ -1,6 +1,6 @@
-"""The arguments of public functions as checked values: everything that a caller may pass becomes one here, or an error.
+"""Checks of the arguments of public functions: each returns the checked value or raises InputError, or `error`.
 
-Each function takes the argument's name as the message is to call it, and raises InputError, or the class given.
+Any object may be passed. `name` is the argument's name in the message.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from .errors import GemmaError, InputError, OutOfMemoryError
-from .printable import printable
+from .printable import shown_line
 
 Kind = type[GemmaError]
-_LONGEST_NAME = 255  # bytes of a file's name on the file systems that we know of
-_SHOWN = 80
+_LONGEST_NAME = 255  # bytes of a file's name on the usual file systems
+_LONGEST_SHOWN = 80  # characters of a value in a message
 
 
 def integer(
@@ -33,15 +33,15 @@ def integer(
     otherwise: str = "",
     error: Kind = InputError,
 ) -> int:
-    """The int of an integer of Python, NumPy or any library; no bool, no float.
+    """An integer of Python, NumPy or any library as int; a bool or a float is an error.
 
-    otherwise: ends the message, as in " or None".
+    otherwise: end of the message, such as " or None".
     """
     given: int | None = None
     if not isinstance(value, bool | np.bool_):
         try:
             given = operator.index(value)
-        except Exception:  # of whatever a stranger's __index__ raises
+        except Exception:  # __index__ of an unknown class may raise anything
             given = None
     if given is None or (least is not None and given < least) or (most is not None and given > most):
         raise error(f"{name} is {shown(value)}, expected an integer{_bounds(least, most)}{otherwise}")
@@ -58,9 +58,9 @@ def number(
     otherwise: str = "",
     error: Kind = InputError,
 ) -> float:
-    """The float of a finite real number of Python, NumPy or any library; no bool, no text.
+    """A finite real number of Python, NumPy or any library as float; a bool or a text is an error.
 
-    otherwise: ends the message, as in ", or None for no cap".
+    otherwise: end of the message, such as ", or None for no cap".
     """
     given = _real(value)
     is_inside = (
@@ -77,22 +77,22 @@ def number(
     return given
 
 
-def flag(name: str, value: Any, *, error: Kind = InputError) -> bool:
-    """The bool of True, False, NumPy's, or the integers 0 and 1."""
+def flag(name: str, value: Any) -> bool:
+    """True or False of Python or NumPy, or an integer 0 or 1, as bool."""
     if isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
         return bool(value)
-    raise error(f"{name} is {shown(value)}, expected True or False")
+    raise InputError(f"{name} is {shown(value)}, expected True or False")
 
 
-def text(name: str, value: Any, *, error: Kind = InputError) -> str:
-    """The value, which is a str."""
+def text(name: str, value: Any) -> str:
+    """The value if it is a str."""
     if isinstance(value, str):
         return value
-    raise error(f"{name} is {shown(value)}, expected a text (str)")
+    raise InputError(f"{name} is {shown(value)}, expected a text (str)")
 
 
 def choice(name: str, value: Any, choices: Iterable[str], *, error: Kind = InputError) -> str:
-    """The value, which is one of some words."""
+    """The value if it is one of `choices`."""
     allowed = tuple(choices)
     if isinstance(value, str) and value in allowed:
         return value
@@ -100,7 +100,7 @@ def choice(name: str, value: Any, choices: Iterable[str], *, error: Kind = Input
 
 
 def path(name: str, value: Any, *, error: Kind = InputError) -> Path:
-    """The Path of a str or os.PathLike that can name a file."""
+    """A str or os.PathLike as Path; an error too for a name that no file system takes."""
     try:
         given = os.fspath(value)
     except Exception:
@@ -118,17 +118,17 @@ def path(name: str, value: Any, *, error: Kind = InputError) -> Path:
 
 
 def function(name: str, value: Any, *, error: Kind = InputError) -> Any:
-    """The value, which can be called; None stays None."""
+    """The value if it can be called or is None."""
     if value is None or callable(value):
         return value
     raise error(f"{name} is {shown(value)}, expected a function or None")
 
 
 def host_array(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[Any, Any]:
-    """The NumPy array of an array of any library, or of numbers in sequences of one length; values are not changed.
+    """An array of any library, or nested sequences of numbers, as a NumPy array of the same values.
 
-    Of a GPU's array it is a copy. Whether its dtype and shape will do is the caller's to check; objects, texts, dates,
-    records and masked elements never do.
+    An array on a GPU is copied. Objects, texts, dates, records and masked elements are errors; all else about dtype and
+    shape is left to the caller.
     """
     try:
         array = np.asarray(_on_host(name, value, error))
@@ -136,20 +136,20 @@ def host_array(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray
         raise
     except MemoryError as cause:
         raise OutOfMemoryError(f"{name}: {shown(value)} does not fit memory") from cause
-    except Exception as cause:  # of whatever a stranger's __array__, __len__ or __getitem__ raises
+    except Exception as cause:  # __array__ or __getitem__ of an unknown class may raise anything
         raise error(f"{name} cannot be taken as an array: {shown(value)} ({_first_line(cause)})") from cause
     if array.dtype.kind in "OSUMmV" and not _is_small_float(array.dtype):
         raise error(f"{name} is {shown(value)}, expected an array of numbers")
     return array
 
 
-def integers(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[Any, Any]:
-    """int64 array of integers of any library, of any shape; an empty one may have any dtype of numbers."""
-    array = host_array(name, value, error=error)
+def integers(name: str, value: Any) -> np.ndarray[Any, Any]:
+    """Integers of any library and shape as an int64 array; an empty array may have any dtype of numbers."""
+    array = host_array(name, value)
     if array.size and array.dtype.kind not in "iu":
-        raise error(f"{name} is {array.dtype}, expected integers")
+        raise InputError(f"{name} is {array.dtype}, expected integers")
     if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
-        raise error(f"{name} holds {int(array.max())}, which is beyond 64 bits")
+        raise InputError(f"{name} holds {int(array.max())}, which is beyond 64 bits")
     try:
         return array.astype(np.int64)
     except MemoryError as cause:
@@ -157,7 +157,7 @@ def integers(name: str, value: Any, *, error: Kind = InputError) -> np.ndarray[A
 
 
 def has_axes(value: Any) -> bool:
-    """Whether it is a sequence or an array of some axes, rather than one number."""
+    """Whether the value is a sequence or an array of at least one axis."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return True
     axes = _attribute(value, "ndim")
@@ -165,29 +165,25 @@ def has_axes(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: one printable line of at most 80 characters; arrays by dtype and shape."""
+    """A value for a message: one printable line of at most 80 characters; an array by its dtype and shape."""
     kind = f"a {type(value).__name__}"
     shape, dtype = _attribute(value, "shape"), _attribute(value, "dtype")
     if shape is not None and dtype is not None and not isinstance(value, np.generic):
-        return _cut(f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}")
-    try:
-        return _cut(_REPR.repr(value))
-    except Exception:
-        return _cut(kind)
-
-
-def _cut(line: str) -> str:
-    """The line without characters that a terminal obeys, cut to 80."""
-    safe = printable(line).replace("\n", r"\n")
-    return safe if len(safe) <= _SHOWN else f"{safe[: _SHOWN - 1]}…"
+        line = f"{kind} of {_first_line(dtype)} {_first_line(list(shape) if _is_tuple(shape) else shape)}"
+    else:
+        try:
+            line = _REPR.repr(value)
+        except Exception:
+            line = kind
+    return shown_line(line, _LONGEST_SHOWN - len("..."))
 
 
 class _Repr(reprlib.Repr):
-    """repr that reads a few elements only, and looks into nothing but Python's own types."""
+    """A repr that reads only a few elements, and only those of Python's own types."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, 60, 60, 40
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
 
     def repr_instance(self, x: Any, level: int) -> str:
         try:
@@ -197,7 +193,7 @@ class _Repr(reprlib.Repr):
         return f"a {type(x).__name__}" if not described or " at 0x" in described else described
 
     def repr_int(self, x: int, level: int) -> str:
-        return super().repr_int(x, level) if x.bit_length() < 4096 else f"an integer of {x.bit_length()} bits"
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
 
 
 _REPR = _Repr()
@@ -216,7 +212,7 @@ def _real(value: Any) -> float | None:
 
 
 def _on_host(name: str, value: Any, error: Kind) -> Any:
-    """What NumPy can take: of a tensor its memory, of a GPU's array a copy."""
+    """The value as np.asarray takes it: a tensor's memory as an array, an array on a GPU as a copy."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise error(
             f"{name} is a masked array with hidden elements; fill them, and say by attention_mask what is padding"
@@ -239,7 +235,7 @@ def _on_host(name: str, value: Any, error: Kind) -> Any:
 
 
 def _is_small_float(dtype: np.dtype[Any]) -> bool:
-    """Whether it is one of ml_dtypes' floats, whose kind NumPy calls V."""
+    """Whether the dtype is one of ml_dtypes' floats, of kind V for NumPy."""
     return dtype.kind == "V" and dtype.fields is None and dtype.type.__module__.startswith("ml_dtypes")
 
 

@@ -1,6 +1,6 @@
 """`ModelConfig`: the architecture of a checkpoint, one entry per layer, checked and frozen.
 
-`GemmaConfig` (formats/gemma_config.py) is one that reads files. Reading resolves every default, every spelling and the
+`GemmaConfig` (formats/gemma_config.py) adds constructors that read files. They resolve every default, spelling and
 layer pattern of each generation, so that no other module knows them.
 """
 
@@ -12,7 +12,7 @@ LayerType = Literal["full_attention", "sliding_attention"]
 RopeType = Literal["default", "linear", "proportional"]
 Bidirectional = Literal[None, "vision_all_layers", "vision_sliding_layers", "vision_union_window", "text", "prefix"]
 
-_GENERATIONS = {"gemma": 1, "gemma2": 2, "gemma3_text": 3, "gemma4_text": 4, "gemma4_unified_text": 4}
+GENERATIONS = {"gemma": 1, "gemma2": 2, "gemma3_text": 3, "gemma4_text": 4, "gemma4_unified_text": 4}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class LayerConfig:
     """The w of config.json: a causal query sees at most w keys, itself included. None on full_attention."""
     rope: RopeConfig
     attention_k_eq_v: bool
-    """V is the raw output of k_proj (normed without weight); there is no v_proj."""
+    """There is no v_proj: V is the output of k_proj, normed without weight."""
     kv_source: int | None
-    """The layer whose K and V this one reads; None if it has its own."""
+    """Index of the layer that computes this layer's K and V; None: this layer itself."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelConfig:
     model_type: str
     """Of the text model: gemma, gemma2, gemma3_text, gemma4_text or gemma4_unified_text."""
     composite: str | None
-    """gemma3, gemma4, gemma4_unified or paligemma if the checkpoint is of a multimodal model."""
+    """model_type of the multimodal model around it: gemma3, gemma4, gemma4_unified or paligemma."""
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -62,15 +62,15 @@ class ModelConfig:
     rms_norm_eps: float
     layers: tuple[LayerConfig, ...]
     scale: float
-    """Multiplies q.k: head_dim^-1/2, query_pre_attn_scalar^-1/2 or 1."""
+    """Factor of q.k: head_dim^-1/2, query_pre_attn_scalar^-1/2 or 1."""
     attn_logit_softcapping: float | None
-    """None in Gemma 3 and 4 even if the file sets it, as HuggingFace ignores it there."""
+    """None in Gemma 3 and 4 even if the file sets it: HuggingFace ignores it there."""
     final_logit_softcapping: float | None
-    """None where HuggingFace's class never applies it (Gemma 1, Gemma 3 within a multimodal model)."""
+    """None if HuggingFace's class never applies it: Gemma 1, and Gemma 3 within a multimodal model."""
     tie_word_embeddings: bool
     bidirectional: Bidirectional
-    """Which later keys a query sees. None: plain causal. vision_all_layers: those of its image, on every layer.
-    vision_sliding_layers: those of its image, on sliding layers only. text: all of them, on sliding layers those within
+    """Later keys that a query sees. None: none (causal). vision_all_layers: those of its image, on every layer.
+    vision_sliding_layers: those of its image, on sliding layers only. text: all, on sliding layers those within
     `bidirectional_radius`. prefix: those of the prefix (PaliGemma)."""
     bidirectional_radius: int | None
     """Only with "text": sliding layers see |q - k| <= radius."""
@@ -95,15 +95,15 @@ class ModelConfig:
     video_token_id: int | None
     mm_tokens_per_image: int | None
     vision_hidden_size: int | None
-    """Width of the features that the vision projector takes."""
+    """Width of the vision projector's input."""
     vision_layer_norm_eps: float | None
     dtype: str | None
-    """Of the checkpoint, as the file says."""
+    """Of the checkpoint, as spelled in the file."""
 
     @property
     def generation(self) -> Literal[1, 2, 3, 4]:
         """1, 2, 3 or 4."""
-        return _GENERATIONS[self.model_type]  # type: ignore[return-value]
+        return GENERATIONS[self.model_type]  # type: ignore[return-value]
 
     @property
     def norm_plus_one(self) -> bool:
@@ -121,18 +121,18 @@ class ModelConfig:
         return self.generation >= 2
 
     def parameter_count(self) -> int:
-        """Numbers in all tensors of `weight_shapes()`; a tied head counts once, projectors and towers not at all."""
+        """Number of elements of all tensors of `weight_shapes()`, so without projectors and towers."""
         return sum(prod(shape) for shape in self.weight_shapes().values())
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of K and V that one token adds to an untrimmed cache with `itemsize` bytes per number."""
+        """Bytes of K and V that one token adds to an untrimmed cache with `itemsize` bytes per element."""
         own = (layer for layer in self.layers if layer.kv_source is None)
         return sum(2 * layer.num_key_value_heads * layer.head_dim for layer in own) * itemsize
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name to shape of every tensor of the text model, in HuggingFace's names without prefix and its shapes.
 
-        Linear weights are [out, in]. `lm_head.weight` is listed only if it is not tied; projectors are not listed.
+        Linear weights are [out, in]. A tied `lm_head.weight` is not listed, nor are projectors.
         """
         hidden = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab_size, hidden)}

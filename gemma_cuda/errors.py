@@ -11,7 +11,7 @@ class GemmaError(Exception):
 
 
 class ConfigError(GemmaError, ValueError):
-    """A model configuration is missing something, contradicts itself or describes a model we do not run."""
+    """A model configuration lacks a value, contradicts itself or describes an unsupported model."""
 
 
 class CheckpointError(GemmaError, ValueError):
@@ -31,7 +31,7 @@ class CacheError(InputError):
 
 
 class DeviceError(GemmaError, RuntimeError):
-    """A device or backend cannot be used here; the message says what is missing."""
+    """A device or backend cannot be used on this machine; the message names the missing part."""
 
 
 class OutOfMemoryError(GemmaError, MemoryError):
@@ -47,11 +47,11 @@ class LaunchError(GemmaError, ValueError):
 
 
 class KernelError(GemmaError, RuntimeError):
-    """A kernel did something that CUDA does not define; the emulator says what, where and who.
+    """A kernel did something that CUDA leaves undefined; found by the emulator.
 
     kind: "data race", "out of bounds", "uninitialized read", ...; kernel: the instance; source: "file:line" of the
-    access or call; block: (x, y, z); threads: linear ids in the block; primitive: the collective or access at fault,
-    or ""; address: of the memory at fault, or 0.
+    access or call; block: (x, y, z); threads: linear ids in the block; primitive: name of the collective or access, or
+    ""; address: of the memory accessed, or 0.
     """
 
     def __init__(

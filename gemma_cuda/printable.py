@@ -1,24 +1,30 @@
-"""Text that comes from files and arguments, made safe to show: no control characters, no escape sequences, not long."""
+"""Untrusted text, from files and arguments, made safe for messages: printable characters only, on a short line."""
 
 from __future__ import annotations
 
-_NAME_LENGTH = 120
-
 
 def printable(text: str) -> str:
-    """`text` with everything but line ends escaped that a terminal might obey: control and format characters.
+    """`text` with control characters, format characters and unpaired surrogates escaped, line ends excepted.
 
-    Unpaired surrogates, which cannot be written at all, are escaped too.
+    A terminal may obey the first two; the last cannot be written at all.
     """
     if text.isprintable():
         return text
     return "".join(c if c == "\n" or c.isprintable() else _escaped(c) for c in text)
 
 
-def shown_name(name: str) -> str:
-    """A name (of a tensor, a key, a file) for a message: on one line, printable, at most 120 characters and "..."."""
-    cut = name if len(name) <= _NAME_LENGTH else name[:_NAME_LENGTH] + "..."
+def shown_line(text: str, length: int = 120) -> str:
+    """The first `length` characters of `text`, and "..." where there are more, on one line, all others escaped.
+
+    For names of tensors, keys and files; `arguments.shown` is for values.
+    """
+    cut = text if len(text) <= length else text[:length] + "..."
     return cut if cut.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in cut)
+
+
+def reason(error: Exception) -> str:
+    """The system's message of an OSError without its number and path; the message of any other error."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _escaped(character: str) -> str:

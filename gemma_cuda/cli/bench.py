@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..printable import reason
 from . import common
 from .parser import MOST_TOKENS, device, name, number_where, path, whole
 
@@ -174,4 +175,4 @@ def _write(target: Path, text: str) -> None:
     try:
         target.write_text(text + "\n")
     except OSError as error:
-        raise InputError(f"--json {target}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"--json {target}: cannot be written ({reason(error)})") from error

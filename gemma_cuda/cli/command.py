@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from ..errors import GemmaError
+from ..printable import reason
 from . import bench, compile, doctor, generate, info, kernels, mask, prefill, score, streams
 from .parser import Parser
 
@@ -118,8 +119,8 @@ def _words(error: Exception) -> str | None:
     if isinstance(error, ImportError):
         return f"{error}; `gemma-cuda doctor` says what to install"
     if isinstance(error, OSError):
-        reason = error.strerror or str(error) or type(error).__name__
-        return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+        words = reason(error) or type(error).__name__
+        return words if error.filename is None else f"{os.fsdecode(error.filename)}: {words}"
     is_thread = isinstance(error, RuntimeError) and str(error) == "can't start new thread"
     return "the system allows no more threads" if is_thread else None
 

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ..device import DEVICES, DeviceChoice, choose_device
 from ..errors import GemmaError, InputError
+from ..formats.demo_weights import DEMO_MODEL, Progress
 from ..host.files import check_target
+from ..printable import reason
 from .parser import device, name
 from .streams import escaped, say
 
 if TYPE_CHECKING:
     from .. import Gemma
+    from ..formats.checkpoint import Checkpoint
 
 Commands = Any  # argparse's sub-parsers action has no public type
-DEFAULT_MODEL = "gemma-3-270m-q4_k_m"
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 _MOST_PROMPT_BYTES = 8 << 20  # 32 bytes for each token of the longest context
 _MOST_ID_DIGITS = 10
-MODEL_HELP = "a directory with safetensors, a .gguf file, gemma-3-270m-q4_k_m or a Hub id"
+MODEL_HELP = f"a directory with safetensors, a .gguf file, {DEMO_MODEL} or a Hub id"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Loaded:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, --device and --dtype."""
     parser.add_argument(
-        "--model", type=name, default=DEFAULT_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)"
+        "--model", type=name, default=DEMO_MODEL, metavar="MODEL", help=f"{MODEL_HELP} (default: %(default)s)"
     )
     parser.add_argument(
         "--device",
@@ -79,7 +81,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{option}: {error.strerror or error}") from error
+        raise InputError(f"{option}: {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{option}: not UTF-8 text (byte {error.start})") from error
     except ValueError as error:  # a NUL in the name of the file, surrogates that are no bytes
@@ -143,33 +145,30 @@ def warn(device: DeviceChoice) -> None:
         say("warning", device.warning)
 
 
-class ProgressBar:
-    """Calls with (done, total) bytes, drawn on stderr; a smaller `done` than the last starts a new bar."""
+def open_checkpoint(model: str) -> "Checkpoint":
+    """The checkpoint of --model, with a progress bar on stderr during a download."""
+    from ..formats import checkpoint, hub
 
-    def __init__(self, label: str) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()
-        )
-
-    def __call__(self, done: int, total: int) -> None:
-        if done < self._bar.n or total != self._bar.total:
-            self._bar.reset(total=total)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
+    with progress_bar("fetching") as progress:
+        path = hub.resolve(model, progress=progress)
+    return checkpoint.open_checkpoint(path)
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[ProgressBar]:
-    """A bar that is gone afterwards, error or not."""
-    bar = ProgressBar(label)
-    try:
-        yield bar
-    finally:
-        bar.close()
+def progress_bar(label: str) -> Iterator[Progress]:
+    """A progress bar on stderr, removed at the end; a smaller count of bytes than the last one starts a new bar."""
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()
+    ) as bar:
+
+        def update(done: int, total: int) -> None:
+            if done < bar.n or total != bar.total:
+                bar.reset(total=total)
+            bar.update(done - bar.n)
+
+        yield update
 
 
 def token_text(gemma: "Gemma", token_id: int) -> str | None:
@@ -237,7 +236,7 @@ def check_replaced(option: str, path: Path) -> None:
     try:
         check_target(path)
     except OSError as error:
-        raise InputError(f"{option} {path}: {error.strerror}") from error
+        raise InputError(f"{option} {path}: {reason(error)}") from error
 
 
 def check_destination(option: str, path: Path) -> None:
@@ -247,7 +246,7 @@ def check_destination(option: str, path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         mode = 0
     except (OSError, ValueError) as error:  # too long, a NUL byte
-        raise InputError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{option} {path}: {reason(error)}") from error
     if stat.S_ISDIR(mode):
         raise InputError(f"{option} {path}: is a directory, expected a file name")
     if not path.parent.is_dir():

@@ -27,17 +27,12 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..formats.checkpoint import open_checkpoint
-    from ..formats.hub import resolve
-
-    with common.progress_bar("fetching") as progress:
-        path = resolve(arguments.model, progress=progress)
-    checkpoint = open_checkpoint(path)
+    checkpoint = common.open_checkpoint(arguments.model)
     config = checkpoint.config
     parameters = config.parameter_count()
     report: dict[str, Any] = {
         "model": arguments.model,
-        "path": str(path),
+        "path": str(checkpoint.path),
         "generation": config.generation,
         "parameters": parameters,
         "layer_pattern": layer_pattern([layer.layer_type for layer in config.layers]),

@@ -40,11 +40,8 @@ def chosen_launches(arguments: argparse.Namespace, architectures: Iterable[str])
     from ..device.cuda.compile import SHARED_BYTES
     from ..ops.instances import launches
 
-    chosen, dtypes, biases = (
-        list(configs(arguments.model)),
-        dict.fromkeys(arguments.dtype or DTYPES),
-        dict.fromkeys(arguments.attn_bias or ()),
-    )
+    chosen = list(configs(arguments.model))
+    dtypes, biases = dict.fromkeys(arguments.dtype or DTYPES), dict.fromkeys(arguments.attn_bias or ())
     shared_bytes = {arch: SHARED_BYTES.get(arch, min(SHARED_BYTES.values())) for arch in architectures}
     return {arch: launches(chosen, dtypes, shared_bytes=size, attn_bias=biases) for arch, size in shared_bytes.items()}
 
@@ -65,12 +62,4 @@ def configs(models: list[str] | None) -> "Iterable[ModelConfig]":
     sizes = published()
     if models is None:
         return sizes.values()
-    return [sizes[model] if model in sizes else _config_of_checkpoint(model) for model in models]
-
-
-def _config_of_checkpoint(model: str) -> "ModelConfig":
-    from ..formats.checkpoint import open_checkpoint
-    from ..formats.hub import resolve
-
-    with common.progress_bar("fetching") as progress:
-        return open_checkpoint(resolve(model, progress=progress)).config
+    return [sizes[model] if model in sizes else common.open_checkpoint(model).config for model in models]

@@ -3,10 +3,17 @@
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
+from ..host.files import atomic_path
 from . import common
 from .parser import name, whole_from
+
+if TYPE_CHECKING:  # `gemma-cuda doctor` imports this module and must run without NumPy
+    from numpy.typing import NDArray
+
+    from .. import Gemma, PrefillOutput
 
 
 def add_parser(commands: common.Commands) -> None:
@@ -32,8 +39,6 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from . import result  # NumPy: `gemma-cuda doctor` must run without it
-
     given = common.given_ids(arguments)
     if arguments.save is not None:
         common.check_replaced("--save", Path(arguments.save))
@@ -54,18 +59,60 @@ def run(arguments: argparse.Namespace) -> int:
         "tokens_per_second": round(len(ids) / seconds, 2),
         "top": [
             {"id": token, "text": common.token_text(gemma, token), "probability": probability}
-            for token, probability in result.top_tokens(logits, arguments.top)
+            for token, probability in top_tokens(logits, arguments.top)
         ],
     }
     if arguments.save is not None:
         metadata = {name: report[name] for name in ("model", "device", "dtype")}
-        result.save_prefill(Path(arguments.save), gemma, out, ids, metadata)
+        _save(Path(arguments.save), gemma, out, ids, metadata)
         report["saved"] = arguments.save
     if arguments.json:
         common.print_json(report)
     else:
         _print(report)
     return 0
+
+
+def top_tokens(logits: "NDArray[Any]", count: int) -> list[tuple[int, float]]:
+    """The `count` most probable (id, probability) of logits [V], best first, ties by id; softmax in float64.
+
+    Raises CheckpointError where a logit is NaN or infinity.
+    """
+    import numpy as np
+
+    from ..engine.sampling import require_finite
+
+    values = logits.astype(np.float64)
+    require_finite(float(values.max()))
+    weights = np.exp(values - values.max())
+    probabilities = weights / weights.sum()
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [(int(index), float(probabilities[index])) for index in order]
+
+
+def _save(path: Path, gemma: "Gemma", out: "PrefillOutput", input_ids: list[int], metadata: dict[str, str]) -> None:
+    """Write `path`: input_ids [S], logits [1, keep, V], last_hidden_state [1, keep, E], layers.N.k, .v [1, KH, S, D].
+
+    A layer that reads another's K and V has none of its own in the file. The file appears under its name only when it
+    is complete. Raises InputError where it cannot be written.
+    """
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    tensors = {
+        "input_ids": np.asarray(input_ids, dtype=np.int64),
+        "logits": gemma.to_host(out.logits),
+        "last_hidden_state": gemma.to_host(out.last_hidden_state),
+    }
+    for index, pair in enumerate(out.past_key_values):
+        if pair is not None:
+            tensors[f"layers.{index}.k"], tensors[f"layers.{index}.v"] = (gemma.to_host(side) for side in pair)
+    try:
+        with atomic_path(path) as partial:
+            save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial, metadata)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"--save {path}: cannot be written ({error})") from error
 
 
 def _print(report: dict[str, Any]) -> None:

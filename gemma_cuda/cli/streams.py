@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import GemmaError
+from ..printable import reason
 
 # Control characters move cursors, set titles and colours, or answer for the user; these format characters turn the
 # order of what follows around. Line breaks and tabs are left to `one_line`.
@@ -80,7 +81,7 @@ def _output_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a file object that is closed
-        raise OutputError(f"standard output: {getattr(error, 'strerror', None) or error}") from error
+        raise OutputError(f"standard output: {reason(error)}") from error
 
 
 @contextmanager

@@ -17,10 +17,8 @@ from ..model.kv_storage import Memory
 from ..model.ops import Ops
 from ..model.weights import weight_elements
 from ..ops.kernel_ops import kernel_ops, missing_kernels
-from ..precision import BFLOAT16, Precision, precision
+from ..precision import BFLOAT16, PRECISIONS, Precision, precision
 from ..reference import ReferenceOps
-
-_DTYPES = ("float32", "float64", "bfloat16", "float16")  # the last is refused, with its reason
 
 
 def choose(device: str | Device, dtype: str, config: ModelConfig | None = None) -> tuple[DeviceChoice, Precision]:
@@ -28,7 +26,7 @@ def choose(device: str | Device, dtype: str, config: ModelConfig | None = None) 
 
     "auto" takes NumPy for what kernels do not do. InputError for a dtype that the device does not compute in.
     """
-    arguments.choice("dtype", dtype, ("auto", *_DTYPES))
+    arguments.choice("dtype", dtype, ("auto", *PRECISIONS))
     if not isinstance(device, str):
         if not is_device(device):
             raise InputError(f"device is {arguments.shown(device)}, expected a device or its name")

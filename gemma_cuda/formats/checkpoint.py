@@ -1,7 +1,7 @@
 """A model's weights and configuration, from a safetensors directory or a GGUF file, under canonical names.
 
-Opening validates headers, index, names and shapes against the configuration; no weight is read. Tensors stay in the
-file until `read_into` or `rows().gather` decodes them.
+Opening validates headers, index, names and shapes against the configuration and reads no weight. Tensors stay in the
+file until `read_into` or `table().gather` decodes them.
 """
 
 from __future__ import annotations
@@ -9,30 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import arguments
 from ..errors import CheckpointError
-from ..printable import shown_name
-from .fields import shown
+from ..printable import shown_line
+from .bounded_files import INDEX, kind_of, read_json_object, require_file_or_directory
+from .fields import shown_json
 from .gemma_config import GemmaConfig
 from .gguf_file import GgufFile
 from .gguf_vocabulary import GgufVocabulary
-from .packed_tensor import PackedTensor
-from .safetensors_file import read_tensors
-from .side_files import INDEX, kind_of, read_json_object
+from .safetensors_file import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, read_tensors
+from .stored_tensor import StoredTensor
 from .tensor_names import canonical_name, gguf_names
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """A matrix [rows, columns] kept packed, of which only asked rows are decoded."""
+class StoredTable(Protocol):
+    """A matrix [rows, columns] in its file; `gather(ids [n])` decodes the rows `ids` to float32 [n, columns]."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -46,7 +44,7 @@ class Checkpoint:
         self,
         path: Path,
         config: GemmaConfig,
-        tensors: Mapping[str, PackedTensor],
+        tensors: Mapping[str, StoredTensor],
         *,
         norm_plus_one_baked: bool = False,
         vocabulary: GgufVocabulary | None = None,
@@ -70,7 +68,7 @@ class Checkpoint:
         return self._tensor(name).shape
 
     def nbytes(self, name: str) -> int:
-        """Bytes that the tensor takes in its file."""
+        """Bytes of the tensor in its file."""
         return self._tensor(name).nbytes
 
     def stored_as(self, name: str) -> str:
@@ -81,8 +79,8 @@ class Checkpoint:
         """Decodes the tensor into out [*shape(name)], float32, float64, float16 or bfloat16, C-contiguous."""
         self._tensor(name).read_into(out)
 
-    def rows(self, name: str) -> Rows:
-        """The tensor [rows, columns], kept packed in its file; `.gather(ids [n])` gives float32 [n, columns]."""
+    def table(self, name: str) -> StoredTable:
+        """The tensor [rows, columns], left in its file."""
         return self._tensor(name)
 
     def tokenizer_source(self) -> Path | GgufVocabulary:
@@ -93,11 +91,11 @@ class Checkpoint:
             return self.path
         raise CheckpointError(f"{self.path}: the file holds no vocabulary; give token ids, or a file that has one")
 
-    def _tensor(self, name: str) -> PackedTensor:
+    def _tensor(self, name: str) -> StoredTensor:
         try:
             return self._tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: there is no tensor {shown_name(name)}") from None
+            raise CheckpointError(f"{self.path}: there is no tensor {shown_line(name)}") from None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -106,55 +104,52 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises CheckpointError or ConfigError naming the file, the tensor and, for a wrong shape, both shapes.
     """
     path = arguments.path("the path of a model", path, error=CheckpointError)
-    kind = kind_of(path, CheckpointError)
-    if kind == "directory":
+    if require_file_or_directory(path, CheckpointError) == "directory":
         return _open_directory(path)
-    if kind == "file":
-        if path.suffix == ".safetensors":
-            raise CheckpointError(f"{path}: give the directory that holds it and config.json: {path.parent}")
-        return _open_gguf(path)
-    raise CheckpointError(f"{path}: " + ("no such file or directory" if kind == "absent" else "not a regular file"))
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: give the directory that holds it and config.json: {path.parent}")
+    return _open_gguf(path)
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    single = kind_of(path / _SINGLE, CheckpointError) == "file"
-    if not single and kind_of(path / _INDEX, CheckpointError) == "absent":
+    single = kind_of(path / SAFE_WEIGHTS_NAME, CheckpointError) == "file"
+    if not single and kind_of(path / SAFE_WEIGHTS_INDEX_NAME, CheckpointError) == "absent":
         raise CheckpointError(_no_weights(path))
-    config = GemmaConfig.from_file(path / "config.json")
-    stored = read_tensors(path / _SINGLE).values() if single else _read_shards(path)
-    tensors: dict[str, PackedTensor] = {}
-    for tensor in stored:
+    config = GemmaConfig.from_file(path)
+    listed = read_tensors(path / SAFE_WEIGHTS_NAME).values() if single else _read_shards(path)
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in listed:
         name = canonical_name(tensor.name)
         if name is None:
             continue
         if name in tensors:
-            both = f"{shown_name(tensors[name].name)} and {shown_name(tensor.name)}"
-            raise CheckpointError(f"{path}: {both} are both {shown_name(name)}")
+            both = f"{shown_line(tensors[name].name)} and {shown_line(tensor.name)}"
+            raise CheckpointError(f"{path}: {both} are both {shown_line(name)}")
         tensors[name] = tensor
-    if "lm_head.weight" not in tensors:  # what HuggingFace leaves out is tied, whatever config.json says
+    if "lm_head.weight" not in tensors:  # HuggingFace leaves it out only where it is tied, whatever config.json says
         config = replace(config, tie_word_embeddings=True)
     return Checkpoint(path, config, tensors)
 
 
-def _read_shards(path: Path) -> Iterator[PackedTensor]:
-    """Every tensor of the index, each from the shard that the index names."""
-    index = path / _INDEX
+def _read_shards(path: Path) -> Iterator[StoredTensor]:
+    """The tensors of the index in its order, each from the shard that the index names."""
+    index = path / SAFE_WEIGHTS_INDEX_NAME
     weight_map = read_json_object(index, INDEX, CheckpointError, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
-    shards: dict[str, dict[str, PackedTensor]] = {}
+    shards: dict[str, dict[str, StoredTensor]] = {}
     for name, file_name in weight_map.items():
-        where = f"tensor {shown_name(name)}"
+        where = f"tensor {shown_line(name)}"
         if not isinstance(file_name, str) or Path(file_name).name != file_name or file_name == "..":
             raise CheckpointError(
-                f"{index}: {where} is in {shown(file_name)}, expected the name of a file beside the index"
+                f"{index}: {where} is in {shown_json(file_name)}, expected the name of a file beside the index"
             )
         if file_name not in shards:
             if kind_of(path / file_name, CheckpointError) != "file":
-                raise CheckpointError(f"{path / shown_name(file_name)} is missing; {_INDEX} lists it")
+                raise CheckpointError(f"{path / shown_line(file_name)} is missing; {SAFE_WEIGHTS_INDEX_NAME} lists it")
             shards[file_name] = read_tensors(path / file_name)
         if name not in shards[file_name]:
-            raise CheckpointError(f"{path / file_name}: {where} is missing; {_INDEX} says it is there")
+            raise CheckpointError(f"{path / file_name}: {where} is missing; {SAFE_WEIGHTS_INDEX_NAME} says it is there")
         yield shards[file_name][name]
 
 
@@ -167,8 +162,8 @@ def _no_weights(path: Path) -> str:
         )
     gguf = next(iter(path.glob("*.gguf")), None)
     if gguf:
-        return f"{path}: has no {_SINGLE}; to load a GGUF file give its own path: {gguf}"
-    return f"{path}: has neither {_SINGLE} nor {_INDEX}"
+        return f"{path}: has no {SAFE_WEIGHTS_NAME}; to load a GGUF file give its own path: {gguf}"
+    return f"{path}: has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}"
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -181,8 +176,8 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, config, tensors, norm_plus_one_baked=baked, vocabulary=file.vocabulary())
 
 
-def _check_shapes(path: Path, config: GemmaConfig, tensors: Mapping[str, PackedTensor]) -> None:
-    """Every tensor of the text model is there, with the shape that the configuration gives it and a dtype we decode."""
+def _check_shapes(path: Path, config: GemmaConfig, tensors: Mapping[str, StoredTensor]) -> None:
+    """CheckpointError unless every tensor of the text model is there, in its shape and in a supported format."""
     expected = config.weight_shapes()
     missing = [name for name in expected if name not in tensors]
     if missing:

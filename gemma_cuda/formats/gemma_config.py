@@ -7,9 +7,11 @@ from pathlib import Path
 from .. import arguments
 from ..config import ModelConfig
 from ..errors import ConfigError
+from .bounded_files import CONFIG, kind_of, read_json_object
 from .gguf_config import parse_metadata
 from .hf_config import parse_config
-from .side_files import CONFIG, kind_of, read_json_object
+
+CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class GemmaConfig(ModelConfig):
     def from_dict(cls, d: Mapping[str, object], *, source: str) -> "GemmaConfig":
         """The configuration in a parsed config.json `d`; `source` is the file name used in messages.
 
-        Raises ConfigError naming `source` and the field, and nothing else, whatever `d` holds.
+        Raises only ConfigError, naming `source` and the field, whatever `d` holds.
         """
         return cls(**vars(parse_config(d, source=arguments.text("source", source))))
 
@@ -29,7 +31,7 @@ class GemmaConfig(ModelConfig):
         """The configuration in the config.json at `path` (a file, or the directory that holds it); else ConfigError."""
         path = arguments.path("path", path)
         if kind_of(path, ConfigError) == "directory":
-            path = path / "config.json"
+            path = path / CONFIG_NAME
         return cls(**vars(parse_config(read_json_object(path, CONFIG, ConfigError), source=str(path))))
 
     @classmethod

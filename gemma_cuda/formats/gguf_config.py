@@ -1,7 +1,7 @@
-"""The metadata of a GGUF file to `ModelConfig`, by way of the config.json that says the same.
+"""The metadata of a GGUF file to `ModelConfig`, by way of the equivalent config.json.
 
-A GGUF file leaves to the reader what its architecture implies; what that is follows llama.cpp, which writes and defines
-these files: the layer pattern, the local rope base of Gemma 3, the attention scale by the size of the model.
+A GGUF file lacks the values that its architecture implies: the layer pattern, Gemma 3's local rope base, the attention
+scale by the size of the model. They are those of llama.cpp, which defines and writes these files.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from .fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from .fields import MAX_INT32, MAX_LAYERS, Fields, shown_json
 from .hf_config import parse_config
 from .hf_layers import FULL, SLIDING
 
 _MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "gemma4": "gemma4_text"}
-# llama.cpp tells the 27B models, whose scale is that of hidden_size / heads, by their number of layers.
+# The scale of the 27B models is (hidden_size / heads)^-1/2; llama.cpp recognises them by their number of layers.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _DEFAULT_PATTERN = {"gemma2": 2, "gemma3": 6}
 _GEMMA2_WINDOW = 4096
@@ -23,7 +23,7 @@ _GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 
 class _Metadata(Fields):
-    """The keys of one architecture: `block_count` reads "gemma3.block_count"."""
+    """The keys of one architecture: `block_count` reads "gemma3.block_count"; arrays and scalars are Python's."""
 
     def __init__(self, metadata: Mapping[str, object], architecture: str, *, source: str) -> None:
         prefix = architecture + "."
@@ -35,6 +35,9 @@ class _Metadata(Fields):
         super().__init__(own, source=source, prefix=prefix)
         self.architecture = architecture
 
+    def layer_count(self) -> int:
+        return self.integer("block_count", maximum=MAX_LAYERS)
+
 
 def parse_metadata(
     metadata: Mapping[str, object], tensor_shapes: Mapping[str, tuple[int, ...]], *, source: str
@@ -44,7 +47,7 @@ def parse_metadata(
     architecture = Fields(general, source=source).text("general.architecture")
     if architecture not in _MODEL_TYPES:
         raise ConfigError(
-            f"{source}: general.architecture is {shown(architecture)}, supported: {', '.join(_MODEL_TYPES)}"
+            f"{source}: general.architecture is {shown_json(architecture)}, supported: {', '.join(_MODEL_TYPES)}"
         )
     fields = _Metadata(metadata, architecture, source=source)
     if "token_embd.weight" not in tensor_shapes:
@@ -53,7 +56,7 @@ def parse_metadata(
         "model_type": _MODEL_TYPES[architecture],
         "vocab_size": tensor_shapes["token_embd.weight"][0],
         "hidden_size": fields.integer("embedding_length"),
-        "num_hidden_layers": fields.integer("block_count", maximum=MAX_LAYERS),
+        "num_hidden_layers": fields.layer_count(),
         "num_attention_heads": fields.integer("attention.head_count"),
         "max_position_embeddings": fields.integer("context_length", maximum=MAX_INT32),
         "rms_norm_eps": _decimal(fields.positive("attention.layer_norm_rms_epsilon")),
@@ -68,7 +71,7 @@ def parse_metadata(
 
 
 def _gemma_1_to_3(fields: _Metadata) -> dict[str, object]:
-    """What only Gemma 1 to 3 have, or say alike: all layers have the same shapes."""
+    """The values of Gemma 1 to 3, in which all layers have the same shapes."""
     head_dim = _head_dim(fields, "")
     config: dict[str, object] = {
         "head_dim": head_dim,
@@ -83,24 +86,24 @@ def _gemma_1_to_3(fields: _Metadata) -> dict[str, object]:
         config["layer_types"] = _layer_types(fields)
         config["rope_parameters"] = _rope(fields, fields.positive("rope.freq_base", 10_000.0))
         return config | {cap: fields.positive(cap, default) for cap, default in _GEMMA2_CAPS.items()}
-    # llama.cpp: without a window (or with 0) every layer sees everything
+    # As in llama.cpp: without a window, or with 0, all layers are full.
     window = fields.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_INT32)
     config["sliding_window"] = window or None
-    config["layer_types"] = _layer_types(fields) if window else [FULL] * fields.integer("block_count")
+    config["layer_types"] = _layer_types(fields) if window else [FULL] * fields.layer_count()
     config["final_logit_softcapping"] = fields.optional_positive("final_logit_softcapping", None)
     local = {"rope_type": "default", "rope_theta": fields.positive("rope.freq_base_swa", 10_000.0)}
     return config | {"rope_parameters": {FULL: _rope(fields, fields.positive("rope.freq_base")), SLIDING: local}}
 
 
 def _query_scalar(fields: _Metadata, head_dim: int) -> int:
-    """query_pre_attn_scalar, which no key holds."""
-    if fields.integer("block_count") == _LAYERS_OF_27B[fields.architecture]:
+    """query_pre_attn_scalar, for which GGUF has no key."""
+    if fields.layer_count() == _LAYERS_OF_27B[fields.architecture]:
         return max(1, fields.integer("embedding_length") // fields.integer("attention.head_count"))
     return head_dim
 
 
 def _gemma4(fields: _Metadata, tensor_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-    """What only Gemma 4 has: shapes by layer, shared K and V, per-layer embeddings, experts."""
+    """The values of Gemma 4: shapes by layer, shared K and V, per-layer embeddings, experts."""
     types = _layer_types(fields)
     shared = fields.integer("attention.shared_kv_layers", 0, minimum=0)
     if shared >= len(types):
@@ -138,7 +141,7 @@ def _gemma4(fields: _Metadata, tensor_shapes: Mapping[str, tuple[int, ...]]) -> 
         "top_k_experts": fields.integer("expert_used_count") if experts else None,
         "moe_intermediate_size": fields.integer("expert_feed_forward_length") if experts else None,
         "rope_parameters": {
-            # Only the values of rope_freqs.weight tell the rotated share; all Gemma 4 models have a quarter.
+            # The rotated share follows only from the values of rope_freqs.weight; all Gemma 4 models rotate a quarter.
             FULL: {
                 "rope_type": "proportional",
                 "rope_theta": fields.positive("rope.freq_base"),
@@ -150,7 +153,7 @@ def _gemma4(fields: _Metadata, tensor_shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _k_eq_v(fields: _Metadata, types: list[str], tensor_shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether the full layers have no V projection of their own, which only the missing tensors tell."""
+    """Whether the full layers have no V projection: no key says so, their tensors are missing."""
     missing = {f"blk.{index}.attn_v.weight" not in tensor_shapes for index, name in enumerate(types) if name == FULL}
     if len(missing) > 1:
         fields.fail("attention", f"is inconsistent: some {FULL} layers have an attn_v.weight and some have none")
@@ -158,19 +161,19 @@ def _k_eq_v(fields: _Metadata, types: list[str], tensor_shapes: Mapping[str, tup
 
 
 def _layer_types(fields: _Metadata) -> list[str]:
-    """The type of each layer: a period p (every p-th layer is full), or for each layer whether it slides."""
-    key, count = "attention.sliding_window_pattern", fields.integer("block_count", maximum=MAX_LAYERS)
+    """The type of each layer, from a period p (every p-th layer is full) or from one flag per layer (1: sliding)."""
+    key, count = "attention.sliding_window_pattern", fields.layer_count()
     if fields.architecture in _DEFAULT_PATTERN and not isinstance(fields.values.get(key), list):
         period = fields.integer(key, _DEFAULT_PATTERN[fields.architecture])
         return [SLIDING if (index + 1) % period else FULL for index in range(count)]
     slides = fields.sequence(key)
     if len(slides) != count or not all(flag in (0, 1) for flag in slides):
-        fields.fail(key, f"is {shown(slides)}, expected {count} flags")
+        fields.fail(key, f"is {shown_json(slides)}, expected {count} flags")
     return [SLIDING if flag else FULL for flag in slides]
 
 
 def _head_dim(fields: _Metadata, suffix: str) -> int:
-    """The head_dim that K, V and the rotary embedding share, of all layers or with "_swa" of sliding ones."""
+    """The head_dim of K, V and the rotary embedding, of all layers or with suffix "_swa" of sliding layers."""
     head_dim = fields.integer("attention.key_length" + suffix)
     for key in ("attention.value_length" + suffix, "rope.dimension_count" + suffix):
         if fields.integer(key, head_dim) != head_dim:
@@ -180,29 +183,27 @@ def _head_dim(fields: _Metadata, suffix: str) -> int:
 
 def _per_layer(fields: _Metadata, key: str) -> list[int]:
     """One integer for each layer, from an array or from one value for all."""
-    count = fields.integer("block_count", maximum=MAX_LAYERS)
     if not isinstance(fields.values.get(key), list):
-        return [fields.integer(key)] * count
+        return [fields.integer(key)] * fields.layer_count()
     values = fields.sequence(key)
-    if len(values) != count:
-        fields.fail(key, f"is {shown(values)}, expected {count}")
-    items = {f"{key}[{index}]": value for index, value in enumerate(values)}
-    return [Fields(items, source=fields.source, prefix=fields.prefix).integer(name) for name in items]
+    if len(values) != fields.layer_count():
+        fields.fail(key, f"is {shown_json(values)}, expected {fields.layer_count()}")
+    return fields.integers(key)
 
 
 def _rope(fields: _Metadata, theta: float) -> dict[str, object]:
-    """The rope entry of config.json, with the scaling that the file gives."""
+    """The rope dictionary of config.json, with the file's scaling."""
     factor_key = "rope.scaling.factor" if "rope.scaling.factor" in fields else "rope.scale_linear"
     scaling = fields.text("rope.scaling.type", "linear" if factor_key in fields else "none")
     if scaling == "none":
         return {"rope_type": "default", "rope_theta": theta}
     if scaling != "linear":
-        fields.fail("rope.scaling.type", f"is {shown(scaling)}, expected none or linear")
+        fields.fail("rope.scaling.type", f"is {shown_json(scaling)}, expected none or linear")
     return {"rope_type": "linear", "rope_theta": theta, "factor": fields.positive(factor_key)}
 
 
 def _special_tokens(metadata: Mapping[str, object], source: str) -> dict[str, object]:
-    """pad, bos and eos ids; the end-of-turn token ends a text too."""
+    """pad, bos and eos ids; the end-of-turn token is one of the eos ids."""
     prefix = "tokenizer.ggml."
     names = ("padding_token_id", "bos_token_id", "eos_token_id", "eot_token_id")
     given = {name: _plain(metadata[prefix + name]) for name in names if prefix + name in metadata}
@@ -222,6 +223,6 @@ def _plain(value: object) -> object:
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal that is `value` in float32, the type of the file: 1e-06, not 9.999999974752427e-07."""
-    with np.errstate(over="ignore"):  # too large: infinite, which is refused
+    """The shortest decimal that rounds to `value` in float32, the file's type: 1e-06, not 9.999999974752427e-07."""
+    with np.errstate(over="ignore"):  # a too large value becomes infinite, and that is refused
         return float(str(np.float32(value)))

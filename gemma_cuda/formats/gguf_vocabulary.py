@@ -1,4 +1,4 @@
-"""The tokenizer data that a GGUF file carries: strings kept as one buffer, numbers as arrays, ids checked."""
+"""The tokenizer data of a GGUF file: strings in one buffer, numbers as arrays, ids checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREFIX = "tokenizer.ggml."
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # its repr would be all of the data
 class StringArray:
     """`len(self)` byte strings in one buffer: string i is `data[starts[i]:ends[i]]`."""
 
@@ -26,9 +26,6 @@ class StringArray:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, i: int) -> bytes:
-        return self.data[self.starts[i] : self.ends[i]]
-
     def all(self) -> list[bytes]:
         """Every string, in order: list of n bytes objects (0.1 s for 262 144)."""
         data = self.data
@@ -37,11 +34,11 @@ class StringArray:
 
 @dataclass(frozen=True, eq=False)
 class GgufVocabulary:
-    """The tokenizer of a GGUF file, n tokens, as the file stores it. `text/tokenizer.py` gives it meaning."""
+    """The tokenizer of a GGUF file, n tokens, as the file stores it; `text/tokenizer_sources.py` interprets it."""
 
     source: str  # file name, for messages
     model: str  # tokenizer.ggml.model: "llama" (SentencePiece with scores), "gemma4" (BPE with merges), ...
-    tokens: StringArray  # n UTF-8 strings; SentencePiece's U+2581 stands for a space
+    tokens: StringArray  # n UTF-8 strings, with SentencePiece's U+2581 for a space
     scores: NDArray[np.float32] | None  # [n]
     types: NDArray[np.int32] | None  # [n]; 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
     merges: StringArray | None  # "left right" pairs, best first
@@ -50,25 +47,14 @@ class GgufVocabulary:
     pad_id: int | None
     unk_id: int | None
     eot_ids: tuple[int, ...]  # end-of-turn and end-of-message ids, besides eos
-    add_bos: bool | None  # None where the file does not say
+    add_bos: bool | None  # None without the key, as the next two
     add_eos: bool | None
     add_space_prefix: bool | None
     chat_template: str | None
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def token(self, i: int) -> bytes:
-        """UTF-8 bytes of token i."""
-        return self.tokens[i]
-
-    def all(self) -> list[bytes]:
-        """UTF-8 bytes of every token: list of n."""
-        return self.tokens.all()
-
 
 def read_vocabulary(source: str, metadata: Mapping[str, object]) -> GgufVocabulary:
-    """The vocabulary in GGUF `metadata`; CheckpointError naming `source` and the key for anything inconsistent."""
+    """The vocabulary in GGUF `metadata`; CheckpointError naming `source` and the key of an inconsistent value."""
     fields = _Fields(source, metadata)
     tokens = fields.typed("tokens", StringArray)
     if tokens is None or len(tokens) == 0:
@@ -118,7 +104,7 @@ class _Fields:
         return None if value is None else value.astype(dtype, copy=False)
 
     def token_id(self, key: str, count: int) -> int | None:
-        """An id in [0, count); None too for the -1 that some writers use for "none"."""
+        """An id in [0, count); None also for -1, as some writers spell it."""
         value = self.typed(key, int)
         if value in (None, -1, 0xFFFFFFFF):
             return None

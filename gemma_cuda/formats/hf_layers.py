@@ -2,8 +2,9 @@
 
 from typing import cast
 
-from ..config import LayerConfig, LayerType, RopeConfig, RopeType
-from .fields import MAX_INT32, MAX_LAYERS, Fields, shown
+from ..arguments import shown
+from ..config import GENERATIONS, LayerConfig, LayerType, RopeConfig, RopeType
+from .fields import MAX_INT32, MAX_LAYERS, MAX_SIZE, Fields, shown_json
 
 FULL: LayerType = "full_attention"
 SLIDING: LayerType = "sliding_attention"
@@ -37,11 +38,20 @@ DEFAULTS: dict[str, dict[str, int]] = {
 
 
 def is_generation_4(model_type: str) -> bool:
-    return model_type in ("gemma4_text", "gemma4_unified_text")
+    return GENERATIONS[model_type] == 4
+
+
+def size(text: Fields, model_type: str, key: str, *, maximum: int = MAX_SIZE) -> int:
+    """The integer under `key`, by default that of HuggingFace's config class."""
+    return text.integer(key, DEFAULTS[model_type][key], maximum=maximum)
 
 
 def layer_count(text: Fields, model_type: str) -> int:
-    return text.integer("num_hidden_layers", DEFAULTS[model_type]["num_hidden_layers"], maximum=MAX_LAYERS)
+    return size(text, model_type, "num_hidden_layers", maximum=MAX_LAYERS)
+
+
+def sliding_window(text: Fields, model_type: str) -> int | None:
+    return text.optional_integer("sliding_window", DEFAULTS[model_type]["sliding_window"], maximum=MAX_INT32)
 
 
 def parse_layers(text: Fields, model_type: str) -> tuple[LayerConfig, ...]:
@@ -50,9 +60,11 @@ def parse_layers(text: Fields, model_type: str) -> tuple[LayerConfig, ...]:
     sources = _kv_sources(text, model_type, types)
     geometry = _geometry(text, model_type, types)
     ropes = {layer_type: _rope(text, model_type, layer_type) for layer_type in set(types)}
-    window = _window(text, model_type) if SLIDING in types else None
+    window = sliding_window(text, model_type) if SLIDING in types else None
+    if window is None and SLIDING in types:
+        text.fail("sliding_window", "is null, but the model has sliding_attention layers")
     k_eq_v = is_generation_4(model_type) and text.flag("attention_k_eq_v", False)
-    width = text.integer("intermediate_size", DEFAULTS[model_type]["intermediate_size"])
+    width = size(text, model_type, "intermediate_size")
     wide_shared = is_generation_4(model_type) and text.flag("use_double_wide_mlp", False)
     return tuple(
         LayerConfig(
@@ -70,7 +82,7 @@ def parse_layers(text: Fields, model_type: str) -> tuple[LayerConfig, ...]:
 
 
 def _layer_types(text: Fields, model_type: str) -> list[LayerType]:
-    """The type of each layer: `layer_types`, or what the generation's pattern implies."""
+    """The type of each layer: `layer_types`, or else the generation's pattern."""
     count = layer_count(text, model_type)
     if model_type == "gemma":
         return [FULL] * count
@@ -84,24 +96,17 @@ def _layer_types(text: Fields, model_type: str) -> list[LayerType]:
             text.fail("layer_types", f"has {len(given)} entries for {count} layers")
         for index, name in enumerate(given):
             if not isinstance(name, str) or name not in (FULL, SLIDING):
-                text.fail(f"layer_types[{index}]", f"is {shown(name)}, expected {FULL} or {SLIDING}")
+                text.fail(f"layer_types[{index}]", f"is {shown_json(name)}, expected {FULL} or {SLIDING}")
         types = cast(list[LayerType], list(given))
     if is_generation_4(model_type):
-        types[-1] = FULL  # as HuggingFace does, also where the file says otherwise
+        types[-1] = FULL  # as in HuggingFace, even if the file has another type
     return types
 
 
-def _window(text: Fields, model_type: str) -> int:
-    window = text.optional_integer("sliding_window", DEFAULTS[model_type]["sliding_window"], maximum=MAX_INT32)
-    if window is None:
-        text.fail("sliding_window", "is null, but the model has sliding_attention layers")
-    return window
-
-
 def _kv_sources(text: Fields, model_type: str, types: list[LayerType]) -> list[int | None]:
-    """For each layer the layer whose K and V it reads, None for its own.
+    """`LayerConfig.kv_source` of each layer.
 
-    The last `num_kv_shared_layers` layers read those of the last layer before them that has their type.
+    The last `num_kv_shared_layers` layers read K and V of the last earlier layer of their type.
     """
     count = len(types)
     shared = text.integer("num_kv_shared_layers", 0, minimum=0) if is_generation_4(model_type) else 0
@@ -117,10 +122,9 @@ def _kv_sources(text: Fields, model_type: str, types: list[LayerType]) -> list[i
 
 def _geometry(text: Fields, model_type: str, types: list[LayerType]) -> list[tuple[int, int]]:
     """head_dim and num_key_value_heads of each layer."""
-    sizes = DEFAULTS[model_type]
-    heads = text.integer("num_attention_heads", sizes["num_attention_heads"])
-    head_dim = text.integer("head_dim", sizes["head_dim"])
-    kv_heads = text.integer("num_key_value_heads", sizes["num_key_value_heads"])
+    heads = size(text, model_type, "num_attention_heads")
+    head_dim = size(text, model_type, "head_dim")
+    kv_heads = size(text, model_type, "num_key_value_heads")
     geometry = [(head_dim, kv_heads)] * len(types)
     if is_generation_4(model_type):
         if "per_layer_config" in text:
@@ -196,11 +200,11 @@ def _gemma3_rope(text: Fields, parameters: Fields, layer_type: LayerType) -> Rop
 
 
 def _rope_entry(entry: Fields, *, theta: float | None) -> RopeConfig:
-    """One rope dictionary; `theta` where it does not say (None: it must)."""
+    """The RopeConfig of one dictionary; `theta` is its default `rope_theta` (None: required)."""
     key = "type" if "type" in entry and "rope_type" not in entry else "rope_type"  # "type" before Transformers 4.45
     rope_type = entry.text(key, "default")
     if rope_type not in ("default", "linear", "proportional"):
-        entry.fail(key, f"is {shown(rope_type)}, expected default, linear or proportional")
+        entry.fail(key, f"is {shown_json(rope_type)}, expected default, linear or proportional")
     if theta is None or "rope_theta" in entry:
         theta = entry.positive("rope_theta")
     if theta < 1:

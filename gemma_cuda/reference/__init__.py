@@ -16,7 +16,7 @@ from ..precision import Array, Precision
 from .attention import attention
 from .embed import embed
 from .geglu import geglu
-from .linear import linear
+from .linear import linear, linear_geglu
 from .logits import logits
 from .moe import moe, route
 from .per_layer_inputs import per_layer_inputs
@@ -27,7 +27,7 @@ from .rms_norm import add_norm, rms_norm
 class ReferenceOps:
     """`model.ops.Gemma4Ops` in NumPy, at one precision."""
 
-    takes_packed = True
+    takes_stored_tables = True
     memory = HostMemory()
 
     def __init__(self, precision: Precision) -> None:
@@ -35,6 +35,7 @@ class ReferenceOps:
         self.hidden_dtype = precision.compute
         self.embed = partial(embed, precision=precision)
         self.linear = partial(linear, precision=precision)
+        self.gated = partial(linear_geglu, precision=precision)
         self.rms_norm = partial(rms_norm, precision=precision)
         self.add_norm = partial(add_norm, precision=precision)
         self.qk_norm_rope = partial(qk_norm_rope, precision=precision)
@@ -44,11 +45,6 @@ class ReferenceOps:
         self.moe = partial(moe, precision=precision)
         self.logits = partial(logits, precision=precision)
         self.per_layer_inputs = partial(per_layer_inputs, precision=precision)
-
-    def gated(self, x: Array, weight: Array) -> Array:
-        gate_up = self.linear(x, weight)
-        width = len(weight) // 2
-        return self.geglu(gate_up[:, :width], gate_up[:, width:])
 
     def rope(self, rope: RopeConfig, head_dim: int, position_ids: NDArray[np.int64]) -> Rope:
         return Rope(*cos_sin(rope, head_dim, position_ids, self.precision))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.checkpoint import Rows
+from ..formats.checkpoint import StoredTable
 from ..precision import Array, Precision
 
 
-def embed(ids: NDArray[np.int64], table: Array | Rows, *, scale: float, precision: Precision) -> Array:
-    """The layer-0 input x [N, E] = table[ids] · scale, of ids [N] and a table [V, E] that may still be packed.
+def embed(ids: NDArray[np.int64], table: Array | StoredTable, *, scale: float, precision: Precision) -> Array:
+    """The layer-0 input x [N, E] = table[ids] · scale, of ids [N] and a table [V, E] in memory or still in its file.
 
     scale is sqrt(E), rounded to the working dtype first as HuggingFace does (a bfloat16 Gemma with E = 3072 multiplies
     by 55.5, not 55.4256); the product is rounded again.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..precision import Array, Precision
-from .geglu import geglu
-from .linear import linear
+from .linear import linear, linear_geglu
 from .rms_norm import rms_norm
 
 
@@ -38,9 +37,7 @@ def moe(z: Array, experts: Array, weights: Array, *, gate_up: Array, down: Array
     y = np.zeros_like(z)
     for expert in np.unique(experts):
         token, choice = np.nonzero(experts == expert)
-        product = linear(z[token], gate_up[expert], precision=precision)
-        width = product.shape[1] // 2
-        hidden = geglu(product[:, :width], product[:, width:], precision=precision)
+        hidden = linear_geglu(z[token], gate_up[expert], precision=precision)
         y[token] += linear(hidden, down[expert], precision=precision) * weights[token, choice, None]
     precision.round_in_place(y)
     return y

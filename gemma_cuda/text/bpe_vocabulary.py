@@ -17,7 +17,7 @@ converter leaves of Google's vocabulary in a GGUF file:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import shown
 from ..errors import TokenizerError
-from ..formats.fields import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,6 +38,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePi
 _SPECIAL_NAMES = {"<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"}
 # llama.cpp's converter marks these as control by their looks; for HuggingFace they are ordinary text.
 _ORDINARY_NAMES = re.compile(r"<2mass>|\[@BOS@\]|<unused\d+>")
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an AddedToken
 
 # Budgets. Gemma 3 has 262,145 tokens of at most 31 and together 1.5 million characters, 514,906 merges, 6,414 tokens
 # that are matched in the text. All splits of all tokens take some 70 bytes of memory per character.
@@ -139,6 +141,20 @@ def merges_from_scores(tokens: Sequence[str], scores: NDArray[np.floating]) -> l
     order = np.lexsort((-lengths[right], -lengths[left], -scores[owner]))
     strings = np.array(tokens, object)
     return list(zip(strings[left[order]].tolist(), strings[right[order]].tolist(), strict=True))
+
+
+def add_tokens(
+    source: str, backend: tokenizers.Tokenizer, tokens: Mapping[int, tokenizers.AddedToken], verb: str
+) -> None:
+    """Adds tokens by rising id; TokenizerError ("is `verb` as token 5") where the vocabulary has another id for one."""
+    check_added_tokens(source, [token.content for token in tokens.values()])
+    with library_errors(source):
+        backend.add_tokens([tokens[i] for i in sorted(tokens)])
+    for i, token in tokens.items():
+        if (got := backend.token_to_id(token.content)) != i:
+            raise TokenizerError(
+                f"{source}: {shown(token.content)} is {verb} as token {i}, the vocabulary makes it {got}"
+            )
 
 
 @contextmanager

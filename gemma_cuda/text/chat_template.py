@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TokenizerError
-from ..formats.side_files import CHAT_TEMPLATE
+from ..formats.bounded_files import CHAT_TEMPLATE
 from .template_process import REFUSED, TEXT
 
 # A budget for one chat; 16 times the request and its characters come on top of memory and characters.

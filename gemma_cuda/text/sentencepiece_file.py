@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arguments import shown
 from ..errors import TokenizerError
-from ..formats.fields import shown
-from ..formats.side_files import TOKENIZER_MODEL, read_side_file
+from ..formats.bounded_files import TOKENIZER_MODEL, read_bytes
 from .bpe_vocabulary import BYTE, NORMAL, UNKNOWN, BpeVocabulary, check_counts
 
 _VARINT, _LENGTH = 0, 2  # protobuf's wire types
@@ -32,7 +32,7 @@ class _Damaged(Exception):
 
 def read_sentencepiece_model(path: Path) -> BpeVocabulary:
     """The vocabulary in a `tokenizer.model` file. TokenizerError if it cannot be read or is not of Gemma's kind."""
-    data = read_side_file(path, TOKENIZER_MODEL, TokenizerError)
+    data = read_bytes(path, TOKENIZER_MODEL, TokenizerError)
     try:
         return _parse(data, str(path))
     except (_Damaged, UnicodeDecodeError) as error:

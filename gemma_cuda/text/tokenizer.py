@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
+from ..arguments import shown
 from ..errors import InputError, TokenizerError
-from ..formats.fields import shown
-from ..formats.side_files import kind_of
+from ..formats.bounded_files import require_file_or_directory
+from ..formats.gguf_file import GgufFile
+from ..formats.gguf_vocabulary import GgufVocabulary
 from .bpe_vocabulary import library_errors
 from .chat_template import render_chat_template
 from .tokenizer_sources import DEFAULT_TOKENS, TokenizerSettings, read_directory, read_gguf
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from ..formats.gguf_vocabulary import GgufVocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -41,19 +41,11 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, source: str | Path | GgufVocabulary) -> Tokenizer:
         """The tokenizer in a directory, in a .gguf file, or of a vocabulary already read from one."""
-        from ..formats.gguf_vocabulary import GgufVocabulary
-
         if isinstance(source, GgufVocabulary):
             return cls.from_gguf(source)
         path = arguments.path("source", source, error=TokenizerError)
-        kind = kind_of(path, TokenizerError)
-        if kind == "directory":
+        if require_file_or_directory(path, TokenizerError) == "directory":
             return cls.from_directory(path)
-        if kind != "file":
-            reason = "no such file or directory" if kind == "absent" else "not a regular file"
-            raise TokenizerError(f"{path}: {reason}")
-        from ..formats.gguf_file import GgufFile
-
         vocabulary = GgufFile(path).vocabulary()
         if vocabulary is None:
             raise TokenizerError(f"{path}: the file holds no vocabulary")
@@ -71,8 +63,6 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, vocabulary: GgufVocabulary) -> Tokenizer:
         """The tokenizer of a GGUF file of Gemma 1 to 4 (`tokenizer.ggml.model` llama or gemma4)."""
-        from ..formats.gguf_vocabulary import GgufVocabulary
-
         if not isinstance(vocabulary, GgufVocabulary):
             raise InputError(f"vocabulary is {arguments.shown(vocabulary)}, expected that of a GGUF file")
         return cls(*read_gguf(vocabulary))

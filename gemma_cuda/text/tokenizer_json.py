@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import TokenizerError
-from ..formats.fields import shown
-from ..formats.side_files import TOKENIZER_JSON, read_json_object
-from .bpe_vocabulary import check_added_tokens, check_vocabulary, library_errors
+from ..formats.bounded_files import TOKENIZER_JSON, read_json_object
+from ..formats.fields import shown_json
+from .bpe_vocabulary import FLAGS, add_tokens, check_vocabulary, library_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -43,7 +43,6 @@ _STEPS: dict[str, dict[str, int | None]] = {
 _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders",
           "post_processor": "processors"}  # fmt: skip
 _Fail = Callable[[str], NoReturn]
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
@@ -66,15 +65,9 @@ def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     with library_errors(source):
         backend = Backend.from_str(text)
         backend.model = model
-        backend.add_tokens(list(added.values()))
+    add_tokens(source, backend, added, "added")
     if backend.get_vocab_size() == 0:
         raise TokenizerError(f"{source}: the vocabulary is empty")
-    for i, token in added.items():
-        if backend.token_to_id(token.content) != i:
-            got = backend.token_to_id(token.content)
-            raise TokenizerError(
-                f"{source}: {shown(token.content)} is added as token {i}, the vocabulary makes it {got}"
-            )
     return backend
 
 
@@ -88,10 +81,10 @@ def _check_steps(source: str, kind: str, component: object) -> None:
             fail(f"more than {_MAX_STEPS} steps")
         name = step["type"]
         if name not in _STEPS[kind]:
-            fail(f"a step of type {shown(name)}, which no Gemma tokenizer has")
+            fail(f"a step of type {shown_json(name)}, which no Gemma tokenizer has")
         growth *= _STEPS[kind][name] or _growth(step, fail)
     if growth > _MAX_GROWTH:
-        fail(f"its steps can multiply the characters of a text by {shown(growth)}, expected at most {_MAX_GROWTH}")
+        fail(f"its steps can multiply the characters of a text by {shown_json(growth)}, expected at most {_MAX_GROWTH}")
 
 
 def _leaves(kind: str, component: object, fail: _Fail, *, depth: int) -> Iterator[Mapping[str, Any]]:
@@ -99,7 +92,7 @@ def _leaves(kind: str, component: object, fail: _Fail, *, depth: int) -> Iterato
     if component is None and depth == 0:
         return
     if not isinstance(component, dict) or not isinstance(component.get("type"), str):
-        fail(f"{shown(component)}, expected a step with a type")
+        fail(f"{shown_json(component)}, expected a step with a type")
     if component["type"] != "Sequence":
         yield component
         return
@@ -136,7 +129,7 @@ def _growth(step: Mapping[str, Any], fail: _Fail) -> int:
 
 def _text(value: object, fail: _Fail) -> str:
     if not isinstance(value, str):
-        fail(f"{shown(value)}, expected text")
+        fail(f"{shown_json(value)}, expected text")
     return value
 
 
@@ -146,7 +139,7 @@ def _model(source: str, model: object) -> Any:
 
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind not in ("BPE", "WordLevel"):
-        raise TokenizerError(f"{source}: model: its type is {shown(kind)}, Gemma's tokenizers are BPE")
+        raise TokenizerError(f"{source}: model: its type is {shown_json(kind)}, Gemma's tokenizers are BPE")
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not set(map(type, vocab.values())) <= {int}:
         raise TokenizerError(f"{source}: model: vocab is not an object of tokens and their ids")
@@ -159,9 +152,9 @@ def _model(source: str, model: object) -> Any:
         flags = ("fuse_unk", "byte_fallback", "ignore_merges")
         for name in flags:
             if not isinstance(model.get(name), bool | None):
-                raise TokenizerError(f"{source}: model: {name} is {shown(model[name])}, expected true or false")
+                raise TokenizerError(f"{source}: model: {name} is {shown_json(model[name])}, expected true or false")
         if model.get("dropout") not in (None, 0, 0.0):
-            raise TokenizerError(f"{source}: model: dropout is {shown(model['dropout'])}: the ids would be random")
+            raise TokenizerError(f"{source}: model: dropout is {shown_json(model['dropout'])}: the ids would be random")
         options = {name: bool(model.get(name)) for name in flags}
         options |= {name: model[name] for name in names if model.get(name) is not None}
         return models.BPE(vocab, merges, **options)
@@ -170,7 +163,7 @@ def _model(source: str, model: object) -> Any:
 def _merges(source: str, merges: object) -> list[tuple[str, str]]:
     """Pairs, from lists of two or, as files before 2024 have them, from "left right"."""
     if not isinstance(merges, list):
-        raise TokenizerError(f"{source}: model: merges is {shown(merges)}, expected a list")
+        raise TokenizerError(f"{source}: model: merges is {shown_json(merges)}, expected a list")
     if set(map(type, merges)) == {str}:
         merges = [merge.split(" ") for merge in merges]
     pairs = [tuple(merge) for merge in merges if type(merge) is list and len(merge) == 2]
@@ -180,17 +173,18 @@ def _merges(source: str, merges: object) -> list[tuple[str, str]]:
 
 
 def _added_tokens(source: str, added: object) -> dict[int, tokenizers.AddedToken]:
-    """id -> token, by rising id."""
+    """id -> token."""
     from tokenizers import AddedToken
 
     found: dict[int, tokenizers.AddedToken] = {}
     for entry in added if isinstance(added, list) else () if added is None else (added,):
         if not isinstance(entry, dict):
-            raise TokenizerError(f"{source}: added_tokens holds {shown(entry)}, expected tokens")
+            raise TokenizerError(f"{source}: added_tokens holds {shown_json(entry)}, expected tokens")
         i, content = entry.get("id"), entry.get("content")
         if type(i) is not int or not isinstance(content, str) or i in found:
-            raise TokenizerError(f"{source}: added_tokens: {shown(content)} has no id of its own ({shown(i)})")
+            raise TokenizerError(
+                f"{source}: added_tokens: {shown_json(content)} has no id of its own ({shown_json(i)})"
+            )
         with library_errors(source):
-            found[i] = AddedToken(content, **{flag: entry.get(flag) is True for flag in _FLAGS})
-    check_added_tokens(source, [token.content for token in found.values()])
-    return dict(sorted(found.items()))
+            found[i] = AddedToken(content, **{flag: entry.get(flag) is True for flag in FLAGS})
+    return found

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TokenizerError
-from ..formats.fields import shown
-from ..formats.side_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_side_text
-from ..printable import shown_name
+from ..formats.bounded_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, kind_of, read_json_object, read_text
+from ..formats.fields import shown_json
+from ..printable import shown_line
 from .bpe_vocabulary import (
+    FLAGS,
     SPACE,
     BpeVocabulary,
+    add_tokens,
     build_backend,
-    check_added_tokens,
     check_counts,
     library_errors,
 )
@@ -101,12 +102,12 @@ def _directory_settings(directory: Path, config: Mapping[str, Any], where: str) 
     flags = {name: config.get(name) for name in ("add_bos_token", "add_eos_token")}
     for name, flag in flags.items():
         if flag is not None and not isinstance(flag, bool):
-            raise TokenizerError(f"{where}: {name} is {shown(flag)}, expected true or false")
+            raise TokenizerError(f"{where}: {name} is {shown_json(flag)}, expected true or false")
     if any(name in config for name in flags):  # as HuggingFace: naming one of them sets both
         flags = {name: bool(flag) for name, flag in flags.items()}
     jinja_path = directory / "chat_template.jinja"
     if _exists(jinja_path):
-        template: str | None = read_side_text(jinja_path, CHAT_TEMPLATE, TokenizerError)
+        template: str | None = read_text(jinja_path, CHAT_TEMPLATE, TokenizerError)
     else:
         template = _config_template(config.get("chat_template"), where)
     return TokenizerSettings(str(directory), special_tokens, flags["add_bos_token"], flags["add_eos_token"], template)
@@ -142,23 +143,14 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any
     """Adds tokenizer_config.json's added_tokens_decoder: flags, and tokens past the vocabulary (<image_soft_token>)."""
     from tokenizers import AddedToken
 
-    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
     try:
         declared = {
-            int(i): AddedToken(token["content"], **{flag: bool(token.get(flag)) for flag in flags})
+            int(i): AddedToken(token["content"], **{flag: bool(token.get(flag)) for flag in FLAGS})
             for i, token in (config.get("added_tokens_decoder") or {}).items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"{where}: added_tokens_decoder is damaged: {shown_name(repr(error))}") from error
-    check_added_tokens(where, [token.content for token in declared.values()])
-    with library_errors(where):
-        backend.add_tokens([declared[i] for i in sorted(declared)])
-    for i, token in declared.items():
-        if backend.token_to_id(token.content) != i:
-            got = backend.token_to_id(token.content)
-            raise TokenizerError(
-                f"{where}: {shown(token.content)} is declared as token {i}, the vocabulary makes it {got}"
-            )
+        raise TokenizerError(f"{where}: added_tokens_decoder is damaged: {shown_line(repr(error))}") from error
+    add_tokens(where, backend, declared, "declared")
 
 
 def _hide_named_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
@@ -174,16 +166,16 @@ def _gguf_tokens(vocabulary: GgufVocabulary) -> list[str]:
     """The tokens by id. Runs of spaces, which llama.cpp's converter spells out, are spelled with U+2581 again."""
     if vocabulary.model not in ("llama", "gemma4"):
         raise TokenizerError(
-            f"{vocabulary.source}: tokenizer.ggml.model is {shown(vocabulary.model)}; Gemma files have 'llama' or "
+            f"{vocabulary.source}: tokenizer.ggml.model is {shown_json(vocabulary.model)}; Gemma files have 'llama' or "
             "'gemma4'"
         )
-    check_counts(vocabulary.source, len(vocabulary), 0 if vocabulary.merges is None else len(vocabulary.merges))
+    check_counts(vocabulary.source, len(vocabulary.tokens), 0 if vocabulary.merges is None else len(vocabulary.merges))
     tokens = []
-    for i, token in enumerate(vocabulary.all()):
+    for i, token in enumerate(vocabulary.tokens.all()):
         try:
             tokens.append(token.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise TokenizerError(f"{vocabulary.source}: token {i} is {shown_name(repr(token))}, not UTF-8") from error
+            raise TokenizerError(f"{vocabulary.source}: token {i} is {shown_line(repr(token))}, not UTF-8") from error
     return [token if token.strip(" ") or not token else SPACE * len(token) for token in tokens]
 
 
@@ -195,7 +187,7 @@ def _gguf_merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]] | None:
         left, space, right = merge.decode("utf-8", "replace").partition(" ")
         if not (left and space and right):
             raise TokenizerError(
-                f"{vocabulary.source}: merge {i} is {shown_name(repr(merge))}, expected two tokens and a space between"
+                f"{vocabulary.source}: merge {i} is {shown_line(repr(merge))}, expected two tokens and a space between"
             )
         merges.append((left, right))
     return merges

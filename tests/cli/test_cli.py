@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import gemma_cuda
-from gemma_cuda.cli import common, info, result, score
+from gemma_cuda.cli import common, info, prefill, score
 from gemma_cuda.errors import CheckpointError
 from tests.support.command import ROOT, TINY_WORDS, error_of, run, run_json, start, write_tiny
 
@@ -93,7 +93,7 @@ def test_save_that_fails_leaves_nothing(
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(result, "save_file", full_disk)
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
     old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
     old.write_bytes(b"kept")
     for target in (old, new):
@@ -133,9 +133,9 @@ def test_perplexity_beyond_float64_is_none() -> None:
 def test_info_reads_no_weights(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gemma_cuda.formats.packed_tensor import PackedTensor
+    from gemma_cuda.formats.stored_tensor import StoredTensor
 
-    monkeypatch.setattr(PackedTensor, "read_into", lambda *a, **k: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(StoredTensor, "read_into", lambda *a, **k: pytest.fail("a tensor was read"))
     report = run_json(capsys, "info", tiny)
     layer = 32 * 16 * (4 + 2 + 2 + 4) + 3 * 32 * 48 + 4 * 32 + 2 * 16
     assert report["parameters"] == 40 * 32 + 4 * layer + 32
@@ -182,12 +182,12 @@ def test_chat_puts_the_prompt_into_the_template_with_one_bos(
 
 def test_top_tokens_are_the_most_probable_in_order() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.4, 0.2, 0.1], np.float32))
-    top = result.top_tokens(logits, 3)
+    top = prefill.top_tokens(logits, 3)
     assert [token for token, _ in top] == [2, 1, 3]
     assert [probability for _, probability in top] == pytest.approx([0.4, 0.2, 0.2], rel=1e-6)
-    assert len(result.top_tokens(logits, 99)) == 5
+    assert len(prefill.top_tokens(logits, 99)) == 5
     with pytest.raises(CheckpointError, match="logits are not finite"):
-        result.top_tokens(np.array([0.0, np.nan]), 1)
+        prefill.top_tokens(np.array([0.0, np.nan]), 1)
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from gemma_cuda.errors import CheckpointError, ConfigError, DownloadError, GemmaError, TokenizerError
-from gemma_cuda.formats import hub, side_files
+from gemma_cuda.formats import bounded_files, hub
+from gemma_cuda.formats.bounded_files import Budget, parse_json_object, read_bytes
 from gemma_cuda.formats.checkpoint import open_checkpoint
 from gemma_cuda.formats.gemma_config import GemmaConfig
 from gemma_cuda.formats.gguf_file import GgufFile
 from gemma_cuda.formats.gguf_vocabulary import GgufVocabulary, StringArray
 from gemma_cuda.formats.hf_config import end_token_ids
-from gemma_cuda.formats.side_files import Budget, parse_json_object, read_side_file
-from gemma_cuda.printable import printable, shown_name
+from gemma_cuda.printable import printable, shown_line
 from gemma_cuda.text import chat_template
 from gemma_cuda.text.bpe_vocabulary import check_added_tokens, check_vocabulary
 from gemma_cuda.text.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ SIDE_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokeni
 
 @pytest.mark.parametrize("name", SIDE_FILES)
 @pytest.mark.parametrize("kind", ["fifo", "device", "directory", "large"])
-def test_side_files_are_regular_and_within_their_budget(model: Path, name: str, kind: str) -> None:
+def test_bounded_files_are_regular_and_within_their_budget(model: Path, name: str, kind: str) -> None:
     read_everything(model)
     path = model / name
     path.unlink()
@@ -89,9 +89,9 @@ def test_a_tokenizer_model_that_is_a_fifo(model: Path) -> None:
 def test_a_file_that_grows_is_read_no_further_than_its_budget(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(10))
-    assert len(read_side_file(path, Budget(10), ConfigError)) == 10
+    assert len(read_bytes(path, Budget(10), ConfigError)) == 10
     with pytest.raises(ConfigError, match="10 bytes; a file of this kind may have at most 9"):
-        read_side_file(path, Budget(9), ConfigError)
+        read_bytes(path, Budget(9), ConfigError)
 
 
 @pytest.mark.parametrize("make", [Path, str])
@@ -149,7 +149,7 @@ def test_json_takes_a_stated_multiple_of_its_text_and_values(pattern: str) -> No
     values = sum(map(data.count, (b",", b"[", b"{")))
     tracemalloc.start()
     try:
-        parse_json_object(data, "f", side_files.INDEX, ConfigError, unique=True)
+        parse_json_object(data, "f", bounded_files.INDEX, ConfigError, unique=True)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -198,6 +198,8 @@ GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         ("model", {"type": "Unigram", "vocab": []}, "its type is 'Unigram'"),
         ("model", TOKENIZER_JSON["model"] | {"dropout": 0.5}, "dropout is 0.5"),
         ("model", TOKENIZER_JSON["model"] | {"vocab": {"a" * 5000: 0}}, "tokens of up to 5000 characters"),
+        ("added_tokens", [{"id": 0, "content": "<pad>"}] * 2, "'<pad>' has no id of its own (0)"),
+        ("added_tokens", [{"id": 0, "content": [1]}], "a list of 1 values has no id of its own (0)"),
     ],
 )
 def test_tokenizers_whose_cost_has_no_bound(tmp_path: Path, kind: str, step: Any, words: str) -> None:
@@ -326,7 +328,7 @@ def test_safetensors_headers_beyond_their_budget(tmp_path: Path) -> None:
         ),
         (
             raw_safetensors({"a": {"dtype": "F32", "shape": [[9]], "data_offsets": [0, 4]}}, b""),
-            "shape is [a list of 1",
+            "shape is [[9]]",
         ),
     ):
         path.write_bytes(data)
@@ -337,8 +339,8 @@ def test_safetensors_headers_beyond_their_budget(tmp_path: Path) -> None:
 
 def test_names_reach_no_terminal_raw(tmp_path: Path) -> None:
     assert printable("a\x1b[31m\n\u202eb\ud800\x9b") == "a\\x1b[31m\n\\u202eb\\ud800\\x9b"
-    assert printable("猫 é ok") == "猫 é ok" == shown_name("猫 é ok")
-    assert shown_name("a\nb" + "x" * 999) == "a\\nb" + "x" * 117 + "..."
+    assert printable("猫 é ok") == "猫 é ok" == shown_line("猫 é ok")
+    assert shown_line("a\nb" + "x" * 999) == "a\\nb" + "x" * 117 + "..."
     for kind in GemmaError.__subclasses__():
         if kind.__name__ != "KernelError":
             assert str(kind("a\x1b]0;title\x07")) == "a\\x1b]0;title\\x07"
@@ -350,7 +352,8 @@ def test_names_reach_no_terminal_raw(tmp_path: Path) -> None:
 def test_budgets_hold_what_gemma_needs() -> None:
     """Sizes of the largest published files; a budget below them would refuse Gemma itself."""
     for budget, size in (
-        (side_files.TOKENIZER_JSON, 33_384_568), (side_files.TOKENIZER_MODEL, 4_689_074),
-        (side_files.TOKENIZER_CONFIG, 1_157_001), (side_files.INDEX, 110_000), (side_files.CHAT_TEMPLATE, 17_000),
+        (bounded_files.TOKENIZER_JSON, 33_384_568), (bounded_files.TOKENIZER_MODEL, 4_689_074),
+        (bounded_files.TOKENIZER_CONFIG, 1_157_001), (bounded_files.INDEX, 110_000),
+        (bounded_files.CHAT_TEMPLATE, 17_000),
     ):  # fmt: skip
         assert budget.bytes > 2 * size

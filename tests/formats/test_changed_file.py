@@ -100,7 +100,7 @@ def test_a_file_is_closed_with_its_checkpoint(tmp_path: Path) -> None:
 
 
 def gather(checkpoint: Checkpoint) -> np.ndarray:
-    return checkpoint.rows("embed_tokens.weight").gather(np.array([0, 1999, 7]))
+    return checkpoint.table("embed_tokens.weight").gather(np.array([0, 1999, 7]))
 
 
 def test_gathering_notices_a_change(tmp_path: Path) -> None:

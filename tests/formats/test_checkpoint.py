@@ -139,16 +139,16 @@ def test_many_row_blocks(tmp_path: Path) -> None:
 def test_rows_are_gathered(tmp_path: Path) -> None:
     config = {**GEMMA3, "vocab_size": 1200}
     tensors = random_tensors(config, seed=8, dtype=ml_dtypes.bfloat16)
-    rows = open_checkpoint(write_directory(tmp_path, config, tensors)).rows("embed_tokens.weight")
-    assert rows.shape == (1200, 256)
+    table = open_checkpoint(write_directory(tmp_path, config, tensors)).table("embed_tokens.weight")
+    assert table.shape == (1200, 256)
     expected = tensors["embed_tokens.weight"].astype(np.float32)
     for ids in (np.array([5]), np.array([1199, 0, 7, 7]), np.arange(1200)[::-1], np.zeros(0, np.int64)):
-        got = rows.gather(ids)
+        got = table.gather(ids)
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, expected[ids])
     for bad in ([1200], [-1], [0, 5000]):
         with pytest.raises(CheckpointError, match=r"embed_tokens\.weight has rows 0\.\.1199, asked for"):
-            rows.gather(np.array(bad))
+            table.gather(np.array(bad))
 
 
 def test_head(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_no_tensor_is_read_when_opening(tmp_path: Path) -> None:
         file.write(raw_safetensors(header, b""))
         file.seek(new, 1)
         file.write(data[old:])
-    assert (open_checkpoint(tmp_path).rows("embed_tokens.weight").gather(np.array([rows - 1])) == 0).all()
+    assert (open_checkpoint(tmp_path).table("embed_tokens.weight").gather(np.array([rows - 1])) == 0).all()
 
 
 # -- fuzzing: any bytes either open or are refused with one of our errors

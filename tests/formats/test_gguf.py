@@ -59,7 +59,7 @@ def test_every_format_equals_the_library(tmp_path: Path, kind: str) -> None:
             converted = expected[name].astype(dtype)
         np.testing.assert_array_equal(read(checkpoint, name, dtype), converted)
     ids = np.array([47, 0, 3, 3])
-    gathered = checkpoint.rows("embed_tokens.weight").gather(ids)
+    gathered = checkpoint.table("embed_tokens.weight").gather(ids)
     np.testing.assert_array_equal(gathered, expected["embed_tokens.weight"][ids])
 
 
@@ -180,8 +180,8 @@ def test_vocabulary(tmp_path: Path) -> None:
     vocabulary = vocabulary_of(tmp_path)
     metadata = gguf_metadata(GEMMA3)
     expected = [token.encode() for token in metadata["tokenizer.ggml.tokens"]]
-    assert vocabulary.all() == expected
-    assert [vocabulary.token(i) for i in range(len(vocabulary))] == expected
+    assert vocabulary.tokens.all() == expected
+    assert len(vocabulary.tokens) == len(expected)
     assert vocabulary.scores is not None
     assert vocabulary.types is not None
     assert (vocabulary.scores.dtype, vocabulary.types.dtype) == (np.float32, np.int32)
@@ -404,7 +404,7 @@ def open_and_read(path: Path) -> None:
             read(checkpoint, name)
         source = checkpoint.tokenizer_source()
         assert isinstance(source, GgufVocabulary)
-        source.all()
+        source.tokens.all()
     except (CheckpointError, ConfigError):
         return
 
@@ -467,19 +467,19 @@ def test_real_file_equals_the_library(demo_checkpoint: Checkpoint) -> None:
             by_format[tensor.format.name] = (names[theirs], tensor)
     assert set(by_format) == {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"}
     for kind, (name, tensor) in by_format.items():
-        expected = gguf.quants.dequantize(np.array(tensor.packed_rows()), Kind[kind]).reshape(tensor.shape)
+        expected = gguf.quants.dequantize(np.array(tensor.stored_rows()), Kind[kind]).reshape(tensor.shape)
         np.testing.assert_array_equal(read(demo_checkpoint, name), expected, err_msg=name)
     embedding = GgufFile(demo_checkpoint.path).tensors["token_embd.weight"]
     ids = np.array([0, 1, 2, 5000, 262_142, 262_143])
-    expected = gguf.quants.dequantize(embedding.packed_rows()[ids], Kind[embedding.format.name])
-    np.testing.assert_array_equal(demo_checkpoint.rows("embed_tokens.weight").gather(ids), expected)
+    expected = gguf.quants.dequantize(embedding.stored_rows()[ids], Kind[embedding.format.name])
+    np.testing.assert_array_equal(demo_checkpoint.table("embed_tokens.weight").gather(ids), expected)
 
 
 @pytest.mark.real_weights
 def test_real_vocabulary(demo_checkpoint: Checkpoint) -> None:
     vocabulary = demo_checkpoint.tokenizer_source()
     assert isinstance(vocabulary, GgufVocabulary)
-    tokens = vocabulary.all()
+    tokens = vocabulary.tokens.all()
     assert len(tokens) == 262_144
     assert tokens[:4] == [b"<pad>", b"<eos>", b"<bos>", b"<unk>"]
     assert (tokens[105], tokens[106], tokens[262_143]) == (b"<start_of_turn>", b"<end_of_turn>", b"<unused6241>")

@@ -157,7 +157,7 @@ def test_gguf_flags(sources: Sources) -> None:
 def test_an_unknown_token_of_its_own_type_is_matched_in_text(sources: Sources) -> None:
     vocabulary = sources.pieces.gguf()
     assert vocabulary.types is not None
-    types = np.where(np.arange(len(vocabulary)) == 3, 2, vocabulary.types).astype(np.int32)
+    types = np.where(np.arange(len(vocabulary.tokens)) == 3, 2, vocabulary.types).astype(np.int32)
     tokenizer = Tokenizer.from_gguf(replace(vocabulary, types=types))
     assert tokenizer.encode("<unk>\n") == [2, 3, 26]
     assert tokenizer.decode([3, 26]) == "\n"

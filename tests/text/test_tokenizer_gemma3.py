@@ -48,7 +48,7 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Gemma3:
         patch.setattr(bpe_vocabulary, "merges_from_scores", remember)
         gguf = Tokenizer.from_gguf(vocabulary)
     # Google's vocabulary: runs of spaces as U+2581, and all but four of the tokens that match in text user-defined.
-    tokens = [token.decode().replace(" ", SPACE) for token in vocabulary.all()]
+    tokens = [token.decode().replace(" ", SPACE) for token in vocabulary.tokens.all()]
     types = [2 if token == "<unk>" else 3 if token in CONTROL else 4 if kind == 3 else kind
              for token, kind in zip(tokens, vocabulary.types.tolist(), strict=True)]  # fmt: skip
     scores = [

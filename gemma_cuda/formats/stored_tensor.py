@@ -1,8 +1,8 @@
-"""Tensors as a file stores them: bytes of one format, read and decoded in row blocks by a few threads.
+"""Tensors as a file stores them: bytes of one format, read and decoded in row blocks by several threads.
 
-Nothing here makes a full-size temporary: a block of rows is read and decoded into the caller's array (through a small
-scratch where that is not float32), so that resident memory grows by the output only. Tensors are read, not mapped: a
-file that somebody cuts meanwhile gives an error, where a mapping would end the process by SIGBUS.
+No temporary has the size of a tensor: a block of rows is read and decoded into the caller's array (through a small
+scratch array unless that is float32), so that memory grows by the output only. Files are read, never mapped: if a file
+is truncated meanwhile, a read gives an error, but access to a mapping ends the process by SIGBUS.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..host.threads import for_row_blocks
+from ..printable import reason
 from .dequantize import FORMATS, BlockFormat, Floats
 
-_BLOCK_ELEMENTS = 1 << 17  # float32 of one row block: 512 KiB, so that block, packed rows and scratch stay in L2
+_BLOCK_ELEMENTS = 1 << 17  # float32 of one row block: 512 KiB, so that block, stored rows and scratch stay in L2
 _OUT_DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
 
 class ModelFile:
-    """An open file of `len(self)` bytes. CheckpointError if it cannot be opened or is empty.
-
-    It is read, never mapped: to touch a mapping after the file was cut ends the process.
-    """
+    """An open file of `len(self)` bytes. CheckpointError if it cannot be opened or is empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,20 +39,20 @@ class ModelFile:
                     raise CheckpointError(f"{path}: the file is empty")
                 self._descriptor = os.dup(file.fileno())
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
         weakref.finalize(self, os.close, self._descriptor).atexit = False
 
     def __len__(self) -> int:
         return self._stamp[0]
 
     def read(self, start: int, count: int) -> bytes:
-        """A copy of bytes; CheckpointError where the file has become shorter."""
+        """`count` bytes from `start` on; CheckpointError if the file has become shorter."""
         out = np.empty(count, np.uint8)
         self.read_into(out, start)
         return out.tobytes()
 
     def read_into(self, out: NDArray[np.uint8], start: int) -> None:
-        """The bytes from `start` on, into all of out, contiguous; CheckpointError where the file has become shorter."""
+        """Fills out, contiguous, with the bytes from `start` on; CheckpointError if the file has become shorter."""
         buffer: Any = out  # mypy's arrays are no buffers in Python 3.11
         done = 0
         try:
@@ -65,13 +63,12 @@ class ModelFile:
                     raise self._changed()
                 done += count
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise CheckpointError(f"{self.path}: cannot be read: {reason(error)}") from error
 
     def require_unchanged(self) -> None:
-        """CheckpointError if size or time of modification are not those of when the file was opened.
+        """CheckpointError if size or time of modification have changed since the file was opened.
 
-        Asked after reading: then what was read is what was there. A file that another has replaced by name is still
-        the one that was opened.
+        A check after a read vouches for the bytes read. Replacing the file by name does not change the open one.
         """
         if _stamp(self._descriptor) != self._stamp:
             raise self._changed()
@@ -86,13 +83,9 @@ def _stamp(descriptor: int) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _unreadable(path: Path, error: OSError | ValueError) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
-
-
 @dataclass(frozen=True)
-class PackedTensor:
-    """A tensor of HuggingFace's `shape` (a Linear is [out, in]) at byte `start` of a file, rows of whole blocks."""
+class StoredTensor:
+    """A tensor of HuggingFace's `shape` (a Linear is [out, in]) at byte `start` of a file; a row is whole blocks."""
 
     name: str  # as the file spells it
     shape: tuple[int, ...]
@@ -124,12 +117,12 @@ class PackedTensor:
                 f"(supported: {', '.join(FORMATS)})"
             )
 
-    def packed_rows(self, rows: slice = slice(None)) -> NDArray[np.uint8]:
-        """[n, row_bytes] uint8 of consecutive rows, as the file has them now."""
+    def stored_rows(self, rows: slice = slice(None)) -> NDArray[np.uint8]:
+        """[n, row_bytes] uint8: the bytes of consecutive rows."""
         begin, end, _ = rows.indices(self.row_count)
-        packed = np.empty((end - begin, self.row_bytes), np.uint8)
-        self.file.read_into(packed, self.start + begin * self.row_bytes)
-        return packed
+        stored = np.empty((end - begin, self.row_bytes), np.uint8)
+        self.file.read_into(stored, self.start + begin * self.row_bytes)
+        return stored
 
     def read_into(self, out: NDArray[Any]) -> None:
         """Decodes every element into out [*shape] (float32, float64, float16 or bfloat16, C-contiguous)."""
@@ -144,38 +137,38 @@ class PackedTensor:
         if out.size == 0:
             return
         rows = out.reshape(self.row_count, self.row_elements)
-        step = max(1, _BLOCK_ELEMENTS // self.row_elements)
+        block_rows = max(1, _BLOCK_ELEMENTS // self.row_elements)
 
         def read_block(block: slice) -> None:
-            _decode(self.format, self.packed_rows(block), rows[block])
+            _decode(self.format, self.stored_rows(block), rows[block])
 
-        for_row_blocks(self.row_count, step, read_block)
+        for_row_blocks(self.row_count, block_rows, read_block)
         self.file.require_unchanged()
 
     def gather(self, ids: NDArray[np.integer[Any]]) -> Floats:
-        """[n, columns] float32: rows `ids` [n] in [0, rows), decoding only those."""
+        """[n, columns] float32: the rows `ids` [n]; no other row is read."""
         self.require_readable()
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.row_count:
             raise CheckpointError(
                 f"{self.file.path}: {self.name} has rows 0..{self.row_count - 1}, asked for {ids.min()}..{ids.max()}"
             )
         out = np.empty((len(ids), self.row_elements), np.float32)
-        step = max(1, _BLOCK_ELEMENTS // max(1, self.row_elements))
-        packed = np.empty((min(step, len(ids)), self.row_bytes), np.uint8)
-        for begin in range(0, len(ids), step):
-            block = ids[begin : begin + step]
-            for row, i in zip(packed, block.tolist(), strict=False):
+        block_rows = max(1, _BLOCK_ELEMENTS // max(1, self.row_elements))
+        stored = np.empty((min(block_rows, len(ids)), self.row_bytes), np.uint8)
+        for begin in range(0, len(ids), block_rows):
+            block = ids[begin : begin + block_rows]
+            for row, i in zip(stored, block.tolist(), strict=False):
                 self.file.read_into(row, self.start + i * self.row_bytes)
-            _decode(self.format, packed[: len(block)], out[begin : begin + step])
+            _decode(self.format, stored[: len(block)], out[begin : begin + block_rows])
         self.file.require_unchanged()
         return out
 
 
-def _decode(block_format: BlockFormat, packed: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    """Decodes packed [rows, row_bytes] into out [rows, columns], both contiguous."""
+def _decode(block_format: BlockFormat, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """Decodes stored [rows, row_bytes] into out [rows, columns], both contiguous."""
     assert block_format.decode is not None  # callers ask require_readable() first
-    blocks = packed.reshape(-1, block_format.block_bytes)
-    # A damaged file may hold inf or NaN scales: they show in the values, not as warnings.
+    blocks = stored.reshape(-1, block_format.block_bytes)
+    # Scales of a damaged file may be inf or NaN: the values show it, NumPy's warnings are not needed.
     with np.errstate(all="ignore"):
         if out.dtype == np.float32:
             block_format.decode(blocks, out.reshape(-1, block_format.block_size))

@@ -1,7 +1,7 @@
-"""The small files of a model (JSON, templates, vocabularies), read within a budget of bytes and of JSON values.
+"""Files of a model besides its weights (JSON, templates, vocabularies), read within a budget of bytes and JSON values.
 
-A model's folder comes from strangers: a name may lead to a FIFO or a device, which never end, or to a file that takes
-many times its size to parse.
+A downloaded directory is untrusted: a name in it may lead to a FIFO or a device, which never end, or to a file that
+takes many times its size to parse.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import GemmaError
-from ..printable import shown_name
-from .fields import shown
+from ..printable import reason, shown_line
+from .fields import shown_json
 
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one kind of file may have: bytes and, if it is JSON, values (lists, objects and their members)."""
+    """The most that one kind of file may have: bytes and, in JSON, values (lists, objects and their members)."""
 
     bytes: int
     values: int = 0
@@ -37,18 +37,26 @@ CHAT_TEMPLATE = Budget(_MIB)  # Gemma 4's has 17 kB
 
 
 def kind_of(path: Path, error: type[GemmaError]) -> Literal["file", "directory", "other", "absent"]:
-    """What lies at `path`, links followed; `error` for a name that no file can have, or that may not be looked up."""
+    """The kind of file at `path`, links followed; `error` for an impossible name or a directory without permission."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return "absent"
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte or an unpaired surrogate
-        raise error(f"{shown_name(str(path))}: {_reason(problem)}") from problem
+        raise error(f"{shown_line(str(path))}: {reason(problem)}") from problem
     return "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
 
 
-def read_side_file(path: Path, budget: Budget, error: type[GemmaError]) -> bytes:
-    """All bytes of the regular file at `path`; `error` naming it if it is none, cannot be read or has too many."""
+def require_file_or_directory(path: Path, error: type[GemmaError]) -> Literal["file", "directory"]:
+    """The kind of file at `path`; `error` for any other kind."""
+    kind = kind_of(path, error)
+    if kind in ("file", "directory"):
+        return kind
+    raise error(f"{path}: " + ("no such file or directory" if kind == "absent" else "not a regular file"))
+
+
+def read_bytes(path: Path, budget: Budget, error: type[GemmaError]) -> bytes:
+    """All bytes of the regular file at `path`; `error` naming another kind, an unreadable or a too large file."""
     try:
         # Without waiting for the other end of a FIFO, which is refused like every device: it need not end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -60,34 +68,34 @@ def read_side_file(path: Path, budget: Budget, error: type[GemmaError]) -> bytes
     except FileNotFoundError as problem:
         raise error(f"{path}: no such file") from problem
     except (OSError, ValueError) as problem:
-        raise error(f"{path}: cannot be read: {_reason(problem)}") from problem
+        raise error(f"{path}: cannot be read: {reason(problem)}") from problem
     if status.st_size > budget.bytes or len(data) > budget.bytes:
         size = max(status.st_size, len(data))
         raise error(f"{path}: {size} bytes; a file of this kind may have at most {budget.bytes}")
     return data
 
 
-def read_side_text(path: Path, budget: Budget, error: type[GemmaError]) -> str:
-    """The UTF-8 text in a file, line ends as "\\n"; `error` as `read_side_file`."""
+def read_text(path: Path, budget: Budget, error: type[GemmaError]) -> str:
+    """The UTF-8 text of a file, line ends as "\\n"; `error` as `read_bytes` has it, and for other encodings."""
     try:
-        text = read_side_file(path, budget, error).decode("utf-8")
+        text = read_bytes(path, budget, error).decode("utf-8")
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not UTF-8 at byte {problem.start}") from problem
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json_object(path: Path, budget: Budget, error: type[GemmaError], *, unique: bool = False) -> dict[str, Any]:
-    """The JSON object in a file; `error` naming it otherwise."""
-    return parse_json_object(read_side_file(path, budget, error), str(path), budget, error, unique=unique)
+    """The JSON object in a file; `error` as `read_bytes` and `parse_json_object` have it."""
+    return parse_json_object(read_bytes(path, budget, error), str(path), budget, error, unique=unique)
 
 
 def parse_json_object(
     data: bytes, what: str, budget: Budget, error: type[GemmaError], *, unique: bool = False
 ) -> dict[str, Any]:
-    """The JSON object in `data`; `error` beginning with `what` if there is none, it is too much, or (unique) repeats.
+    """The JSON object in `data`; `error`, beginning with `what`, for other data and for more values than the budget.
 
-    Values are counted before anything is parsed, by the characters that each needs. Parsing takes at most 200 bytes for
-    each and 12 for each byte of text: a list of empty lists takes 24 times its text.
+    unique: repeated keys are an error too. Values are counted before parsing, by the commas and brackets. Parsing takes
+    at most 200 bytes of memory per value and 12 per byte of text: a list of empty lists takes 24 times its text.
     """
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
     if values > budget.values:
@@ -98,7 +106,7 @@ def parse_json_object(
         if len(result) < len(pairs):
             seen: set[str] = set()
             repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(f"{what}: lists '{shown_name(repeated)}' twice")
+            raise error(f"{what}: lists '{shown_line(repeated)}' twice")
         return result
 
     try:
@@ -106,11 +114,7 @@ def parse_json_object(
     except error:
         raise
     except (ValueError, RecursionError) as problem:  # ValueError: no JSON, no UTF-8, an integer of 5,000 digits
-        raise error(f"{what}: cannot be read as JSON: {shown_name(str(problem))}") from problem
+        raise error(f"{what}: cannot be read as JSON: {shown_line(str(problem))}") from problem
     if not isinstance(value, dict):
-        raise error(f"{what}: holds {shown(value)}, expected an object")
+        raise error(f"{what}: holds {shown_json(value)}, expected an object")
     return value
-
-
-def _reason(problem: Exception) -> str:
-    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
