@@ -132,7 +132,7 @@ def _fetch(repo: str, progress: Progress | None) -> Path:
             if progress is not None:
                 progress(min(done, total), total)
 
-    # First config.json of the branch "main": it records main's commit in the cache; the others are of this commit.
+    # First config.json of the branch "main": the cache then records main's commit, from which the other files come.
     config = Path(huggingface_hub.hf_hub_download(repo, CONFIG_NAME, tqdm_class=Report))
     for name in sizes.keys() - {CONFIG_NAME}:
         huggingface_hub.hf_hub_download(repo, name, revision=config.parent.name, tqdm_class=Report)
