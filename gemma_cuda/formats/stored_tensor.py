@@ -137,12 +137,11 @@ class StoredTensor:
         if out.size == 0:
             return
         rows = out.reshape(self.row_count, self.row_elements)
-        block_rows = max(1, _BLOCK_ELEMENTS // self.row_elements)
 
         def read_block(block: slice) -> None:
             _decode(self.format, self.stored_rows(block), rows[block])
 
-        for_row_blocks(self.row_count, block_rows, read_block)
+        for_row_blocks(self.row_count, self.row_elements, read_block, block_elements=_BLOCK_ELEMENTS)
         self.file.require_unchanged()
 
     def gather(self, ids: NDArray[np.integer[Any]]) -> Floats:

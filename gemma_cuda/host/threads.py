@@ -7,6 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+# A block of float32 rows that stays in a core's second-level cache while several ufuncs pass over it.
+_BLOCK_ELEMENTS = 1 << 16
+
 
 def thread_count() -> int:
     """How many threads this process may use: its CPU affinity, capped by OMP_NUM_THREADS as BLAS is."""
@@ -15,8 +18,11 @@ def thread_count() -> int:
     return max(1, min(cores, int(limit))) if limit.isdecimal() else cores
 
 
-def for_row_blocks(rows: int, block: int, body: Callable[[slice], None]) -> None:
-    """Calls body(slice) for consecutive blocks of at most `block` rows that cover `rows`, several at a time."""
+def for_row_blocks(
+    rows: int, row_elements: int, body: Callable[[slice], None], *, block_elements: int = _BLOCK_ELEMENTS
+) -> None:
+    """Calls body(slice) for consecutive blocks of rows that cover `rows`, several at a time."""
+    block = max(1, block_elements // max(1, row_elements))
     if rows <= block or thread_count() == 1:
         for start in range(0, rows, block):
             body(slice(start, min(start + block, rows)))

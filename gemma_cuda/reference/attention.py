@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..host.threads import for_row_blocks
 from ..precision import Array, Precision
-from .rows import for_row_blocks
 
 # Scores of one block of queries, all heads of a group together: large enough for BLAS, small enough to stay in cache.
 _SCORE_ELEMENTS = 1 << 21

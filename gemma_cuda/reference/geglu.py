@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from ..host.threads import for_row_blocks
 from ..precision import Array, Precision
-from .rows import for_row_blocks
 
 
 def geglu(gate: Array, up: Array, *, precision: Precision) -> Array:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..host.threads import for_row_blocks
 from ..precision import Array, Precision
 from .rms_norm import multiplier, normalise
-from .rows import for_row_blocks
 
 
 def qk_norm_rope(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..host.threads import for_row_blocks
 from ..precision import Array, Precision
-from .rows import for_row_blocks
 
 
 def rms_norm(x: Array, weight: Array | None, *, eps: float, precision: Precision, plus_one: bool = False) -> Array:
