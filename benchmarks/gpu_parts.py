@@ -76,10 +76,10 @@ def facts(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
 
 def bench(is_rehearsal: bool, seconds: float, save: Save) -> dict[str, Any]:
     """See gemma_cuda/bench/run.py."""
-    from gemma_cuda.bench import cases, run
+    from gemma_cuda.bench import PEERS, cases, run
 
     chosen = cases.chosen(["rms_norm", "attention"], ["gemma-3-270m"], [16]) if is_rehearsal else cases.default()
-    peers = [name for name in run.PEERS if name != "flex"]  # see compiled
+    peers = [name for name in PEERS if name != "flex"]  # see compiled
     return run.run(Cuda(), chosen, peers, seconds=seconds, is_rehearsal=is_rehearsal, save=save)
 
 

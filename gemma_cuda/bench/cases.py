@@ -20,8 +20,6 @@ from .row_cases import (
     top_k_cases,
 )
 
-OPS = ("rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "linear", "linear_geglu", "attention", "softcap",
-       "top_k")  # fmt: skip
 TOKENS = (1, 16, 128, 512, 2048, 8192, 16384)
 DEFAULT_MODELS = ("gemma-3-270m", "gemma-2-2b", "gemma-3-4b", "gemma-3-27b")
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..device.cuda.device import Cuda
     from ..device.protocol import Array, Device
 
-NAMES = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
 _MODULES = {
     "torch": ("torch",),
     "flex": ("torch.nn.attention.flex_attention",),

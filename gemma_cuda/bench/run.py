@@ -14,7 +14,6 @@ from .case import Case, Inputs
 from .measure import Ceilings, Recording, ceilings
 from .timing import Timing
 
-PEERS = peers.NAMES
 _MOST_SETS = 20
 Row = dict[str, Any]
 

@@ -5,15 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..bench import OPS, PEERS
 from ..errors import InputError
 from ..printable import reason
 from . import common
 from .parser import MOST_TOKENS, device, name, number_where, path, whole
 
-_OPS = ("rms_norm", "add_norm", "qk_norm_rope", "geglu", "embed", "linear", "linear_geglu", "attention", "softcap",
-        "top_k")  # fmt: skip
 _OF_ONE_KIND = {"model": True, "random": True, "no_compiled": True, "shapes": False, "vs": False}  # True: of prefill
-_PEERS = ("cublas", "torch", "flex", "flash-attn", "flashinfer")
 
 
 def add_parser(commands: common.Commands) -> None:
@@ -26,14 +24,14 @@ def add_parser(commands: common.Commands) -> None:
         "models to the first token. --device emulator counts instead: memory traffic, matrix operations, bank "
         "conflicts, registers, blocks of a multiprocessor; no times, but an estimate of attention's speed on an H100.",
     )
-    parser.add_argument("op", nargs="*", metavar="OP", help=f"{', '.join(_OPS)}, or prefill alone (default: all ops)")
+    parser.add_argument("op", nargs="*", metavar="OP", help=f"{', '.join(OPS)}, or prefill alone (default: all ops)")
     parser.add_argument(
         "--device", type=device, default="cuda", help="cuda, cuda:1, ... or emulator (default: %(default)s)"
     )
     parser.add_argument("--arch", metavar="ARCH", help="of --device emulator: whose kernels (default: sm_90a)")
     parser.add_argument("--shapes", metavar="MODELS", help="published sizes, or fa3 for FlashAttention-3's, by commas")
     parser.add_argument("--tokens", metavar="N", help="numbers of tokens, by commas")
-    parser.add_argument("--vs", metavar="PEERS", help=f"of {', '.join(_PEERS)}, by commas (default: none)")
+    parser.add_argument("--vs", metavar="PEERS", help=f"of {', '.join(PEERS)}, by commas (default: none)")
     parser.add_argument(
         "--seconds",
         type=number_where(lambda seconds: seconds >= 0, "a number of seconds"),
@@ -49,9 +47,9 @@ def add_parser(commands: common.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    unknown = set(arguments.op) - {*_OPS, "prefill"}
+    unknown = set(arguments.op) - {*OPS, "prefill"}
     if unknown or ("prefill" in arguments.op and len(arguments.op) > 1):
-        raise InputError(f"bench {' '.join(arguments.op)}: expected some of {', '.join(_OPS)}, or prefill alone")
+        raise InputError(f"bench {' '.join(arguments.op)}: expected some of {', '.join(OPS)}, or prefill alone")
     if arguments.json is not None:
         common.check_destination("--json", arguments.json)
     if arguments.plot is not None:
@@ -83,8 +81,8 @@ def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..device.cuda.device import Cuda
 
     peers = _words(arguments.vs) or []
-    if set(peers) - set(_PEERS):
-        raise InputError(f"--vs {arguments.vs}: expected some of {', '.join(_PEERS)}")
+    if set(peers) - set(PEERS):
+        raise InputError(f"--vs {arguments.vs}: expected some of {', '.join(PEERS)}")
     chosen = _chosen(arguments, cases.DEFAULT_MODELS, cases.TOKENS)
     result = run.run(
         Cuda.named(arguments.device), chosen, peers, seconds=arguments.seconds,
@@ -152,7 +150,7 @@ def _prefill(arguments: argparse.Namespace) -> dict[str, Any]:
 def _chosen(arguments: argparse.Namespace, models: tuple[str, ...], tokens: tuple[int, ...]) -> Any:
     from ..bench import cases
 
-    ops, names = tuple(dict.fromkeys(arguments.op)) or _OPS, _words(arguments.shapes) or models
+    ops, names = tuple(dict.fromkeys(arguments.op)) or OPS, _words(arguments.shapes) or models
     chosen = cases.chosen(ops, names, _numbers(arguments.tokens) or tokens)
     for line in cases.without_kernels(ops, names):
         print(line)

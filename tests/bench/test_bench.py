@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_cuda.bench import cases, counted, peers, prefill, run, sass, tables
+from gemma_cuda.bench import OPS, PEERS, cases, counted, peers, prefill, run, sass, tables
 from gemma_cuda.bench.measure import Ceilings, Recording, noise
 from gemma_cuda.bench.timing import Timing
 from gemma_cuda.bench.transformers_peers import Peers
@@ -40,17 +40,17 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 def test_every_op_is_right_and_timed(cuda: Cuda) -> None:
     chosen = [
-        *cases.chosen(cases.OPS, [SMALL], [1]),
+        *cases.chosen(OPS, [SMALL], [1]),
         *cases.chosen(["softcap"], ["gemma-2-2b"], [1]),
         *cases.chosen(["attention", "qk_norm_rope"], ["gemma-2-2b"], [7]),
     ]
-    result = run.run(cuda, chosen, run.PEERS, is_rehearsal=True)
-    assert {row["op"] for row in result["rows"]} == set(cases.OPS) and result["left_out"] == 0
+    result = run.run(cuda, chosen, PEERS, is_rehearsal=True)
+    assert {row["op"] for row in result["rows"]} == set(OPS) and result["left_out"] == 0
     for row in result["rows"]:
         assert row["wrong"] is None, row
         assert 0 < row["low_us"] <= row["median_us"] <= row["high_us"] and row["sets"] >= 2
         assert (row["op"] == "linear") == ("cublas" in row["peers"])
-    assert set(result["absent"]) == set(run.PEERS) - {"cublas"}
+    assert set(result["absent"]) == set(PEERS) - {"cublas"}
     assert result["absent"]["torch"] == "torch sees no GPU"
 
 
@@ -277,13 +277,13 @@ def test_the_command_refuses(
 def test_every_published_size_has_cases() -> None:
     device = DryRunDevice(SHARED_BYTES["sm_90a"])
     for name, config in published().items():
-        found = cases.chosen(cases.OPS, [name], [1])
+        found = cases.chosen(OPS, [name], [1])
         assert {case.op for case in found} >= {"linear", "attention", "top_k"}
         for case in found:
             if case.op == "attention":
                 case.run(device, case.make(device, 0))
         expected = [f"{name}: attention has no kernel for head_dim 512"] if config.generation == 4 else []
-        assert cases.without_kernels(cases.OPS, [name]) == expected
+        assert cases.without_kernels(OPS, [name]) == expected
     assert cases.without_kernels(["linear"], list(published())) == []
     with pytest.raises(InputError, match="'gemma-9' is no published size"):
         cases.chosen(["linear"], ["gemma-9"], [1])
