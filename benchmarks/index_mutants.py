@@ -1,7 +1,8 @@
 """Index arithmetic in 32 bits, at each place where a kernel does it in 64.
 
-Those that live are right as they are: rows of partial results of attention, up to first_part + i * part_stride, are
-fewer than 2^31, which the op looks after; and row * k of top_k's results is below 65535 * 64.
+Most that live are right as they are: rows of partial results of attention, up to first_part + i * part_stride, are
+fewer than 2^31, which the op looks after; and row * k of top_k's results is below 65535 * 64. One is not: twice such a
+row, an index of partial_softmax, needs 64 bits from 2^30 rows on, whose partial_o has 274 GB; no test has so many.
 """
 
 from __future__ import annotations

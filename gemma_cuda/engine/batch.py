@@ -196,16 +196,15 @@ def make_batch(
 def _text(tokens: int, begin: int, end: int, position_offset: int) -> Batch:
     """A batch of so many text tokens of one sequence, but for their ids; its slots begin : end hold earlier tokens."""
     column = np.arange(tokens)
-    slots = (column + end).astype(np.int32)
-    first, last = np.full_like(slots, begin), np.full_like(slots, end + tokens)
-    for array in (column, slots, first, last):
+    sequence, positions = np.zeros_like(column), column + (end - begin + position_offset)
+    slots, cu_seqlens = (column + end).astype(np.int32), np.array([0, tokens], np.int32)
+    first, last, behind = np.full_like(slots, begin), np.full_like(slots, end + tokens), slots + np.int32(1)
+    for array in (column, sequence, positions, slots, cu_seqlens, first, last, behind):
         array.setflags(write=False)  # prompts share them
     return Batch(
-        seq_len=tokens, column=column, sequence=np.zeros_like(column), cu_seqlens=np.array([0, tokens], np.int32),
-        slots=slots, starts=slots[:1], ends=last[:1], end=end + tokens,
-        position_ids=column + (end - begin + position_offset),
-        queries=Queries(slots, first, last, slots, slots + np.int32(1)), spans=[[]], input_ids=None,
-        inputs_embeds=None, attn_bias={}, text_key=(tokens, begin, end),
+        seq_len=tokens, column=column, sequence=sequence, cu_seqlens=cu_seqlens, slots=slots, starts=slots[:1],
+        ends=last[:1], end=end + tokens, position_ids=positions, queries=Queries(slots, first, last, slots, behind),
+        spans=[[]], input_ids=None, inputs_embeds=None, attn_bias={}, text_key=(tokens, begin, end),
     )  # fmt: skip
 
 

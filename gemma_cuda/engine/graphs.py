@@ -103,11 +103,9 @@ class GraphExecutor:
         arena_bytes, launches, products = self._measure(blocks, ropes, positions, pool)
         table_bytes = sum(self._ops.angle_bytes(head_dim, positions) for _, head_dim in ropes)
         feature_bytes = longest * config.hidden_size * dtype.itemsize
-        self._ops.require_memory(
-            KVPool.nbytes(config, sizes.kv_rows, kv_capacity, dtype.itemsize)
-            + arena_bytes
-            + table_bytes
-            + feature_bytes,
+        cache_bytes = KVPool.nbytes(config, sizes.kv_rows, kv_capacity, dtype.itemsize)
+        ops.require_memory(
+            cache_bytes + arena_bytes + table_bytes + feature_bytes,
             f"KV caches of {sizes.kv_rows} x {kv_capacity} tokens and the activations",
         )
         cuda.load(launches)
@@ -140,19 +138,19 @@ class GraphExecutor:
         most = 0
         launches: dict[str, Launch] = {}
         products: set[tuple[Any, ...]] = set()
-        recorder = DryRunDevice(self._cuda.shared_bytes)
+        dry_run = DryRunDevice(self._cuda.shared_bytes)
         tables: RopeTables = {
-            (rope, dim): (recorder.empty((positions, dim // 2), np.float32),) * 2 for rope, dim in ropes
+            (rope, dim): (dry_run.empty((positions, dim // 2), np.float32),) * 2 for rope, dim in ropes
         }
-        features = recorder.empty((self.buckets[-1].tokens, self._decoder.config.hidden_size), self._ops.hidden_dtype)
+        features = dry_run.empty((self.buckets[-1].tokens, self._decoder.config.hidden_size), self._ops.hidden_dtype)
         for bucket, block in zip(self.buckets, blocks, strict=True):
             arena = Arena()
-            recorder = DryRunDevice(self._cuda.shared_bytes, arena)
-            ops, noted = self._ops.for_dry_run(recorder)
+            dry_run = DryRunDevice(self._cuda.shared_bytes, arena)
+            ops, noted = self._ops.for_dry_run(dry_run)
             decoder = Decoder(self._decoder.config, self._decoder.weights, ops)
             bucket.launch_all(decoder, ops, bucket.fields.of(block), features, tables, pool)
             most = max(most, arena.peak)
-            launches.update({launch.instance: launch for launch in recorder.launches})
+            launches.update({launch.instance: launch for launch in dry_run.launches})
             products.update(noted.shapes)
         return most, list(launches.values()), products
 

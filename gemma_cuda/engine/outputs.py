@@ -42,7 +42,7 @@ class OutputRows:
 
     @classmethod
     def of(cls, batch: Batch, logits_to_keep: int | ArrayLike) -> OutputRows:
-        """The rows that `Gemma.prefill`'s logits_to_keep asks for; InputError for what is no number and no columns."""
+        """The rows that `Gemma.prefill`'s logits_to_keep asks for; InputError unless it is a number or columns."""
         if not arguments.has_axes(logits_to_keep):
             count = arguments.integer("logits_to_keep", logits_to_keep, least=0, otherwise=" or columns [K]")
             if count == 1:

@@ -147,8 +147,8 @@ class KVCache(KVStorage):
         Until this call they do not count.
         """
         if self.seq_length == 0:
-            self.starts = starts
-        self.ends = ends
+            self.starts = starts.copy()
+        self.ends = ends.copy()
         self.spans = [old + new for old, new in zip(self.spans, spans, strict=True)]
 
     def crop(self, length: int) -> None:

@@ -36,3 +36,17 @@ def test_a_batch_of_text_is_that_of_its_ids(name: str, begin: int, end: int, tok
     in_general = make_batch(config, Prompt(ids, attention_mask=np.ones((1, tokens), np.int64)), past=past)
     assert in_general.text_key is None
     assert fields(ids_alone) == fields(in_general)
+
+
+def test_prompts_of_one_length_share_nothing_that_a_caller_can_change() -> None:
+    model = load("gemma2", "numpy")
+    ids = build("gemma2", SIZE).ids()[0, :5]
+    first = model.prefill(ids)
+    first.past_key_values.starts[:], first.past_key_values.ends[:] = 7, 7
+    second = model.prefill(ids)
+    assert (second.past_key_values.starts.tolist(), second.past_key_values.ends.tolist()) == ([0], [5])
+    assert np.array_equal(first.logits, second.logits)
+    batch = make_batch(model.config, Prompt(ids))
+    arrays = [value for value in vars(batch).values() if isinstance(value, np.ndarray) and value is not batch.input_ids]
+    arrays += vars(batch.queries).values()
+    assert not any(array.flags.writeable for array in arrays)
